@@ -1,0 +1,63 @@
+"""Which keys a storage takes: one rule for all backends, so that what one has saved every other can hold."""
+
+from __future__ import annotations
+
+from metaflow_artifacts.errors import InvalidReference
+
+__all__ = ["TEMPORARY", "check_key", "check_prefix", "is_key"]
+
+TEMPORARY = "mf.artifacts/tmp/"
+"""Where a storage that needs them keeps the temporary objects of its writers; no key lies below it."""
+
+# A part is a file name on a disk (255 bytes there), a whole key one on S3 (1024 bytes with the root's prefix).
+_PART_LIMIT = 255
+_KEY_LIMIT = 800
+
+
+def _fault(key: str) -> str | None:
+    if not isinstance(key, str):
+        return f"is a {type(key).__name__}, not a string"
+    if not key:
+        return "is empty"
+    if len(key) > _KEY_LIMIT:
+        return f"has {len(key)} characters, at most {_KEY_LIMIT} are allowed"
+    if not key.isascii() or not key.isprintable():
+        return "holds characters other than printable ASCII"
+    for part in key.split("/"):
+        if not part:
+            return "has an empty part (it starts or ends with '/', or holds '//')"
+        if part in {".", ".."}:
+            return f"has a part {part!r}"
+        if len(part) > _PART_LIMIT:
+            return f"has a part of {len(part)} characters, at most {_PART_LIMIT} are allowed"
+    return None
+
+
+def is_key(key: str) -> bool:
+    """Whether a storage could hold an object of this key."""
+    return _fault(key) is None
+
+
+def _shown(key: object) -> str:
+    text = repr(key)
+    return text if len(text) <= 120 else text[:100] + "..." + text[-1]
+
+
+def check_key(key: str, *, writing: bool = False) -> None:
+    """Raise InvalidReference unless `key` is one that every storage can hold below its root.
+
+    With `writing`, keys below the place of temporary objects are refused as well.
+    """
+    fault = _fault(key)
+    if fault is None and writing and key.startswith(TEMPORARY):
+        fault = f"lies below {TEMPORARY!r}, which is for temporary objects"
+    if fault is not None:
+        raise InvalidReference(f"storage key {_shown(key)} {fault}; keys are relative, '/'-separated ASCII")
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise InvalidReference where no key can start with `prefix`; an empty one is the start of all keys."""
+    # Completed to a key, so that 'a/', 'a/.' and 'a/..' are the starts of keys and 'a//' and '../' are not.
+    fault = _fault(prefix + "x") if isinstance(prefix, str) else _fault(prefix)
+    if fault is not None:
+        raise InvalidReference(f"storage prefix {_shown(prefix)} {fault}; keys are relative, '/'-separated ASCII")
