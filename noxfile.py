@@ -1,0 +1,128 @@
+"""What CI runs, and what to run by hand: `nox` for all that is required, `nox -l` for the list."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+from uv import find_uv_bin
+
+ROOT = Path(__file__).parent
+DISTRIBUTIONS = ("metaflow-artifacts", "metaflow-model", "metaflow-checkpoint", "metaflow-hf")
+CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
+PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda v: int(v.split(".")[1]))
+
+
+def select_pyenv_versions() -> None:
+    """pyenv's `python3.X` run only where their versions are selected: select all, the current ones first."""
+    if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:
+        lists = [["pyenv", "version-name"], ["pyenv", "versions", "--bare", "--skip-aliases"]]
+        found = [subprocess.run(c, capture_output=True, text=True).stdout.replace(":", "\n") for c in lists]
+        os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys("\n".join(found).split()))
+
+
+def is_here(python: str) -> bool:
+    command = shutil.which(f"python{python}")
+    return bool(command) and subprocess.run([command, "--version"], capture_output=True).returncode == 0
+
+
+select_pyenv_versions()
+LOWEST = next(python for python in PYTHONS if python == CURRENT or is_here(python))
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = [
+    "lint",
+    *sorted({f"core-{LOWEST}", f"core-{CURRENT}"}),
+    f"model-{CURRENT}",
+    f"checkpoint-{CURRENT}",
+    f"hf-{CURRENT}",
+    "interop",
+    "quickstart",
+]
+
+
+@functools.cache
+def build_wheels() -> Path:
+    """Build each distribution's sdist, and its wheel from that; once in a nox run."""
+    folder = ROOT / ".nox" / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(
+        [find_uv_bin(), "build", "-q", "--all-packages", "--out-dir", folder], cwd=ROOT, check=True
+    )
+    return folder
+
+
+def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] = ()) -> None:
+    """Install the wheels of the distributions, with the dependency groups, in versions that the pins allow."""
+    wheels = []
+    for distribution in distributions:
+        wheels += map(str, build_wheels().glob(f"{distribution.replace('-', '_')}-*.whl"))
+    session.install(*wheels, *(f"--group={group}" for group in groups))
+
+
+def test_alone(session: nox.Session, folder: str, *distributions: str) -> None:
+    """Run one distribution's tests where it is installed from its wheel, and none of its siblings are."""
+    install(session, "metaflow-artifacts", *distributions, groups=("test",))
+    session.run("pytest", f"packages/{folder}/tests", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def core(session: nox.Session) -> None:
+    """The tests of metaflow-artifacts, without Metaflow."""
+    test_alone(session, "core")
+
+
+@nox.session(python=PYTHONS)
+def model(session: nox.Session) -> None:
+    """The tests of metaflow-model."""
+    test_alone(session, "metaflow-model", "metaflow-model")
+
+
+@nox.session(python=PYTHONS)
+def checkpoint(session: nox.Session) -> None:
+    """The tests of metaflow-checkpoint."""
+    test_alone(session, "metaflow-checkpoint", "metaflow-checkpoint")
+
+
+@nox.session(python=PYTHONS)
+def hf(session: nox.Session) -> None:
+    """The tests of metaflow-hf."""
+    test_alone(session, "metaflow-hf", "metaflow-hf")
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
+    session.install("--group=test")
+    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
+    session.run("pytest", "tests/interop", *session.posargs, env=environment)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format and types."""
+    session.install("--group=lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """A model saved in one step, loaded in the next, and loaded by its key in another flow and in plain Python."""
+    install(session, "metaflow-model", "metaflow-artifacts")
+    session.run("python", "examples/quickstart/quickstart.py")
+
+
+@nox.session
+def installed(session: nox.Session) -> None:
+    """All four wheels, as a user gets them, in .nox/installed; runs the command given after `--` there."""
+    install(session, *DISTRIBUTIONS)
+    if session.posargs:
+        session.run(*session.posargs, external=True)

@@ -1,0 +1,57 @@
+"""Models and checkpoints, stored by content on local disk and S3. See `open_store`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .artifact import ModelArtifact, is_model_artifact, parse, validate
+from .errors import (
+    ArtifactError,
+    ArtifactNotFound,
+    CorruptArtifact,
+    InvalidReference,
+    SourceError,
+    StorageError,
+    TargetError,
+    TransientStorageError,
+    UnsupportedFormat,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .store import Store, open_store
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactNotFound",
+    "CorruptArtifact",
+    "InvalidReference",
+    "ModelArtifact",
+    "SourceError",
+    "StorageError",
+    "Store",
+    "TargetError",
+    "TransientStorageError",
+    "UnsupportedFormat",
+    "UsageError",
+    "is_model_artifact",
+    "open_store",
+    "parse",
+    "validate",
+]
+
+__version__ = "0.1.0"
+
+# Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
+METAFLOW_PACKAGE_POLICY = "include"
+
+# Names of the modules that move data. Every Metaflow process imports this package; few of them use these.
+_LAZY = {"Store": "store", "open_store": "store"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value

@@ -1,0 +1,1 @@
+toplevel = "checkpoint_toplevel"

@@ -1,0 +1,1 @@
+toplevel = "hf_toplevel"

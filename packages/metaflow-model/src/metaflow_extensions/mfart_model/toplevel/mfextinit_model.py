@@ -1,0 +1,1 @@
+toplevel = "model_toplevel"
