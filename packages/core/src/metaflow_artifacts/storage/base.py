@@ -58,6 +58,9 @@ class Storage(ABC):
     stages_in_memory: ClassVar[bool]
     """Whether `stage` holds its bytes in memory (S3) or writes them out at once (disk)."""
 
+    resolution: ClassVar[float] = 2.0
+    """Seconds that two objects' times must differ by to tell which was written first."""
+
     threads: int
     """How many requests at once serve this storage best."""
 

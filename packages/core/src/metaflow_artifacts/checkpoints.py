@@ -1,0 +1,205 @@
+"""Checkpoints of one place in a flow: counting them, listing them, finding the one to go on from.
+
+There is no `latest` pointer that a killed save could leave behind its time. A checkpoint's manifest says itself
+whether it may be loaded without being asked for; the newest such manifest is the latest, found by one listing
+and, as a rule, one read. A save with latest=False leaves an empty marker after it, so that the search need not
+read its manifest; where a kill kept the marker from being written, the manifest is read and says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
+from metaflow_artifacts.manifest import Manifest
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.storage import ObjectInfo
+from metaflow_artifacts.store import Store
+
+__all__ = ["DEFAULT_NAME", "Series", "find_latest", "list_checkpoints"]
+
+DEFAULT_NAME = "mfchckpt"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    key: CheckpointKey
+    info: ObjectInfo
+
+
+class Series:
+    """The checkpoints that one attempt of a task saves, numbered from 0 over all names.
+
+    Several processes may save into the same series: a number is taken by the write of the manifest itself, so
+    none is given twice and nothing is overwritten.
+    """
+
+    def __init__(
+        self, store: Store, place: CheckpointPlace, id: str, attempt: int, pathspec: str = "", start: int | None = None
+    ) -> None:
+        """`start` is the first number, where the caller knows that this attempt has saved nothing before."""
+        self.store = store
+        self.place = place
+        self.id = id
+        self.attempt = attempt
+        self.pathspec = pathspec
+        self._next = start
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        name: str = DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        label: str,
+        parents: Sequence[str] = (),
+        latest: bool = True,
+        progress: Transfer | None = None,
+    ) -> ModelArtifact:
+        """Save a file or directory as the next checkpoint of this series. Raises as `Store.save_checkpoint`."""
+        keys = self.keys(name)
+        artifact = self.store.save_checkpoint(
+            path,
+            keys,
+            metadata,
+            label=label,
+            pathspec=self.pathspec,
+            parents=parents,
+            latest=latest,
+            progress=progress,
+        )
+        self.saved(artifact, latest)
+        return artifact
+
+    def keys(self, name: str) -> Iterator[CheckpointKey]:
+        """Keys that are likely free, the right one first. Raises InvalidReference for a name that breaks a rule."""
+        encode_part(name, "name")
+        return self._count(CheckpointKey(self.place, self.id, self.attempt, name, 0))
+
+    def _count(self, key: CheckpointKey) -> Iterator[CheckpointKey]:
+        if self._next is None:
+            self._next = self._highest() + 1
+        yield key.numbered(self._next)
+        while True:
+            # Another process saves into this series too: what is there tells how far it is.
+            self._next = max(self._next, self._highest()) + 1
+            yield key.numbered(self._next)
+
+    def _highest(self) -> int:
+        prefix = f"{self.place.prefix()}{self.id}.{self.attempt}."
+        return max((entry.key.n for entry in _entries(self.store, prefix)), default=-1)
+
+    def saved(self, artifact: ModelArtifact, latest: bool) -> None:
+        """Count an artifact that was just committed under one of `keys`."""
+        key = parse_key(artifact["key"])
+        assert isinstance(key, CheckpointKey)
+        self._next = key.n + 1
+        if not latest:
+            self.store.storage.put(key.marker, b"")
+
+
+def _entries(store: Store, prefix: str) -> Iterator[_Entry]:
+    for info in store.storage.list(prefix):
+        try:
+            key = parse_key(info.key)
+        except InvalidReference:
+            continue
+        if isinstance(key, CheckpointKey):
+            yield _Entry(key, info)
+
+
+def find_latest(
+    store: Store,
+    place: CheckpointPlace,
+    *,
+    id: str | None = None,
+    pathspec: str | None = None,
+    before_attempt: int | None = None,
+    on_damage: Callable[[ArtifactError], None] | None = None,
+) -> ModelArtifact | None:
+    """The newest checkpoint of a place that was saved with `latest`, or None.
+
+    With `id` and `pathspec`, only what that task saved counts; with `before_attempt`, only its earlier attempts.
+    A manifest that is damaged is passed over, after `on_damage` was told. Two listings, and a read of what could
+    be the newest. Raises StorageError.
+    """
+    filter_ = f"{id}." if id else ""
+    passed = {info.key for info in store.storage.list(place.prefix("not_latest") + filter_)}
+    entries = [
+        entry
+        for entry in _entries(store, place.prefix() + filter_)
+        if entry.key.marker not in passed and (before_attempt is None or entry.key.attempt < before_attempt)
+    ]
+    # Numbers order what one process saved. Over processes, attempts and runs the storage's clock does, as far as
+    # it tells times apart; within that, the time in the manifests decides.
+    entries.sort(key=lambda entry: entry.info.modified, reverse=True)
+    begin = 0
+    while begin < len(entries):
+        oldest = entries[begin].info.modified - store.storage.resolution
+        end = next((n for n in range(begin, len(entries)) if entries[n].info.modified < oldest), len(entries))
+        found = [
+            _with_url(store, manifest)
+            for manifest in _read_all(store, entries[begin:end], on_damage)
+            if manifest is not None and manifest.latest and pathspec in (None, manifest.artifact["pathspec"])
+        ]
+        if found:
+            return max(found, key=_age)
+        begin = end
+    return None
+
+
+def _read_all(
+    store: Store, entries: list[_Entry], on_damage: Callable[[ArtifactError], None] | None = None
+) -> list[Manifest | None]:
+    def read(entry: _Entry) -> Manifest | None:
+        try:
+            return store.manifest(str(entry.key))
+        except ArtifactNotFound:  # deleted since it was listed
+            return None
+        except CorruptArtifact as error:
+            if on_damage is not None:
+                on_damage(error)
+            return None
+
+    if len(entries) < 2:
+        return [read(entry) for entry in entries]
+    with ThreadPoolExecutor(min(store.storage.threads, len(entries))) as pool:
+        return list(pool.map(read, entries))
+
+
+def _with_url(store: Store, manifest: Manifest) -> ModelArtifact:
+    artifact = manifest.artifact
+    artifact["url"] = store.storage.url(artifact["key"])
+    return artifact
+
+
+def _age(artifact: ModelArtifact) -> tuple[str, int, int]:
+    return artifact["created_on"], artifact["attempt"], artifact.get("version_id", 0)
+
+
+def list_checkpoints(
+    store: Store,
+    prefix: str,
+    *,
+    name: str | None = None,
+    attempt: int | None = None,
+    accept: Callable[[ModelArtifact], bool] = lambda artifact: True,
+) -> list[ModelArtifact]:
+    """The checkpoints whose keys start with `prefix`, newest first.
+
+    One listing, and a read of each manifest whose key has the `name` and `attempt` asked for. `accept` has the
+    last word on each. What is damaged is left out; `check` names it. Raises StorageError.
+    """
+    entries = [
+        entry
+        for entry in _entries(store, prefix)
+        if name in (None, entry.key.name) and attempt in (None, entry.key.attempt)
+    ]
+    artifacts = [_with_url(store, manifest) for manifest in _read_all(store, entries) if manifest is not None]
+    return sorted(filter(accept, artifacts), key=_age, reverse=True)

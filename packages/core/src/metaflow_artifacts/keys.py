@@ -1,0 +1,176 @@
+"""The grammar of keys: which strings name an artifact, and what they say about it.
+
+```
+mf.models/models/artifacts/<label>_<32 hex>
+mf.checkpoints/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>
+mf.huggingface_hub/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>
+```
+What users choose (labels, names, flow and step names) is percent-encoded where it has characters other than
+ASCII letters, digits, `.`, `_` and `-`, so that a key is safe as a path, in a URL and on a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from urllib.parse import quote, unquote_to_bytes
+from uuid import uuid4
+
+from metaflow_artifacts.errors import InvalidReference
+
+__all__ = ["CHECKPOINTS", "HUB", "MODELS", "CheckpointKey", "CheckpointPlace", "ModelKey", "parse_key"]
+
+MODELS = "mf.models"
+CHECKPOINTS = "mf.checkpoints"
+HUB = "mf.huggingface_hub"
+
+_MAX_PART = 200
+"""Bytes of an encoded part: what the common file systems take (255), less what a key and a temporary name add."""
+
+_EXAMPLES = (
+    f"keys look like {MODELS}/models/artifacts/<label>_<32 hex> or "
+    f"{CHECKPOINTS}/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>"
+)
+_MODEL = re.compile(r"(?P<label>.+)_(?P<hex>[0-9a-f]{32})", re.ASCII)
+_CHECKPOINT = re.compile(
+    r"(?P<id>[0-9a-f]{8})\.(?P<attempt>0|[1-9][0-9]{0,8})\.(?P<name>.+)\.(?P<n>0|[1-9][0-9]{0,17})", re.ASCII
+)
+_HEX12 = re.compile(r"[0-9a-f]{12}", re.ASCII)
+
+
+def encode_part(text: str, what: str) -> str:
+    """`text` as one part of a key. `what` names it in the error: InvalidReference with the rule it breaks."""
+    if not isinstance(text, str):
+        raise InvalidReference(f"{what}: expected a string, found {type(text).__name__}")
+    if not text:
+        raise InvalidReference(f"{what}: empty; give it at least one character")
+    if not text.isprintable():
+        raise InvalidReference(f"{what} {text!r}: has control or unprintable characters; leave them out")
+    encoded = quote(text, safe="")
+    encoded = encoded.replace("~", "%7E")
+    if encoded.startswith("."):
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) > _MAX_PART:
+        raise InvalidReference(
+            f"{what} {text[:40]!r}…: {len(encoded)} bytes when encoded for a key, at most {_MAX_PART} are allowed"
+        )
+    return encoded
+
+
+def _decode_part(part: str, what: str) -> str:
+    try:
+        text = unquote_to_bytes(part).decode()
+    except UnicodeDecodeError:
+        raise InvalidReference(f"{what} is not valid UTF-8") from None
+    if encode_part(text, what) != part:
+        raise InvalidReference(f"{what} {part!r} is not in its one encoded form")
+    return text
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """The key of a model: the label it was saved under and 32 hex digits drawn for it."""
+
+    label: str
+    hex: str
+
+    @classmethod
+    def new(cls, label: str) -> ModelKey:
+        """A key that was never used. Raises InvalidReference for a label that breaks a rule."""
+        encode_part(label, "label")
+        return cls(label, uuid4().hex)
+
+    @property
+    def uuid(self) -> str:
+        """`<label>_<32 hex>`, the last part of the key."""
+        return f"{encode_part(self.label, 'label')}_{self.hex}"
+
+    def __str__(self) -> str:
+        return f"{MODELS}/models/artifacts/{self.uuid}"
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """Where the checkpoints of one place in a flow lie, whatever the run."""
+
+    flow: str
+    step: str
+    scope: str
+    """12 hex digits: the namespace."""
+    task: str
+    """12 hex digits: the task's place in the flow, the same in every run."""
+    root: str = CHECKPOINTS
+    """`mf.checkpoints` or `mf.huggingface_hub`."""
+
+    def __post_init__(self) -> None:
+        for what, value in (("scope", self.scope), ("task", self.task)):
+            if not _HEX12.fullmatch(value):
+                raise InvalidReference(f"{what} {value!r}: expected 12 hex digits")
+        if self.root not in (CHECKPOINTS, HUB):
+            raise InvalidReference(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
+
+    def prefix(self, kind: str = "artifacts") -> str:
+        """The key prefix of everything here, with its slash."""
+        flow, step = encode_part(self.flow, "flow"), encode_part(self.step, "step")
+        return f"{self.root}/checkpoints/{kind}/{flow}/{step}/{self.scope}/{self.task}/"
+
+
+@dataclass(frozen=True)
+class CheckpointKey:
+    """The key of a checkpoint: its place, the task and attempt that saved it, its name and number."""
+
+    place: CheckpointPlace
+    id: str
+    """8 hex digits of the run's task. Two tasks can share them: the pathspec in the manifest decides."""
+    attempt: int
+    name: str
+    n: int
+    """Number within the attempt, from 0, over all names."""
+
+    def numbered(self, n: int) -> CheckpointKey:
+        """The same with another number."""
+        return replace(self, n=n)
+
+    @property
+    def filename(self) -> str:
+        """The last part of the key."""
+        return f"{self.id}.{self.attempt}.{encode_part(self.name, 'name')}.{self.n}"
+
+    def __str__(self) -> str:
+        return self.place.prefix() + self.filename
+
+    @property
+    def marker(self) -> str:
+        """The key of the empty object that says: saved with latest=False, no need to read it to know."""
+        return self.place.prefix("not_latest") + self.filename
+
+
+def parse_key(key: str) -> ModelKey | CheckpointKey:
+    """What a key says. Raises InvalidReference for anything that is not exactly a key these packages write."""
+    if not isinstance(key, str):
+        raise InvalidReference(f"expected a key (str), found {type(key).__name__}; {_EXAMPLES}")
+    try:
+        return _parse(key)
+    except InvalidReference as error:
+        raise InvalidReference(f"not the key of a stored artifact: {key[:300]!r}: {error}; {_EXAMPLES}") from None
+
+
+def _parse(key: str) -> ModelKey | CheckpointKey:
+    parts = key.split("/")
+    if "" in parts:
+        raise InvalidReference("empty part; a key has no leading, trailing or double slash")
+    if parts[:3] == [MODELS, "models", "artifacts"] and len(parts) == 4:
+        match = _MODEL.fullmatch(parts[3])
+        if match is None:
+            raise InvalidReference(f"{parts[3]!r} is not <label>_<32 hex>")
+        return ModelKey(_decode_part(match["label"], "label"), match["hex"])
+    if parts[0] in (CHECKPOINTS, HUB) and parts[1:3] == ["checkpoints", "artifacts"] and len(parts) == 8:
+        match = _CHECKPOINT.fullmatch(parts[7])
+        if match is None:
+            raise InvalidReference(f"{parts[7]!r} is not <id>.<attempt>.<name>.<n>")
+        place = CheckpointPlace(
+            _decode_part(parts[3], "flow"), _decode_part(parts[4], "step"), parts[5], parts[6], parts[0]
+        )
+        name = _decode_part(match["name"], "name")
+        return CheckpointKey(place, match["id"], int(match["attempt"]), name, int(match["n"]))
+    raise InvalidReference("unknown prefix or wrong number of parts")

@@ -1,0 +1,39 @@
+"""Where an artifact came from: the chain of what had been loaded by the tasks that saved it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.store import Store, key_of, open_store, root_of
+
+__all__ = ["lineage"]
+
+
+def lineage(reference: str | Mapping[str, Any], store: Store | None = None) -> list[ModelArtifact]:
+    """The artifact and everything it was made from, as far as it still exists, newest first.
+
+    `store` is where to look; without it, the store that the reference's `url` names. An ancestor that was
+    deleted, or lies in another datastore, ends its branch. Raises as `Store.info` does for the artifact itself.
+    """
+    key = key_of(reference)
+    if store is None:
+        root = root_of(reference)
+        if root is None:
+            raise InvalidReference(f"{key}: a bare key does not say which datastore it is in; pass store=open_store(…)")
+        store = open_store(root)
+    found = {key: store.info(key)}
+    pending = list(found[key].get("parents", []))
+    while pending:
+        parent = pending.pop()
+        if parent in found:
+            continue
+        try:
+            found[parent] = store.info(parent)
+        except (ArtifactNotFound, CorruptArtifact, InvalidReference):
+            continue
+        pending += found[parent].get("parents", [])
+    first = found.pop(key)
+    return [first, *sorted(found.values(), key=lambda artifact: artifact["created_on"], reverse=True)]

@@ -1,0 +1,345 @@
+"""The store: artifacts saved, loaded, read, listed and deleted by key.
+
+The order of writes makes every crash safe: chunks first, then the manifest, at once and only where its key is
+free. That one write is the commit; before it, nothing can be loaded, and after it, everything can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from typing import Any
+
+from metaflow_artifacts import chunks as transfer_chunks
+from metaflow_artifacts.artifact import ModelArtifact, normalise_metadata, parse
+from metaflow_artifacts.chunks import REFRESH_AFTER, fetch_chunks, packed_digests, save_chunks
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, SourceError
+from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
+from metaflow_artifacts.manifest import MAX_BYTES, Chunk, FileEntry, Manifest, decode, encode
+from metaflow_artifacts.plan import plan
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.scan import Source, scan
+from metaflow_artifacts.storage import Storage, open_storage
+from metaflow_artifacts.target import make_tree, staged_target
+
+__all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_of"]
+
+CHUNK_SIZE = 16 << 20
+"""Bytes at which new content is cut; `docs/performance.md` has the measurements."""
+INLINE_LIMIT = 64 << 10
+"""Content of at most this many bytes lies in the manifest: a small checkpoint is one write."""
+
+Reference = str | Mapping[str, Any]
+
+
+def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
+    """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or made yet.
+
+    `client` makes the boto3 S3 client, where the default one does not do. Raises InvalidReference for a root
+    of another kind.
+    """
+    return Store(open_storage(root, client=client))
+
+
+def key_of(reference: Reference) -> str:
+    """The key in a reference, which is a key or the dict that a save returned. Raises InvalidReference."""
+    if isinstance(reference, str):
+        key = reference
+    elif isinstance(reference, Mapping):
+        key = parse(reference)["key"]
+    else:
+        raise InvalidReference(
+            f"expected a key (str) or the dict that save() returned, found {type(reference).__name__}"
+        )
+    parse_key(key)
+    return key
+
+
+def root_of(reference: Reference) -> str | None:
+    """The datastore root that a reference was saved below, from its `url`; None for a bare key."""
+    if isinstance(reference, str):
+        return None
+    url, key = parse(reference)["url"], reference["key"]
+    return url[: -len(key) - 1] if url.endswith("/" + key) else None
+
+
+class Store:
+    """Artifacts below one datastore root. Safe to use from several threads and processes at once."""
+
+    def __init__(self, storage: Storage, *, chunk_size: int = CHUNK_SIZE, refresh_after: float = REFRESH_AFTER) -> None:
+        """`chunk_size` in bytes; `refresh_after` in seconds: see `gc` before changing it."""
+        self.storage = storage
+        self.chunk_size = chunk_size
+        self.refresh_after = refresh_after
+
+    @property
+    def root(self) -> str:
+        """Where everything lies: an absolute path or an s3:// URL."""
+        return self.storage.root
+
+    def save_model(
+        self,
+        path: str | os.PathLike[str],
+        label: str = "model",
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        pathspec: str = "",
+        attempt: int = 0,
+        parents: Sequence[str] = (),
+        progress: Transfer | None = None,
+    ) -> ModelArtifact:
+        """Save a file or directory as a new model and return the reference to it.
+
+        `metadata` is kept with it; `pathspec` and `attempt` say which task saved it, `parents` are the keys of
+        what it was made from. Raises InvalidReference for a label or metadata that break a rule, SourceError
+        where `path` cannot be read, StorageError where the datastore fails; nothing is stored under a key then.
+        """
+        key = ModelKey.new(label)
+        fields = _fields("model", key.uuid, label, metadata, pathspec, attempt, parents)
+        return self._save(scan(path), [(str(key), fields)], latest=True, progress=progress)
+
+    def save_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        keys: Iterator[CheckpointKey],
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        label: str,
+        pathspec: str = "",
+        parents: Sequence[str] = (),
+        latest: bool = True,
+        progress: Transfer | None = None,
+    ) -> ModelArtifact:
+        """Save a file or directory as a checkpoint under the first of `keys` that is free.
+
+        `latest=False` keeps it from being loaded when a task starts again. See `checkpoints.Series`, which
+        counts the keys; the rest is as in `save_model`.
+        """
+        candidates = _checkpoints(keys, metadata, label, pathspec, parents)
+        return self._save(scan(path), candidates, latest, progress)
+
+    def commit_checkpoint(
+        self,
+        files: Sequence[FileEntry],
+        chunks: Sequence[Chunk],
+        keys: Iterator[CheckpointKey],
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        label: str,
+        pathspec: str = "",
+        parents: Sequence[str] = (),
+        latest: bool = True,
+    ) -> ModelArtifact:
+        """The second half of `save_checkpoint`, for content that came into the store by another way.
+
+        Every one of `chunks` is known to be stored (`chunks.put_chunk`, `chunks.is_stored`); `files` are in the
+        order of their paths' bytes, their offsets adding up.
+        """
+        return self._commit(_checkpoints(keys, metadata, label, pathspec, parents), files, (), chunks, None, latest)
+
+    def _save(
+        self,
+        source: Source,
+        candidates: Iterable[tuple[str, dict[str, Any]]],
+        latest: bool,
+        progress: Transfer | None,
+    ) -> ModelArtifact:
+        transfer = progress or Transfer()
+        transfer.start(source.size)
+        inline: bytes | None = None
+        digests: list[str | None] = [None] * len(source.files)
+        if source.size <= INLINE_LIMIT:
+            inline = _read_all(source)
+            chunks = [Chunk(hashlib.sha256(inline).hexdigest(), len(inline))] if inline else []
+            transfer.add(len(inline), stored=len(inline))
+        else:
+            sizes = plan([(file.path, file.size) for file in source.files], self.chunk_size)
+            chunks, found = save_chunks(self.storage, source.files, sizes, transfer, self.refresh_after)
+            digests = packed_digests(source.files, self.chunk_size, found)
+        files = []
+        offset = 0
+        for file, digest in zip(source.files, digests, strict=True):
+            files.append(FileEntry(file.path, file.size, file.mode, offset, digest))
+            offset += file.size
+        return self._commit(candidates, files, source.dirs, chunks, inline, latest)
+
+    def _commit(
+        self,
+        candidates: Iterable[tuple[str, dict[str, Any]]],
+        files: Sequence[FileEntry],
+        dirs: Sequence[str],
+        chunks: Sequence[Chunk],
+        inline: bytes | None,
+        latest: bool,
+    ) -> ModelArtifact:
+        size = sum(file.size for file in files)
+        key = ""
+        for key, fields in candidates:
+            artifact = parse({**fields, "key": key, "size": size, "url": self.storage.url(key)})
+            manifest = Manifest(artifact, files, dirs, chunks, self.chunk_size, inline, latest)
+            if self.storage.put_if_absent(key, encode(manifest)):
+                return artifact
+        raise InvalidReference(f"all keys that were offered are taken already, the last one is {key!r}")
+
+    def manifest(self, reference: Reference) -> Manifest:
+        """All that is stored about an artifact.
+
+        Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there,
+        CorruptArtifact where the manifest is damaged.
+        """
+        key = key_of(reference)
+        try:
+            data = self.storage.get(key, 0, MAX_BYTES + 1)
+        except ArtifactNotFound as error:
+            raise ArtifactNotFound(
+                f"nothing is stored at {self.storage.url(key)}: it was deleted, or it was saved in another datastore"
+            ) from error
+        manifest = decode(data, key)
+        if manifest.artifact["key"] != key:
+            raise CorruptArtifact(f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}")
+        return manifest
+
+    def info(self, reference: Reference) -> ModelArtifact:
+        """The reference to an artifact, from its key. Raises as `manifest` does."""
+        artifact = self.manifest(reference).artifact
+        # The store may have been moved or be reached by another name since.
+        artifact["url"] = self.storage.url(artifact["key"])
+        return artifact
+
+    def load(
+        self,
+        reference: Reference,
+        path: str | os.PathLike[str],
+        *,
+        only: str | None = None,
+        progress: Transfer | None = None,
+    ) -> str:
+        """Bring an artifact's files into the directory `path`, and return that path.
+
+        The directory is made, or added to: files of the same path are replaced, nothing else is touched, and
+        nothing changes until every byte was verified. `only` takes the files whose path it matches
+        (`*` and `?`, `*` over `/` too). Raises as `manifest` does; CorruptArtifact where content is missing or
+        changed; TargetError where `path` cannot be written; StorageError where the datastore fails.
+        """
+        manifest = self.manifest(reference)
+        wanted = {n for n, file in enumerate(manifest.files) if only is None or fnmatchcase(file.path, only)}
+        if only is not None and not wanted:
+            raise ArtifactNotFound(f"{manifest.artifact['key']}: no file of it matches {only!r}")
+        transfer = progress or Transfer()
+        transfer.start(sum(manifest.files[n].size for n in wanted))
+        with staged_target(path) as stage:
+            make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())
+            if manifest.inline is None:
+                fetch_chunks(self.storage, manifest.files, manifest.chunks, stage, wanted, transfer)
+            for number in sorted(wanted):
+                file = manifest.files[number]
+                if manifest.inline is not None or not file.size:
+                    with transfer_chunks.create(os.path.join(stage, file.path), file.mode) as out:
+                        content = memoryview(_inline(manifest))[file.offset : file.offset + file.size]
+                        transfer_chunks.write_all(out, content)
+                        transfer.add(file.size)
+        return os.fspath(path)
+
+    def read_file(self, reference: Reference | Manifest, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """The content of one file of an artifact, or `length` bytes of it from `start`, without the rest.
+
+        Reads no more of the store than what verifies these bytes: the file where it is small, else the chunks
+        that hold the range. Raises ArtifactNotFound where the artifact has no such file, else as `load` does.
+        """
+        manifest = reference if isinstance(reference, Manifest) else self.manifest(reference)
+        file = next((file for file in manifest.files if file.path == name), None)
+        if file is None:
+            raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {name!r}")
+        if start < 0 or (length is not None and length < 0):
+            raise InvalidReference(f"{name}: start and length count from 0, found {start} and {length}")
+        end = file.size if length is None else min(file.size, start + length)
+        if start >= end:
+            return b""
+        if manifest.inline is not None:
+            return _inline(manifest)[file.offset + start : file.offset + end]
+        return transfer_chunks.read_range(self.storage, manifest.chunks, file, start, end)
+
+    def list(self, prefix: str = f"{MODELS}/models/artifacts/") -> Iterator[str]:
+        """The keys of all artifacts that start with `prefix`, in no set order; by default those of models."""
+        for info in self.storage.list(prefix):
+            try:
+                parse_key(info.key)
+            except InvalidReference:
+                continue
+            yield info.key
+
+    def delete(self, reference: Reference) -> None:
+        """Remove an artifact. Its content is freed by the next `gc` after the grace period.
+
+        Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there.
+        """
+        key = key_of(reference)
+        if self.storage.stat(key) is None:
+            raise ArtifactNotFound(f"nothing is stored at {self.storage.url(key)}: nothing was deleted")
+        parsed = parse_key(key)
+        # The marker goes first: one that stayed behind would hide a later checkpoint of the same number.
+        self.storage.delete([parsed.marker] if isinstance(parsed, CheckpointKey) else [])
+        self.storage.delete([key])
+
+
+def _checkpoints(
+    keys: Iterator[CheckpointKey],
+    metadata: Mapping[str, Any] | None,
+    label: str,
+    pathspec: str,
+    parents: Sequence[str],
+) -> Iterable[tuple[str, dict[str, Any]]]:
+    metadata = normalise_metadata(metadata)
+
+    def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
+        for key in keys:
+            fields = _fields("checkpoint", key.filename, label, metadata, pathspec, key.attempt, parents)
+            yield str(key), {**fields, "name": key.name, "version_id": key.n}
+
+    return candidates()
+
+
+def _fields(
+    kind: str,
+    uuid: str,
+    label: str,
+    metadata: Mapping[str, Any] | None,
+    pathspec: str,
+    attempt: int,
+    parents: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "uuid": uuid,
+        "type": kind,
+        "pathspec": pathspec,
+        "attempt": attempt,
+        "created_on": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        "metadata": normalise_metadata(metadata),
+        "label": label,
+        "parents": list(parents),
+    }
+
+
+def _read_all(source: Source) -> bytes:
+    parts = []
+    for file in source.files:
+        try:
+            with open(file.location, "rb", buffering=0) as opened:
+                content = opened.read(file.size)
+        except OSError as error:
+            raise SourceError(f"cannot read {file.location!r}: {error.strerror}") from error
+        if len(content) != file.size:
+            raise SourceError(f"{file.location!r} became shorter while it was saved; save it when it is whole")
+        parts.append(content)
+    return b"".join(parts)
+
+
+def _inline(manifest: Manifest) -> bytes:
+    """The inline content, verified."""
+    content = manifest.inline or b""
+    if [hashlib.sha256(content).hexdigest()] * bool(content) != [chunk.sha256 for chunk in manifest.chunks]:
+        raise CorruptArtifact(f"{manifest.artifact['key']}: its inline content has changed; save it again")
+    return content

@@ -1,0 +1,152 @@
+"""The directory an artifact is loaded into: nothing in it changes until all of the artifact is there.
+
+Files are gathered in a private directory inside of the target, so on the same file system, and moved into
+place by renames once every byte was verified. Nothing that the target held before is followed, changed or
+removed, but for files of the same path, which are replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from metaflow_artifacts.errors import InvalidReference, TargetError
+
+__all__ = ["STAGING_PREFIX", "make_tree", "staged_target"]
+
+STAGING_PREFIX = ".metaflow_artifacts_"
+"""How the private directory is called; one that a killed load left behind may be removed."""
+
+
+@contextmanager
+def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
+    """An empty directory whose content moves into `path` when the block ends, or vanishes where it raises.
+
+    `path` is made where it does not exist. Raises TargetError where it is a file, cannot be written, or holds a
+    directory where the artifact has a file, a file where it has a directory, or a link where it has a directory.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidReference(f"path to load into: expected str or PathLike, found {type(path).__name__}")
+    target = os.fspath(path)
+    if not isinstance(target, str) or not target or "\0" in target:
+        raise InvalidReference(f"path to load into: expected a path, found {target!r}")
+    made = _make(target)
+    try:
+        with _wording(target):
+            stage = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
+        try:
+            yield stage
+            with _wording(target):
+                for step in list(_moves(stage, target)):
+                    os.replace(*step)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except BaseException:
+        for directory in reversed(made):
+            try:
+                os.rmdir(directory)
+            except OSError:  # not empty: somebody else uses it by now
+                break
+        raise
+
+
+@contextmanager
+def _wording(target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, TargetError):
+            raise
+        raise TargetError(f"cannot load into {target!r}: {error.strerror}; choose another path") from error
+
+
+def _make(target: str) -> list[str]:
+    missing = []
+    probe = os.path.abspath(target)
+    while not os.path.lexists(probe):
+        missing.append(probe)
+        probe = os.path.dirname(probe)
+    made = []
+    with _wording(target):
+        for directory in reversed(missing):
+            try:
+                os.mkdir(directory)
+                made.append(directory)
+            except FileExistsError:
+                pass
+    if not os.path.isdir(target):
+        raise TargetError(f"cannot load into {target!r}: it, or a part of it, is not a directory; choose another path")
+    return made
+
+
+def _moves(stage: str, target: str) -> Iterator[tuple[str, str]]:
+    """The renames that bring all of `stage` into `target`, whole directories where the target has none."""
+    with os.scandir(stage) as entries:
+        ours = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in ours:
+        source, place = os.path.join(stage, name), os.path.join(target, name)
+        try:
+            there = os.lstat(place)
+        except FileNotFoundError:
+            yield source, place
+            continue
+        if is_directory:
+            if not stat.S_ISDIR(there.st_mode):
+                kind = "a link" if stat.S_ISLNK(there.st_mode) else "a file"
+                raise TargetError(
+                    f"cannot load into {target!r}: {place!r} is {kind} and the artifact has a directory there; "
+                    "remove it or choose another path"
+                )
+            yield from _moves(source, place)
+        elif stat.S_ISDIR(there.st_mode):
+            raise TargetError(
+                f"cannot load into {target!r}: {place!r} is a directory and the artifact has a file there; "
+                "remove it or choose another path"
+            )
+        else:
+            yield source, place
+
+
+def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
+    """Make the directories that `files` lie in, and `dirs`, below `stage`.
+
+    Raises TargetError where the file system takes two of the names for one (case, Unicode form) or refuses one.
+    """
+    made = {""}
+    names: dict[str, str] = {}
+
+    def make(path: str) -> None:
+        if path in made:
+            return
+        parent, _, _ = path.rpartition("/")
+        make(parent)
+        try:
+            os.mkdir(os.path.join(stage, path))
+        except FileExistsError:
+            raise TargetError(f"this file system takes {path!r} and another directory for one: {_ELSEWHERE}") from None
+        except OSError as error:
+            raise TargetError(f"cannot make the directory {path!r}: {error.strerror}") from error
+        made.add(path)
+
+    for path in files:
+        make(path.rpartition("/")[0])
+        twin = names.setdefault(path.casefold(), path)
+        if twin != path and _one_name(stage, twin, path):
+            raise TargetError(f"this file system takes {path!r} and {twin!r} for one file: {_ELSEWHERE}")
+    for path in dirs:
+        make(path)
+
+
+_ELSEWHERE = "load onto one that tells capital letters and Unicode forms apart"
+
+
+def _one_name(stage: str, a: str, b: str) -> bool:
+    location = os.path.join(stage, a)
+    with open(location, "wb"):
+        same = os.path.lexists(os.path.join(stage, b))
+    os.unlink(location)
+    return same
