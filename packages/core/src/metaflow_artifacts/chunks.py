@@ -105,9 +105,7 @@ def save_chunks(
 
 
 class _Saver:
-    def __init__(
-        self, storage: Storage, files: Sequence[SourceFile], transfer: Transfer, refresh_after: float
-    ) -> None:
+    def __init__(self, storage: Storage, files: Sequence[SourceFile], transfer: Transfer, refresh_after: float) -> None:
         self.storage = storage
         self.files = files
         self.transfer = transfer
@@ -259,7 +257,12 @@ def _drain(reader: Reader, size: int, take: Callable[[memoryview], None]) -> str
 
 
 def fetch_chunks(
-    storage: Storage, files: Sequence[FileEntry], chunks: Sequence[Chunk], directory: str, wanted: set[int], transfer: Transfer
+    storage: Storage,
+    files: Sequence[FileEntry],
+    chunks: Sequence[Chunk],
+    directory: str,
+    wanted: set[int],
+    transfer: Transfer,
 ) -> None:
     """Write the files with the numbers in `wanted` below `directory`, an empty directory of the caller's.
 
@@ -276,9 +279,7 @@ def fetch_chunks(
         return run
 
     jobs = (
-        job(chunk, mine)
-        for chunk, mine in zip(chunks, parts, strict=True)
-        if any(part.file in wanted for part in mine)
+        job(chunk, mine) for chunk, mine in zip(chunks, parts, strict=True) if any(part.file in wanted for part in mine)
     )
     in_threads(storage.threads, jobs)
 
@@ -314,9 +315,7 @@ def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> by
 class _Writer:
     """Deals the blocks of one chunk out to the files whose parts it holds."""
 
-    def __init__(
-        self, files: Sequence[FileEntry], parts: list[Segment], directory: str, wanted: set[int]
-    ) -> None:
+    def __init__(self, files: Sequence[FileEntry], parts: list[Segment], directory: str, wanted: set[int]) -> None:
         self.files = files
         self.parts = parts
         self.directory = directory
@@ -348,7 +347,9 @@ class _Writer:
                 part = next(self._next)
                 self._left = part.length
                 if part.file in self.wanted:
-                    self._file = create(os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode)
+                    self._file = create(
+                        os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode
+                    )
                     self._file.seek(part.start)
             count = min(self._left, len(block))
             if self._file is not None:
@@ -380,6 +381,4 @@ def write_all(file: Any, block: memoryview) -> None:
 
 def packed_digests(files: Sequence[SourceFile], chunk_size: int, digests: dict[int, str]) -> list[str | None]:
     """For each file the digest that the manifest holds: its own where it is packed with others, else None."""
-    return [
-        digests.get(number) if is_packed(file.size, chunk_size) else None for number, file in enumerate(files)
-    ]
+    return [digests.get(number) if is_packed(file.size, chunk_size) else None for number, file in enumerate(files)]

@@ -15,8 +15,8 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, cast
+from itertools import accumulate, pairwise
+from typing import Any, TypeGuard, cast
 
 from metaflow_artifacts.artifact import ModelArtifact, validate
 from metaflow_artifacts.errors import CorruptArtifact, UnsupportedFormat
@@ -148,7 +148,7 @@ class _Bad(Exception):
 def _manifest(wire: dict[str, Any]) -> Manifest:
     artifact = wire.get("artifact")
     problems = validate(artifact)
-    if problems:
+    if problems or not isinstance(artifact, dict):
         raise _Bad("artifact: " + "; ".join(problems))
     chunk_size = wire.get("chunk_size")
     if not _is_int(chunk_size) or not 0 < chunk_size < _MAX_SIZE:
@@ -183,7 +183,7 @@ def _rows(wire: dict[str, Any], name: str) -> list[Any]:
     return rows
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -242,7 +242,7 @@ def _check_path(path: str, where: str) -> None:
 
 def _check_tree(files: list[str], dirs: list[str]) -> None:
     ordered = [os.fsencode(path) for path in files]
-    if any(a >= b for a, b in zip(ordered, ordered[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(ordered)):
         raise _Bad("files: not in the order of their paths, or twice the same")
     names = set(files)
     if len(set(dirs)) != len(dirs) or not names.isdisjoint(dirs):
