@@ -14,6 +14,7 @@ from uv import find_uv_bin
 
 ROOT = Path(__file__).parent
 DISTRIBUTIONS = ("metaflow-artifacts", "metaflow-model", "metaflow-checkpoint", "metaflow-hf")
+MF_TESTS = "packages/core/tests/mf"
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda v: int(v.split(".")[1]))
 
@@ -52,54 +53,53 @@ def build_wheels() -> Path:
     """Build each distribution's sdist, and its wheel from that; once in a nox run."""
     folder = ROOT / ".nox" / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run(
-        [find_uv_bin(), "build", "-q", "--all-packages", "--out-dir", folder], cwd=ROOT, check=True
-    )
+    subprocess.run([find_uv_bin(), "build", "-q", "--all-packages", "--out-dir", folder], cwd=ROOT, check=True)
     return folder
 
 
 def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] = ()) -> None:
-    """Install the wheels of the distributions, with the dependency groups, in versions that the pins allow."""
-    wheels = []
-    for distribution in distributions:
-        wheels += map(str, build_wheels().glob(f"{distribution.replace('-', '_')}-*.whl"))
-    session.install(*wheels, *(f"--group={group}" for group in groups))
+    """Install the distributions' wheels, what they depend on, and the dependency groups, as the pins allow."""
+    wheels = build_wheels()
+    paths = [str(next(wheels.glob(f"{name.replace('-', '_')}-*.whl"))) for name in distributions]
+    session.install(*paths, f"--find-links={wheels}", *(f"--group={group}" for group in groups))
 
 
-def test_alone(session: nox.Session, folder: str, *distributions: str) -> None:
+def test_alone(session: nox.Session, distribution: str) -> None:
     """Run one distribution's tests where it is installed from its wheel, and none of its siblings are."""
-    install(session, "metaflow-artifacts", *distributions, groups=("test",))
-    session.run("pytest", f"packages/{folder}/tests", *session.posargs)
+    install(session, distribution, groups=("test",))
+    session.run("pytest", f"packages/{distribution}/tests", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def core(session: nox.Session) -> None:
     """The tests of metaflow-artifacts, without Metaflow."""
-    test_alone(session, "core")
+    install(session, "metaflow-artifacts", groups=("test",))
+    session.run("pytest", "packages/core/tests", f"--ignore={MF_TESTS}", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def model(session: nox.Session) -> None:
-    """The tests of metaflow-model."""
-    test_alone(session, "metaflow-model", "metaflow-model")
+    """The tests of metaflow-model, and of the part of core that needs Metaflow."""
+    install(session, "metaflow-model", groups=("test",))
+    session.run("pytest", "packages/metaflow-model/tests", MF_TESTS, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def checkpoint(session: nox.Session) -> None:
     """The tests of metaflow-checkpoint."""
-    test_alone(session, "metaflow-checkpoint", "metaflow-checkpoint")
+    test_alone(session, "metaflow-checkpoint")
 
 
 @nox.session(python=PYTHONS)
 def hf(session: nox.Session) -> None:
     """The tests of metaflow-hf."""
-    test_alone(session, "metaflow-hf", "metaflow-hf")
+    test_alone(session, "metaflow-hf")
 
 
 @nox.session
 def interop(session: nox.Session) -> None:
     """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
-    session.install("--group=test")
+    install(session, "metaflow-artifacts", groups=("test",))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", *session.posargs, env=environment)
 
@@ -116,7 +116,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """A model saved in one step, loaded in the next, and loaded by its key in another flow and in plain Python."""
-    install(session, "metaflow-model", "metaflow-artifacts")
+    install(session, "metaflow-model")
     session.run("python", "examples/quickstart/quickstart.py")
 
 

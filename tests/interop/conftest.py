@@ -1,0 +1,129 @@
+"""Environments made of the wheels under test, each built once. Run by `nox -s interop`, which builds the wheels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UV = os.environ["UV"]
+FOLDER = Path(os.environ["WHEELS"])
+WHEELS = {path.name.split("-")[0].replace("_", "-"): path for path in FOLDER.glob("*.whl")}
+UNRELATED = {
+    "pyproject.toml": """
+        [build-system]
+        requires = ["setuptools>=77"]
+        build-backend = "setuptools.build_meta"
+        [project]
+        name = "acme-extension"
+        version = "1.0"
+        [tool.setuptools.packages.find]
+        where = ["src"]
+        namespaces = true
+    """,
+    "src/metaflow_extensions/acme/plugins/mfextinit_acme.py": """
+        STEP_DECORATORS_DESC = [("acme", ".acme_deco.AcmeDecorator")]
+    """,
+    "src/metaflow_extensions/acme/plugins/acme_deco.py": """
+        from metaflow.decorators import StepDecorator
+        class AcmeDecorator(StepDecorator):
+            name = "acme"
+            def task_pre_step(self, *args, **kwargs):
+                print("acme was here")
+    """,
+    "src/metaflow_extensions/acme/toplevel/mfextinit_acme.py": 'toplevel = "acme_toplevel"',
+    "src/metaflow_extensions/acme/toplevel/acme_toplevel.py": """
+        __mf_extensions__ = "acme-extension"
+        __version__ = "1.0"
+        acme_answer = 42
+    """,
+}
+
+
+def uv(*arguments: object) -> None:
+    # Run at the root, where uv finds the pinned versions.
+    subprocess.run([UV, *map(str, arguments)], cwd=ROOT, check=True)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment, and a home directory and local datastore of its own."""
+
+    directory: Path
+
+    @property
+    def home(self) -> Path:
+        return self.directory / "home"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        bin_directory = self.directory / "venv" / "bin"
+        return {
+            "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(self.home),
+            "METAFLOW_USER": "tester",
+            "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(self.home),
+        }
+
+    def python(self, *arguments: object, cwd: Path | None = None, **variables: str) -> str:
+        """Run this environment's Python, with none of the outer environment's variables; what it printed."""
+        command = [self.directory / "venv" / "bin" / "python", *arguments]
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd or self.home,
+            env={**self.variables, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def flow(self, source: str) -> Path:
+        """Write a flow into the home directory; the path of its file."""
+        path = self.home / "flow.py"
+        path.write_text(source)
+        return path
+
+
+def write_files(directory: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text))
+
+
+@pytest.fixture(scope="session")
+def unrelated_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of an extension that has nothing to do with ours, built by setuptools as most are."""
+    project = tmp_path_factory.mktemp("acme")
+    write_files(project, UNRELATED)
+    uv("build", "-q", "--wheel", "--out-dir", project / "dist", project)
+    return next((project / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+    """Makes an environment of requirements: our wheels by their names, others by theirs or by path."""
+    made: dict[tuple[object, ...], Environment] = {}
+
+    def make(*requirements: object) -> Environment:
+        if requirements not in made:
+            new = Environment(tmp_path_factory.mktemp("environment"))
+            new.home.mkdir()
+            uv("venv", "-q", "--python", sys.executable, new.directory / "venv")
+            found = [WHEELS.get(requirement, requirement) for requirement in requirements]
+            # Core is never asked for: what depends on it brings it.
+            uv("pip", "install", "-q", "--python", new.directory / "venv", "--find-links", FOLDER, *found)
+            made[requirements] = new
+        return made[requirements]
+
+    return make

@@ -1,0 +1,76 @@
+"""What each subset of the distributions gives, installed from wheels beside an extension of somebody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import chain, combinations
+from pathlib import Path
+
+import pytest
+
+NAMES = {
+    "metaflow-model": {"delete_model", "load_model", "model"},
+    "metaflow-checkpoint": {"Checkpoint", "checkpoint"},
+    "metaflow-hf": {"huggingface_hub"},
+}
+SUBSETS = list(chain.from_iterable(combinations(NAMES, size) for size in range(len(NAMES) + 1)))
+# Prints which of the names given `from metaflow import name` finds, and all that `metaflow` has.
+IMPORTS = """
+import json, sys, metaflow
+def outcome(name):
+    try:
+        exec(f"from metaflow import {name}")
+    except Exception as error:
+        return type(error).__name__
+    return "found"
+print(json.dumps({"outcomes": {name: outcome(name) for name in sys.argv[1:]}, "all": list(vars(metaflow))}))
+"""
+
+subsets = pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(subset) or "none")
+
+
+@pytest.fixture
+def make(environment: Callable, unrelated_wheel: Path) -> Callable:
+    return lambda subset: environment("metaflow", unrelated_wheel, *subset)
+
+
+@subsets
+def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: Callable) -> None:
+    every = set().union(*NAMES.values())
+    expected = set().union(*(NAMES[distribution] for distribution in subset))
+    found = json.loads(make(subset).python("-c", IMPORTS, "acme", "acme_answer", *every).splitlines()[-1])
+    assert found["outcomes"] == {
+        "acme": "found",
+        "acme_answer": "found",
+        **{name: "found" if name in expected else "ImportError" for name in every},
+    }
+    # No helper, import or constant of a toplevel module leaks into `metaflow`.
+    without = json.loads(make(()).python("-c", IMPORTS).splitlines()[-1])
+    assert {n for n in set(found["all"]) - set(without["all"]) if not n.startswith("__")} == expected
+
+
+@subsets
+def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable, tmp_path: Path) -> None:
+    log = make(subset).python(Path(__file__).with_name("subset_flow.py"), "run", cwd=tmp_path)
+    savers = [name for name in ("model", "checkpoint") if f"metaflow-{name}" in subset]
+    assert "acme was here" in log
+    assert f"saved by {savers}" in log
+    if "model" in savers:
+        for name in savers:
+            assert f"loaded by_{name} ['weights']" in log
+
+
+@pytest.mark.parametrize("distribution", NAMES)
+def test_a_package_brings_core_and_none_of_its_siblings(distribution: str, make: Callable) -> None:
+    code = "from importlib.metadata import distributions; print(*sorted({d.name for d in distributions()}))"
+    installed = set(make((distribution,)).python("-c", code).split())
+    assert {name for name in installed if name in {*NAMES, "metaflow-artifacts"}} == {
+        distribution,
+        "metaflow-artifacts",
+    }
+
+
+def test_core_works_without_metaflow(environment: Callable) -> None:
+    code = "import metaflow_artifacts as m, sys; m.open_store('store'); print(sorted({'metaflow', 'boto3'} & set(sys.modules)))"
+    assert environment("metaflow-artifacts").python("-c", code).strip() == "[]"
