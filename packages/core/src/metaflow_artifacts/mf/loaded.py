@@ -1,0 +1,127 @@
+"""What a task has loaded: where it lies, what is known of it, and its keys for the lineage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from metaflow_artifacts.errors import TargetError
+
+__all__ = ["Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"]
+
+_keys: dict[str, None] = {}
+_keys_lock = threading.Lock()
+
+
+def note_loaded(key: str) -> None:
+    """Remember that the task in this process has loaded what is stored at `key`. Safe from any thread."""
+    with _keys_lock:
+        _keys.setdefault(key)
+
+
+def loaded_keys() -> list[str]:
+    """The keys of everything that the task in this process has loaded, by any of the decorators, in order."""
+    with _keys_lock:
+        return list(_keys)
+
+
+class Loaded(Mapping[str, str]):
+    """Name -> local path of what was loaded. `info` has, under the same names, the reference of each."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}
+        self._info: dict[str, Mapping[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def info(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> reference (a `ModelArtifact` dict) of what was loaded."""
+        return MappingProxyType(self._info)
+
+    def add(self, name: str, path: str, info: Mapping[str, Any]) -> None:
+        """Enter what was loaded, replacing an earlier entry, and note its key for the lineage."""
+        with self._lock:
+            self._paths = {**self._paths, name: path}
+            self._info = {**self._info, name: dict(info)}
+        note_loaded(str(info["key"]))
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._paths[name]
+        except KeyError:
+            known = ", ".join(self._paths) or "nothing"
+            raise KeyError(f"{name!r} was not loaded here; loaded: {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __repr__(self) -> str:
+        return f"Loaded({self._paths!r})"
+
+
+class TemporaryDirectories:
+    """New directories below `root`, gone at `close`, or at the end of the process at the latest.
+
+    `root` None is the system's place for temporary files.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self._root = os.path.abspath(os.fspath(root)) if root is not None else None
+        self._made: list[str] = []
+        self._finalizer = weakref.finalize(self, _remove, self._made, os.getpid())
+
+    def new(self, prefix: str) -> str:
+        """The path of a new empty directory whose name starts with `prefix`, made safe for a file name.
+
+        Raises TargetError where it cannot be made.
+        """
+        safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", prefix)[:100]
+        try:
+            if self._root is not None:
+                os.makedirs(self._root, exist_ok=True)
+            path = tempfile.mkdtemp(prefix=safe, dir=self._root)
+        except OSError as error:
+            where = self._root or tempfile.gettempdir()
+            raise TargetError(
+                f"cannot make a temporary directory in {where}: {error.strerror or error}; "
+                "set temp_dir_root to a directory that can be written"
+            ) from error
+        self._made.append(path)
+        return path
+
+    def close(self) -> None:
+        """Remove them and all that is in them. What was removed already is no error."""
+        _remove(self._made, os.getpid())
+
+
+def _remove(made: list[str], process: int) -> None:
+    if os.getpid() != process:
+        return
+    while made:
+        path = made.pop()
+        shutil.rmtree(path, onerror=_make_writable)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def _make_writable(function: Any, path: str, error: Any) -> None:
+    """What was loaded may have been made read-only by the user: a directory that is, keeps its entries."""
+    with contextlib.suppress(OSError):
+        parent = os.path.dirname(path)
+        os.chmod(parent, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.chmod(path, 0o700)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)

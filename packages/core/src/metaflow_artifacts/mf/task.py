@@ -1,0 +1,241 @@
+"""Which task runs: its pathspec, and the three short hashes that keys are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
+
+from metaflow_artifacts.errors import UsageError
+from metaflow_artifacts.keys import CHECKPOINTS, CheckpointPlace
+from metaflow_artifacts.mf.canonical import Unstable, canonical
+
+if TYPE_CHECKING:
+    from metaflow_artifacts.store import Store
+
+__all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "TaskIdentity", "id_of", "place_of", "scope_of"]
+
+ENVIRONMENT_VARIABLE = "METAFLOW_CHECKPOINT_UID"
+"""Tells the subprocesses of a task which task they belong to."""
+
+SCOPE_TAG = "checkpoint:"
+"""Runs that carry the same tag `checkpoint:NAME` share one scope, whoever started them."""
+
+_METADATA_FIELD = "metaflow-artifacts-task"
+
+
+@dataclass(frozen=True)
+class TaskIdentity:
+    """One attempt of one task, as keys and references name it."""
+
+    flow: str
+    run: str
+    step: str
+    task: str
+    attempt: int
+    scope: str
+    """12 hex digits of the namespace, or of the run's `checkpoint:NAME` tag."""
+    place: str
+    """12 hex digits of the task's place in the flow; the same in every run."""
+    datastore_type: str
+    """Metaflow's name of the datastore the task writes to: `local`, `s3`."""
+    datastore_root: str
+    origin_run: str | None = None
+    """The run that this one resumes."""
+    foreach_path: str = ""
+    """`step:index` of each foreach level, joined by commas, as in Metaflow's metadata; empty outside of
+    one."""
+
+    @classmethod
+    def of_running(
+        cls, flow: Any, flow_datastore: Any, ubf_context: str | None = None, inputs: Iterable[Any] = ()
+    ) -> TaskIdentity:
+        """The task that runs in this process, from `task_pre_step` on, which is given the arguments."""
+        from metaflow.metaflow_current import current
+
+        from metaflow_artifacts.mf.datastore import store_of_flow
+
+        if current.flow_name is None or current.step_name is None:
+            raise UsageError("no task of a flow runs in this process")
+        node = node_of(flow, ubf_context)
+        origin = current.origin_run_id
+        return cls(
+            flow=current.flow_name,
+            run=str(current.run_id),
+            step=current.step_name,
+            task=str(current.task_id),
+            attempt=current.retry_count,
+            scope=scope_of(current.namespace, current.tags or ()),
+            place=place_of(flow, current.step_name, node, list(inputs or ())),
+            datastore_type=flow_datastore.TYPE,
+            datastore_root=store_of_flow(flow_datastore).root,
+            origin_run=str(origin) if origin not in (None, "", "None") else None,
+            foreach_path=",".join(f"{frame.step}:{frame.index}" for frame in _stack(flow)),
+        )
+
+    @property
+    def pathspec(self) -> str:
+        """`flow/run/step/task`."""
+        return f"{self.flow}/{self.run}/{self.step}/{self.task}"
+
+    @property
+    def id(self) -> str:
+        """8 hex digits of the pathspec."""
+        return id_of(self.pathspec)
+
+    def store(self) -> Store:
+        """The store that the task writes to."""
+        from metaflow_artifacts.mf.datastore import store_at
+
+        return store_at(self.datastore_type, self.datastore_root)
+
+    def checkpoint_place(self, root: str = CHECKPOINTS) -> CheckpointPlace:
+        """Where the checkpoints of this place lie; `root` is `mf.checkpoints` or `mf.huggingface_hub`."""
+        return CheckpointPlace(self.flow, self.step, self.scope, self.place, root)
+
+    def export(self) -> None:
+        """Set the environment variable by which subprocesses started from now on find their task."""
+        os.environ[ENVIRONMENT_VARIABLE] = self.encode()
+
+    def encode(self) -> str:
+        """As JSON; `decode` takes it."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str, where: str) -> TaskIdentity:
+        """What `encode` wrote. Raises UsageError, naming `where` it was found, for anything else."""
+        try:
+            values = json.loads(text)
+            known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+            return cls(**known)
+        except (ValueError, TypeError, KeyError):
+            raise UsageError(f"{where} does not name a task: {text[:200]!r}") from None
+
+    @classmethod
+    def from_environment(cls) -> TaskIdentity | None:
+        """The task whose subprocess this is, or that runs here and has exported itself; None outside of one.
+
+        A flow that was started from inside of a task is no part of it.
+        """
+        text = os.environ.get(ENVIRONMENT_VARIABLE)
+        if not text:
+            return None
+        identity = cls.decode(text, f"the environment variable {ENVIRONMENT_VARIABLE}")
+        from metaflow.metaflow_current import current
+
+        if current.is_running_flow and current.pathspec != identity.pathspec:
+            return None
+        return identity
+
+    def register(self, metadata: Any) -> None:
+        """Leave the identity in Metaflow's metadata of the task, where `of_task` finds it at once and for
+        good.
+
+        `metadata` is what `task_pre_step` was given.
+        """
+        from metaflow.metadata_provider.metadata import MetaDatum
+
+        datum = MetaDatum(
+            field=_METADATA_FIELD,
+            value=self.encode(),
+            type="metaflow-artifacts",
+            tags=[f"attempt_id:{self.attempt}"],
+        )
+        metadata.register_metadata(self.run, self.step, self.task, [datum])
+
+    @classmethod
+    def of_task(cls, task: Any) -> TaskIdentity:
+        """The identity that a past or running task registered. `task` is a `metaflow.Task`.
+
+        Raises UsageError for a task that registered none: its step was not decorated, or it never started.
+        """
+        text = task.metadata_dict.get(_METADATA_FIELD)
+        if text is None:
+            raise UsageError(
+                f"the task {task.pathspec} has left no record of its checkpoints: its step has no @checkpoint, "
+                "one of another package, or it has not started yet"
+            )
+        return cls.decode(text, f"the metadata of {task.pathspec}")
+
+
+def id_of(pathspec: str) -> str:
+    """8 hex digits of a task's pathspec."""
+    return _hex(pathspec, 8)
+
+
+def scope_of(namespace: str | None, tags: Iterable[str] = ()) -> str:
+    """12 hex digits of the namespace (`user:NAME`, `production:TOKEN`), or of a tag `checkpoint:NAME` of the
+    run.
+
+    Where a run has several such tags, the first in alphabetical order counts.
+    """
+    chosen = sorted(tag for tag in tags if tag.startswith(SCOPE_TAG) and tag != SCOPE_TAG)
+    return _hex(chosen[0] if chosen else namespace or "", 12)
+
+
+def node_of(flow: Any, ubf_context: str | None) -> int | None:
+    """The index of the running node of a @parallel step, None in other steps."""
+    if ubf_context is None:
+        return None
+    if ubf_context == "ubf_control":
+        return 0
+    index = flow.index
+    if index is None:
+        from metaflow.metaflow_current import current
+
+        index = cast(Any, current).parallel.node_index
+    return int(index)
+
+
+def place_of(flow: Any, step: str, node: int | None = None, inputs: Iterable[Any] = ()) -> str:
+    """12 hex digits of the running task's place in the flow, the same in every run.
+
+    It is the step, the values of the foreach levels above it, the node in a @parallel step, and the round in
+    a step that repeats itself. `inputs`, for joins, is what `task_pre_step` is given.
+    """
+    stack = _stack(flow)
+    if node is not None:
+        # The innermost level of a @parallel step is Metaflow's own; the node index stands for it.
+        stack = stack[:-1]
+    levels = [_level(flow, depth, frame, list(inputs)) for depth, frame in enumerate(stack)]
+    rounds = list(getattr(flow, "_iteration_stack", None) or [])
+    return _hex(json.dumps([step, levels, node, rounds], separators=(",", ":")), 12)
+
+
+def _stack(flow: Any) -> list[Any]:
+    return list(getattr(flow, "_foreach_stack", None) or [])
+
+
+_MISSING = object()
+
+
+def _level(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> list[Any]:
+    value = _value(flow, depth, frame, inputs)
+    if value is not _MISSING:
+        try:
+            return ["value", canonical(value)]
+        except Unstable:
+            pass
+    return ["index", frame.index, str(getattr(frame, "value", None))]
+
+
+def _value(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> Any:
+    """The foreach value of a level, where the artifact that was split over is still what it was."""
+    shown = getattr(frame, "value", None)
+    try:
+        value = flow.foreach_stack()[depth][2]
+        if value is None and frame.var not in flow and inputs:
+            # A join has no artifacts of its own yet.
+            value = inputs[0][frame.var][frame.index]
+    except (AttributeError, LookupError, TypeError, StopIteration):
+        return _MISSING
+    if shown is not None and flow._get_foreach_item_value(value) != shown:
+        return _MISSING
+    return value
+
+
+def _hex(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]

@@ -1,0 +1,1 @@
+"""`@model`: models saved in one step and loaded in any other."""
