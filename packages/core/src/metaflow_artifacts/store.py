@@ -234,13 +234,13 @@ class Store:
             make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())
             if manifest.inline is None:
                 fetch_chunks(self.storage, manifest.files, manifest.chunks, stage, wanted, transfer)
+            content = memoryview(b"" if manifest.inline is None else _inline(manifest))
             for number in sorted(wanted):
                 file = manifest.files[number]
                 if manifest.inline is not None or not file.size:
                     with transfer_chunks.create(os.path.join(stage, file.path), file.mode) as out:
-                        content = memoryview(_inline(manifest))[file.offset : file.offset + file.size]
-                        transfer_chunks.write_all(out, content)
-                        transfer.add(file.size)
+                        transfer_chunks.write_all(out, content[file.offset : file.offset + file.size])
+                    transfer.add(file.size)
         return os.fspath(path)
 
     def read_file(self, reference: Reference | Manifest, name: str, start: int = 0, length: int | None = None) -> bytes:

@@ -1,0 +1,24 @@
+"""What core's tests share: a store on each storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from metaflow_artifacts import Store
+from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+CHUNK_SIZE = 64 << 10
+"""Small, so that a small artifact has many chunks."""
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store that cuts content into small chunks."""
+    if request.param == "local":
+        return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK_SIZE)
+    server: SeaweedServer = request.getfixturevalue("s3_server")
+    return Store(open_storage(f"{server.root}/{uuid4().hex}", client=server.client), chunk_size=CHUNK_SIZE)

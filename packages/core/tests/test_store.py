@@ -1,0 +1,388 @@
+"""Saving and loading through the store, as a plain Python process does, on each storage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import (
+    ArtifactError,
+    ArtifactNotFound,
+    CorruptArtifact,
+    InvalidReference,
+    SourceError,
+    Store,
+    TargetError,
+    is_model_artifact,
+    open_store,
+)
+from metaflow_artifacts.chunks import CHUNKS, chunk_key
+from metaflow_artifacts.progress import Transfer
+
+CHUNK = 64 << 10
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A directory of about 700 kB with everything that file systems allow."""
+    root = tmp_path / "tree"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "empty" / "inner").mkdir(parents=True)
+    (root / "big.bin").write_bytes(os.urandom(5 * CHUNK + 17))
+    (root / "half.bin").write_bytes(os.urandom(CHUNK // 2))
+    for number in range(150):
+        (root / "sub" / f"f{number:03}").write_bytes(os.urandom(number * 20))
+    (root / "sub" / "deep" / "nothing").touch()
+    (root / "a name with spaces, ünicode and\nnewline").write_text("x")
+    with open(os.path.join(os.fsencode(root), b"not-utf8-\xff\xfe"), "wb") as file:
+        file.write(b"bytes")
+    (root / ".hidden").write_text("h")
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o755)
+    return root
+
+
+def content(root: str | Path) -> dict[bytes, Any]:
+    """Every path below `root` with what is there: bytes and whether it is executable, or None for a directory."""
+    found: dict[bytes, Any] = {}
+    base = os.fsencode(root)
+    for directory, names, files in os.walk(base):
+        for name in names:
+            found[os.path.relpath(os.path.join(directory, name), base)] = None
+        for name in files:
+            path = os.path.join(directory, name)
+            assert not os.path.islink(path)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, base)] = (file.read(), os.access(path, os.X_OK))
+    return found
+
+
+def test_what_loads_is_what_was_saved(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree, "my model", {"accuracy": 0.95}, pathspec="F/1/s/2", attempt=1, parents=["k"])
+    assert is_model_artifact(saved)
+    assert saved["size"] == sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+    assert saved["metadata"] == {"accuracy": 0.95}
+    assert saved["url"] == f"{store.root}/{saved['key']}"
+    assert (saved["label"], saved["pathspec"], saved["attempt"], saved["parents"]) == ("my model", "F/1/s/2", 1, ["k"])
+    for reference in (saved, saved["key"]):
+        target = tmp_path / f"out{len(reference)}"
+        assert store.load(reference, target) == str(target)
+        assert content(target) == content(tree)
+    assert store.info(saved["key"]) == saved
+    assert list(store.list()) == [saved["key"]]
+
+
+def test_a_small_artifact_is_its_manifest_alone(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "model.h5").write_bytes(b"weights")
+    saved = store.save_model(tmp_path / "model.h5")
+    assert list(store.storage.list("")) == [store.storage.stat(saved["key"])]
+    store.load(saved, tmp_path / "out")
+    assert content(tmp_path / "out") == {b"model.h5": (b"weights", False)}
+
+
+def test_an_empty_directory_is_saved_as_one(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    saved = store.save_model(tmp_path / "empty")
+    store.load(saved, tmp_path / "out")
+    assert saved["size"] == 0
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_the_same_bytes_are_stored_once(store: Store, tree: Path) -> None:
+    first, second, third = Transfer(), Transfer(), Transfer()
+    store.save_model(tree, progress=first)
+    before = {info.key for info in store.storage.list(CHUNKS)}
+    store.save_model(tree, "again", progress=second)
+    assert {info.key for info in store.storage.list(CHUNKS)} == before
+    with (tree / "big.bin").open("r+b") as file:
+        file.seek(5 * CHUNK)
+        file.write(b"new")
+    store.save_model(tree, progress=third)
+    assert first.stored == first.done == first.total > 6 * CHUNK
+    assert second.stored == 0
+    assert second.done == second.total
+    assert third.stored == 17
+
+
+def test_a_chunk_of_another_size_is_written_again(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    damaged = chunk_key(store.manifest(saved).chunks[0].sha256)
+    store.storage.put(damaged, b"short")
+    with pytest.raises(CorruptArtifact, match="a chunk of the artifact has changed"):
+        store.load(saved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    again = store.save_model(tree)
+    store.load(again, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tree)
+
+
+def test_loading_adds_and_replaces_and_touches_nothing_else(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    target = tmp_path / "out"
+    (target / "sub").mkdir(parents=True)
+    (target / "sub" / "mine").write_text("mine")
+    (target / "sub" / "f003").write_text("old")
+    (target / "other").mkdir()
+    store.load(saved, target)
+    expected = content(tree) | {b"sub/mine": (b"mine", False), b"other": None}
+    assert content(target) == expected
+
+
+def test_a_load_that_fails_changes_nothing(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    store.storage.delete([chunk_key(store.manifest(saved).chunks[-1].sha256)])
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / ".hidden").write_text("mine")
+    before = content(target)
+    with pytest.raises(CorruptArtifact, match="a chunk of the artifact is missing"):
+        store.load(saved, target)
+    assert content(target) == before
+
+
+def test_what_is_loaded_is_the_callers_own(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    before = content(tree)
+    store.load(saved, tmp_path / "one")
+    for path in (tmp_path / "one").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"rewritten")
+    shutil.rmtree(tree)
+    store.load(saved, tmp_path / "two")
+    assert content(tmp_path / "two") == before
+    shutil.rmtree(tmp_path / "one")
+    store.load(saved, tmp_path / "three")
+    assert content(tmp_path / "three") == before
+
+
+def test_one_file_is_read_without_the_rest(store: Store, tree: Path) -> None:
+    saved = store.save_model(tree)
+    for path in [*tree.rglob("*")]:
+        if path.is_file():
+            name = str(path.relative_to(tree))
+            whole = path.read_bytes()
+            assert store.read_file(saved, name) == whole
+            assert store.read_file(saved, name, 5, 7) == whole[5:12]
+    big = (tree / "big.bin").read_bytes()
+    assert store.read_file(saved, "big.bin", CHUNK - 3, 2 * CHUNK) == big[CHUNK - 3 : 3 * CHUNK - 3]
+    assert store.read_file(saved, "big.bin", len(big) + 1) == b""
+    with pytest.raises(ArtifactNotFound, match="has no file 'nope'"):
+        store.read_file(saved, "nope")
+    with pytest.raises(InvalidReference, match="count from 0"):
+        store.read_file(saved, "big.bin", -1)
+
+
+def test_only_the_files_asked_for_are_loaded(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    store.load(saved, tmp_path / "out", only="sub/f00?")
+    assert content(tmp_path / "out") == {
+        name: value for name, value in content(tree).items() if name == b"sub" or name.startswith(b"sub/f00")
+    }
+    with pytest.raises(ArtifactNotFound, match=r"no file of it matches '\*\.onnx'"):
+        store.load(saved, tmp_path / "none", only="*.onnx")
+    assert not (tmp_path / "none").exists()
+
+
+def test_delete(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    store.delete(saved)
+    for call in (lambda: store.load(saved, tmp_path / "out"), lambda: store.delete(saved["key"])):
+        with pytest.raises(ArtifactNotFound, match="nothing is stored at .*" + saved["key"]):
+            call()
+    assert not (tmp_path / "out").exists()
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "problem"),
+    [
+        (None, "expected a key .* found NoneType"),
+        (7, "found int"),
+        ([], "found list"),
+        ({}, "key: missing"),
+        ({"key": "x"}, "uuid: missing"),
+        ("../../etc/passwd", "not the key of a stored artifact"),
+        ("mf.models/models/artifacts/x", "not <label>_<32 hex>"),
+    ],
+)
+def test_what_is_no_reference_is_refused(store: Store, reference: Any, problem: str, tmp_path: Path) -> None:
+    for call in (lambda: store.load(reference, tmp_path / "out"), lambda: store.delete(reference)):
+        with pytest.raises(InvalidReference, match=problem):
+            call()
+    assert not (tmp_path / "out").exists()
+    assert list(store.storage.list("")) == []
+
+
+def test_a_key_that_was_never_saved(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFound, match="nothing is stored at"):
+        store.load("mf.models/models/artifacts/m_" + "0" * 32, tmp_path / "out")
+
+
+def test_the_manifest_of_another_key_is_not_taken(store: Store, tree: Path) -> None:
+    saved = store.save_model(tree)
+    other = "mf.models/models/artifacts/m_" + "0" * 32
+    store.storage.put(other, store.storage.get(saved["key"]))
+    with pytest.raises(CorruptArtifact, match="is that of"):
+        store.info(other)
+
+
+def _loop(root: Path) -> Path:
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "up").symlink_to(root)
+    return root
+
+
+def _dangling(root: Path) -> Path:
+    root.mkdir()
+    (root / "link").symlink_to("gone")
+    return root
+
+
+def _pipe(root: Path) -> Path:
+    root.mkdir()
+    os.mkfifo(root / "pipe")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda root: root / "missing", "cannot save .*No such file"),
+        (_dangling, "is a link to 'gone', which cannot be read"),
+        (_loop, "leads back to a directory above it"),
+        (_pipe, "neither a file nor a directory"),
+    ],
+)
+def test_a_source_that_cannot_be_saved(
+    store: Store, tmp_path: Path, make: Callable[[Path], Path], problem: str
+) -> None:
+    with pytest.raises(SourceError, match=problem):
+        store.save_model(make(tmp_path / "source"))
+    assert list(store.storage.list("")) == []
+
+
+@pytest.mark.parametrize("path", [None, 7, b"bytes", "", "with\0nul"])
+def test_a_path_of_the_wrong_type(store: Store, path: Any, tree: Path) -> None:
+    saved = store.save_model(tree)
+    with pytest.raises(InvalidReference, match="path to save"):
+        store.save_model(path)
+    with pytest.raises(InvalidReference, match="path to load into"):
+        store.load(saved, path)
+
+
+def test_links_are_followed_on_save(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").write_bytes(b"w" * 100)
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "model.bin").symlink_to("../blobs/abc")
+    (snapshot / "dir").symlink_to("../blobs")
+    store.load(store.save_model(snapshot), tmp_path / "out")
+    assert content(tmp_path / "out") == {
+        b"model.bin": (b"w" * 100, False),
+        b"dir": None,
+        b"dir/abc": (b"w" * 100, False),
+    }
+
+
+def test_a_file_that_changes_while_it_is_saved_is_an_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(10 * CHUNK))
+    present = store.storage.stat
+
+    def stat(key: str) -> Any:
+        path.write_bytes(b"\1" * 10 * CHUNK)
+        return present(key)
+
+    monkeypatch.setattr(store.storage, "stat", stat)
+    with pytest.raises(SourceError, match=r"weights' was changed while it was saved"):
+        store.save_model(path)
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "problem"),
+    [
+        (lambda target: target.write_text("file"), "is not a directory"),
+        (
+            lambda target: (target / "big.bin").mkdir(parents=True),
+            "big.bin' is a directory and the artifact has a file",
+        ),
+        (
+            lambda target: (target.mkdir(), (target / "sub").write_text("x")),
+            "sub' is a file and the artifact has a dir",
+        ),
+        (
+            lambda target: (target.mkdir(), (target / "sub").symlink_to("/")),
+            "sub' is a link and the artifact has a dir",
+        ),
+    ],
+)
+def test_a_target_that_is_in_the_way(
+    store: Store, tree: Path, tmp_path: Path, there: Callable[[Path], Any], problem: str
+) -> None:
+    saved = store.save_model(tree)
+    target = tmp_path / "out"
+    there(target)
+    before = content(target) if target.is_dir() and not (target / "sub").is_symlink() else None
+    with pytest.raises(TargetError, match=problem):
+        store.load(saved, target)
+    if before is not None:
+        assert content(target) == before
+
+
+def test_a_link_in_the_target_is_replaced_and_not_written_through(store: Store, tree: Path, tmp_path: Path) -> None:
+    saved = store.save_model(tree)
+    target = tmp_path / "out"
+    target.mkdir()
+    (tmp_path / "outside").write_text("precious")
+    (target / "big.bin").symlink_to(tmp_path / "outside")
+    store.load(saved, target)
+    assert (tmp_path / "outside").read_text() == "precious"
+    assert content(target) == content(tree)
+
+
+def test_a_relative_target_with_dots(store: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = store.save_model(tree)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert store.load(saved, "./models/../models/x") == "./models/../models/x"
+    assert content("models/x") == content(tree)
+
+
+def test_twenty_threads_save_the_same_content(store: Store, tree: Path, tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(20) as pool:
+        saved = list(pool.map(lambda _: store.save_model(tree), range(20)))
+    assert len({artifact["key"] for artifact in saved}) == 20
+    for number in (0, 19):
+        store.load(saved[number], tmp_path / str(number))
+        assert content(tmp_path / str(number)) == content(tree)
+
+
+def test_every_error_is_of_one_root() -> None:
+    assert issubclass(TargetError, ArtifactError)
+    assert issubclass(TargetError, OSError)
+    assert issubclass(InvalidReference, ValueError)
+    assert issubclass(ArtifactNotFound, LookupError)
+
+
+def test_a_process_that_only_has_core_loads_by_key(tmp_path: Path, tree: Path) -> None:
+    key = open_store(tmp_path / "root").save_model(tree)["key"]
+    program = (
+        "import sys, metaflow_artifacts; "
+        f"metaflow_artifacts.open_store({str(tmp_path / 'root')!r}).load({key!r}, {str(tmp_path / 'out')!r}); "
+        "assert not {'metaflow', 'boto3', 'botocore'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert content(tmp_path / "out") == content(tree)
