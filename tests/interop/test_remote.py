@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
 
 ROOT = Path(__file__).parents[2]
