@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from enum import Enum
 from typing import Any
 
 from metaflow_artifacts.errors import (
@@ -26,10 +27,12 @@ from metaflow_artifacts.plan import Segment, is_packed, segments
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.scan import SourceFile
 from metaflow_artifacts.storage.base import Reader, Storage
+from metaflow_artifacts.sweeps import wait_for_sweeps
 
 __all__ = [
     "CHUNKS",
     "REFRESH_AFTER",
+    "are_lasting",
     "chunk_key",
     "fetch_chunks",
     "in_threads",
@@ -193,11 +196,45 @@ _STILL = "save it when nothing writes to it any more"
 
 def is_stored(storage: Storage, chunk: Chunk, refresh_after: float = REFRESH_AFTER) -> bool:
     """Whether a chunk is stored with its size, and new enough that `gc` leaves it alone for long; an old one is
-    renewed. A save that was told so may name the chunk in its manifest."""
+    renewed. A save that was told so may name the chunk in its manifest, if `are_lasting` agrees."""
+    return _look(storage, chunk, refresh_after) is not _Found.NOT
+
+
+class _Found(Enum):
+    NOT = 0
+    NEW = 1
+    RENEWED = 2
+
+
+def _look(storage: Storage, chunk: Chunk, refresh_after: float) -> _Found:
     info = storage.stat(chunk_key(chunk.sha256))
     if info is None or info.size != chunk.size:
-        return False
-    return time.time() - info.modified < refresh_after or storage.touch(info.key)
+        return _Found.NOT
+    if time.time() - info.modified < refresh_after:
+        return _Found.NEW
+    return _Found.RENEWED if storage.touch(info.key) else _Found.NOT
+
+
+def are_lasting(
+    storage: Storage, chunks: Sequence[Chunk], since: float | None, refresh_after: float = REFRESH_AFTER
+) -> bool:
+    """Whether a manifest may name these chunks, each of which was stored, or found to be, after the time `since`
+    (seconds since the epoch; None where it is not known).
+
+    The last question before a commit. One listing, where no `gc` deletes at the same time and `since` is not
+    long ago; else a look at each chunk. False where one is gone: its content is to be stored again.
+    """
+    distinct = list(dict.fromkeys(chunks))
+    while since is None or wait_for_sweeps(storage, since) or time.time() - since > refresh_after:
+        since = time.time()
+        with ThreadPoolExecutor(storage.threads, thread_name_prefix="metaflow-artifacts") as pool:
+            found = set(pool.map(lambda chunk: _look(storage, chunk, refresh_after), distinct))
+        if _Found.NOT in found:
+            return False
+        # What was new before every batch that may still come is safe; what was renewed just now is looked at again.
+        if _Found.RENEWED not in found:
+            return True
+    return True
 
 
 def put_chunk(storage: Storage, data: bytes | memoryview, refresh_after: float = REFRESH_AFTER) -> tuple[Chunk, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
@@ -15,8 +16,14 @@ from typing import Any
 
 from metaflow_artifacts import chunks as transfer_chunks
 from metaflow_artifacts.artifact import ModelArtifact, normalise_metadata, parse
-from metaflow_artifacts.chunks import REFRESH_AFTER, fetch_chunks, packed_digests, save_chunks
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, SourceError
+from metaflow_artifacts.chunks import REFRESH_AFTER, are_lasting, fetch_chunks, packed_digests, save_chunks
+from metaflow_artifacts.errors import (
+    ArtifactNotFound,
+    CorruptArtifact,
+    InvalidReference,
+    SourceError,
+    TransientStorageError,
+)
 from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
 from metaflow_artifacts.manifest import MAX_BYTES, Chunk, FileEntry, Manifest, decode, encode
 from metaflow_artifacts.plan import plan
@@ -31,6 +38,9 @@ CHUNK_SIZE = 16 << 20
 """Bytes at which new content is cut; `docs/performance.md` has the measurements."""
 INLINE_LIMIT = 64 << 10
 """Content of at most this many bytes lies in the manifest: a small checkpoint is one write."""
+
+_ROUNDS = 10
+"""How often a save stores again what a `gc` removed under it."""
 
 Reference = str | Mapping[str, Any]
 
@@ -132,12 +142,17 @@ class Store:
         pathspec: str = "",
         parents: Sequence[str] = (),
         latest: bool = True,
+        since: float | None = None,
     ) -> ModelArtifact:
         """The second half of `save_checkpoint`, for content that came into the store by another way.
 
-        Every one of `chunks` is known to be stored (`chunks.put_chunk`, `chunks.is_stored`); `files` are in the
-        order of their paths' bytes, their offsets adding up.
+        Every one of `chunks` is known to be stored (`chunks.put_chunk`, `chunks.is_stored`), the first of them
+        asked about after the time `since` (seconds since the epoch; None costs a look at each); `files` are in
+        the order of their paths' bytes, their offsets adding up. Raises TransientStorageError where a `gc` has
+        removed a chunk meanwhile.
         """
+        if not are_lasting(self.storage, chunks, since, self.refresh_after):
+            raise TransientStorageError(f"{self.root}: a gc removed content while it was stored; store it again")
         return self._commit(_checkpoints(keys, metadata, label, pathspec, parents), files, (), chunks, None, latest)
 
     def _save(
@@ -157,7 +172,17 @@ class Store:
             transfer.add(len(inline), stored=len(inline))
         else:
             sizes = plan([(file.path, file.size) for file in source.files], self.chunk_size)
-            chunks, found = save_chunks(self.storage, source.files, sizes, transfer, self.refresh_after)
+            for _ in range(_ROUNDS):
+                since = time.time()
+                chunks, found = save_chunks(self.storage, source.files, sizes, transfer, self.refresh_after)
+                if are_lasting(self.storage, chunks, since, self.refresh_after):
+                    break
+                transfer.start(source.size)
+            else:
+                raise TransientStorageError(
+                    f"{self.root}: what is saved is deleted meanwhile, {_ROUNDS} times in a row; is a gc running "
+                    "with a grace period that is shorter than saves take?"
+                )
             digests = packed_digests(source.files, self.chunk_size, found)
         files = []
         offset = 0

@@ -1,0 +1,78 @@
+"""What lets `gc` delete while saves run: marks in the store that a save looks for before it commits.
+
+`gc` looks at a chunk's time once more and then deletes it, and no storage does both in one step. A save that
+renews the chunk in between would name one that is about to go. So `gc` deletes in short batches and keeps an
+`open` mark in the store during each. A save whose chunks are in place looks for marks, waits for the batches that
+are under way, and looks at its chunks again. `docs/format.md` has the proof.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+from metaflow_artifacts.storage.base import ObjectInfo, Storage
+
+__all__ = ["MARKS", "Sweep", "wait_for_sweeps"]
+
+MARKS = "mf.artifacts/gc/"
+
+LEASE = 30.0
+"""Seconds that a batch's mark holds a save up. A `gc` that has used half of them deletes nothing more under it."""
+SKEW = 900.0
+"""Seconds that the clocks of writers and of the storage may differ by; S3 refuses requests beyond that."""
+
+_OPEN, _DONE = ".open", ".done"
+_POLL = 0.05
+
+
+class Sweep:
+    """One run of `gc`, as other processes see it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._run = uuid4().hex
+        self._batches = 0
+
+    @contextmanager
+    def batch(self) -> Iterator[Callable[[], bool]]:
+        """A stretch of looking and deleting. Gives a function that tells whether there is time to delete more."""
+        began = time.monotonic()
+        mark, before = f"{MARKS}{self._run}.{self._batches}", f"{MARKS}{self._run}.{self._batches - 1}"
+        self._batches += 1
+        self._storage.put(mark + _OPEN, b"")
+        try:
+            yield lambda: time.monotonic() - began < LEASE / 2
+        finally:
+            # In this order: at no moment is there neither mark.
+            self._storage.put(mark + _DONE, b"")
+            self._storage.delete([mark + _OPEN, before + _DONE])
+
+
+def wait_for_sweeps(storage: Storage, since: float) -> bool:
+    """Whether a `gc` may have deleted anything since the time `since` (seconds since the epoch).
+
+    Returns when the batches that were under way have ended. One whose mark stays for longer than a live `gc`
+    would leave it is taken for dead.
+    """
+    marks = {info.key for info in _recent(storage, since)}
+    waiting = {key for key in marks if key.endswith(_OPEN)}
+    end = time.monotonic() + LEASE
+    while waiting and time.monotonic() < end:
+        time.sleep(_POLL)
+        waiting &= {info.key for info in storage.list(MARKS)}
+    for key in waiting:
+        storage.put(key.removesuffix(_OPEN) + _DONE, b"")
+        storage.delete([key])
+    return bool(marks)
+
+
+def _recent(storage: Storage, since: float) -> Iterator[ObjectInfo]:
+    return (info for info in storage.list(MARKS) if info.modified > since - SKEW)
+
+
+def old_marks(storage: Storage, before: float) -> list[ObjectInfo]:
+    """The marks that were last written before a time (seconds since the epoch), for `gc` to remove."""
+    return [info for info in storage.list(MARKS) if info.modified < before]
