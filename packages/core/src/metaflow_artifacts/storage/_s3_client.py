@@ -1,0 +1,90 @@
+"""How this project's boto3 clients are set up, and the objects that they send."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from metaflow_artifacts.errors import StorageError
+
+__all__ = ["THREADS", "Body", "client_config", "default_client", "prepare"]
+
+THREADS = 8
+"""Requests at once: S3 gives one connection some 50 to 100 MB/s, and each save thread holds one chunk in memory."""
+
+_CONNECT_SECONDS = 5
+# With the attempts that S3Storage makes, a server that stalls is given up within a minute.
+_READ_SECONDS = 18
+# One call to send() must end within the connect timeout, however large it is. In blocks, a link of 50 kB/s suffices.
+_BLOCK = 256 << 10
+_OLDEST = (1, 36)
+
+
+def client_config(**options: Any) -> Any:
+    """A botocore Config under which large objects are sent without being hashed twice; `options` win.
+
+    The chunks' own SHA-256 is what S3 verifies, so the payload is neither signed nor summed up again. Requests are
+    not repeated by botocore, but by S3Storage, which also repeats what fails while a body is read.
+    """
+    from botocore.config import Config
+
+    settings: dict[str, Any] = {
+        "max_pool_connections": 4 * THREADS,
+        "tcp_keepalive": True,
+        "connect_timeout": _CONNECT_SECONDS,
+        "read_timeout": _READ_SECONDS,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "s3": {"payload_signing_enabled": False},
+    }
+    return Config(**{**settings, **options})
+
+
+def default_client() -> Any:
+    """A client as boto3 is configured; `METAFLOW_S3_ENDPOINT_URL` names the endpoint where it is set."""
+    import boto3
+
+    endpoint = os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=client_config())
+
+
+def prepare(client: Any) -> Any:
+    """Fit any boto3 S3 client for S3Storage. Raises StorageError where boto3 is too old for conditional writes."""
+    import botocore
+
+    version = tuple(int(part) for part in botocore.__version__.split(".")[:2])
+    if version < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise StorageError(f"boto3 {botocore.__version__} is too old for the s3 datastore: install boto3>={needed}")
+    client.meta.events.register_last("before-call.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts")
+    return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    # botocore asks leave before it sends a file-like body, which costs a round trip for each object.
+    params["headers"].pop("Expect", None)
+
+
+class Body:
+    """A buffer as a file that is read in blocks of at least 256 KiB, and not copied."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, size: int = -1) -> memoryview:
+        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK)
+        block = self._data[self._position : end]
+        self._position += len(block)
+        return block
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position + (0, self._position, len(self._data))[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
