@@ -22,7 +22,7 @@ from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage import ObjectInfo
 from metaflow_artifacts.store import Store
 
-__all__ = ["DEFAULT_NAME", "Series", "find_latest", "list_checkpoints"]
+__all__ = ["DEFAULT_NAME", "Series", "find_latest", "latest_checkpoints", "list_checkpoints"]
 
 DEFAULT_NAME = "mfchckpt"
 
@@ -99,7 +99,7 @@ class Series:
         """Count an artifact that was just committed under one of `keys`."""
         key = parse_key(artifact["key"])
         assert isinstance(key, CheckpointKey)
-        self._next = key.n + 1
+        self._next = max(self._next or 0, key.n + 1)
         if not latest:
             self.store.storage.put(key.marker, b"")
 
@@ -123,7 +123,23 @@ def find_latest(
     before_attempt: int | None = None,
     on_damage: Callable[[ArtifactError], None] | None = None,
 ) -> ModelArtifact | None:
-    """The newest checkpoint of a place that was saved with `latest`, or None.
+    """The newest checkpoint of a place that was saved with `latest`, or None: the first of `latest_checkpoints`."""
+    found = latest_checkpoints(
+        store, place, id=id, pathspec=pathspec, before_attempt=before_attempt, on_damage=on_damage
+    )
+    return next(found, None)
+
+
+def latest_checkpoints(
+    store: Store,
+    place: CheckpointPlace,
+    *,
+    id: str | None = None,
+    pathspec: str | None = None,
+    before_attempt: int | None = None,
+    on_damage: Callable[[ArtifactError], None] | None = None,
+) -> Iterator[ModelArtifact]:
+    """The checkpoints of a place that were saved with `latest`, newest first, each found when it is asked for.
 
     With `id` and `pathspec`, only what that task saved counts; with `before_attempt`, only its earlier attempts.
     A manifest that is damaged is passed over, after `on_damage` was told. Two listings, and a read of what could
@@ -139,19 +155,25 @@ def find_latest(
     # Numbers order what one process saved. Over processes, attempts and runs the storage's clock does, as far as
     # it tells times apart; within that, the time in the manifests decides.
     entries.sort(key=lambda entry: entry.info.modified, reverse=True)
+    candidates: list[tuple[tuple[str, int, int], _Entry, ModelArtifact]] = []
     begin = 0
-    while begin < len(entries):
-        oldest = entries[begin].info.modified - store.storage.resolution
+    while begin < len(entries) or candidates:
+        newest = max(
+            [entry.info.modified for entry in entries[begin : begin + 1]]
+            + [entry.info.modified for _, entry, _ in candidates]
+        )
+        oldest = newest - store.storage.resolution
         end = next((n for n in range(begin, len(entries)) if entries[n].info.modified < oldest), len(entries))
-        found = [
-            _with_url(store, manifest)
-            for manifest in _read_all(store, entries[begin:end], on_damage)
-            if manifest is not None and manifest.latest and pathspec in (None, manifest.artifact["pathspec"])
-        ]
-        if found:
-            return max(found, key=_age)
+        group = entries[begin:end]
         begin = end
-    return None
+        for entry, manifest in zip(group, _read_all(store, group, on_damage), strict=True):
+            if manifest is not None and manifest.latest and pathspec in (None, manifest.artifact["pathspec"]):
+                artifact = _with_url(store, manifest)
+                candidates.append((_age(artifact), entry, artifact))
+        if candidates:
+            best = max(candidates, key=lambda candidate: candidate[0])
+            candidates.remove(best)
+            yield best[2]
 
 
 def _read_all(

@@ -1,0 +1,108 @@
+"""`current.checkpoint`: what `@checkpoint` gives to the code of a step."""
+
+from __future__ import annotations
+
+import os
+
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.mf.loaded import TemporaryDirectories
+from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.mf.task import TaskIdentity
+
+from .info import CheckpointInfo
+from .journal import Journal
+from .outside import PREFIX, Checkpoint
+from .policy import candidates, of_any_run
+from .series import series_of
+
+__all__ = ["CurrentCheckpoint"]
+
+
+class CurrentCheckpoint(Checkpoint):
+    """Saves, loads and lists checkpoints in a running task. Its methods may be called from any thread."""
+
+    def __init__(self, task: TaskIdentity, log: Log, temp_dir_root: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(temp_dir_root, init_dir=True)
+        self._identity = task
+        self._log = log
+        self._info: CheckpointInfo | None = None
+        # What runs in this process is the first to save in this attempt.
+        series_of(task, start=0)
+        self._journal_place = TemporaryDirectories()
+        self._own_journal = Journal(self._journal_place.new("metaflow_checkpoint_journal_"))
+        self._own_journal.export(task)
+
+    @property
+    def directory(self) -> str:
+        """The task's directory: what was loaded when it started is in it, and `save()` saves it."""
+        if self._directory is None:
+            self.refresh_directory()
+        assert self._directory is not None
+        return self._directory
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a checkpoint was loaded into `directory` when the task started."""
+        return self._info is not None
+
+    @property
+    def info(self) -> CheckpointInfo | None:
+        """The reference to what was loaded when the task started, its fields as attributes too; else None."""
+        return self._info
+
+    @property
+    def task_identifier(self) -> str:
+        """12 hex digits of the task's place in the flow; the same in every run."""
+        return self._identity.place
+
+    def refresh_directory(self) -> None:
+        """Make `directory` a new, empty one, and remove the one there was."""
+        self.cleanup()
+        self._directory = self._temporary.new(PREFIX)
+
+    def close(self) -> None:
+        """Remove all that was made for the task on this machine."""
+        self.cleanup()
+        self._journal_place.close()
+
+    def load_first(self, policy: str) -> None:
+        """Load what the task goes on from under `policy`, if there is anything, into `directory`.
+
+        A checkpoint whose content is damaged is passed over, with a warning, for the next older one. Raises
+        StorageError where the datastore cannot be reached: the task must not start anew because of that.
+        """
+
+        def warn(error: ArtifactError) -> None:
+            self._log.warning(f"passing over a checkpoint that is damaged: {error}")
+
+        for artifact in candidates(policy, self._identity, warn):
+            self._log(
+                "Loading the following checkpoint:\n"
+                f"\t[pathspec] {artifact['pathspec']}\n"
+                f"\t[key] {artifact['key']}\n"
+                f"\t[created on] {artifact['created_on']}\n"
+                f"\t[url] {artifact['url']}"
+            )
+            try:
+                self.load(artifact)
+            except (ArtifactNotFound, CorruptArtifact) as error:
+                self._log.warning(f"cannot load it, looking for the next older one: {error}")
+                continue
+            self._info = CheckpointInfo(artifact)
+            return
+        if policy == "fresh" and self._identity.origin_run and not self._identity.attempt:
+            self._tell_what_eager_would_do()
+
+    def _tell_what_eager_would_do(self) -> None:
+        artifact = next(of_any_run(self._identity, lambda error: None), None)
+        if artifact is not None:
+            self._log(
+                f"This run resumes run {self._identity.origin_run}, and with load_policy='fresh' each run starts anew. "
+                f"load_policy='eager' goes on from {artifact['key']}, saved by {artifact['pathspec']}"
+            )
+
+    def _task(self, action: str) -> TaskIdentity:
+        return self._identity
+
+    def _journal(self) -> Journal:
+        return self._own_journal

@@ -1,0 +1,118 @@
+"""The step decorator itself: when Metaflow calls what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metaflow.decorators import StepDecorator
+from metaflow.metaflow_current import current
+
+from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
+from metaflow_artifacts.mf.errors import in_hook
+from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.mf.task import TaskIdentity
+
+from .current_checkpoint import CurrentCheckpoint
+from .policy import check_policy
+
+__all__ = ["CheckpointDecorator"]
+
+
+class CheckpointDecorator(StepDecorator):
+    """Saves the state of a running step, so that a retry goes on from it, as `current.checkpoint`.
+
+    ```python
+    @retry
+    @checkpoint
+    @step
+    def train(self):
+        path = os.path.join(current.checkpoint.directory, "state.json")
+        state = {"epoch": 0}
+        if current.checkpoint.is_loaded:
+            with open(path) as file:
+                state = json.load(file)
+        while state["epoch"] < 10:
+            state["epoch"] += 1
+            with open(path, "w") as file:
+                json.dump(state, file)
+            current.checkpoint.save(metadata=state)
+        self.next(self.end)
+    ```
+
+    Parameters
+    ----------
+    load_policy : str, default 'fresh'
+        What is loaded into `current.checkpoint.directory` before the step's code runs. `fresh`: the newest
+        checkpoint of the same task's earlier attempts; a new run starts anew, a resumed one too. `eager`: that, or
+        else the newest one that any run has saved at the same place: the same flow, step, foreach value or node,
+        and namespace. `none`, or None: nothing.
+    temp_dir_root : str, default None
+        Where `current.checkpoint.directory` is made; the system's place for temporary files by default. It is gone
+        when the task ends.
+    show_card : bool, default True
+        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its checkpoints.
+
+    MF Add To Current
+    -----------------
+    checkpoint -> metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.current_checkpoint.CurrentCheckpoint
+        Saves, loads and lists checkpoints: `save`, `load`, `list`, `directory`, `is_loaded`, `info`.
+
+        @@ Returns
+        ----------
+        CurrentCheckpoint
+            The object by which the step saves and loads checkpoints.
+    """
+
+    name = "checkpoint"
+    defaults = {"load_policy": "fresh", "temp_dir_root": None, "show_card": True}  # noqa: RUF012
+
+    _checkpoint: CurrentCheckpoint | None = None
+
+    @in_hook
+    def step_init(
+        self,
+        flow: Any,
+        graph: Any,
+        step_name: str,
+        decorators: Any,
+        environment: Any,
+        flow_datastore: Any,
+        logger: Any,
+    ) -> None:
+        refuse_foreign_decorators()
+        self._policy = check_policy(self.attributes["load_policy"], step_name)
+        self._flow_datastore = flow_datastore
+        self._log = Log("checkpoint", logger)
+
+    @in_hook
+    def task_pre_step(
+        self,
+        step_name: str,
+        task_datastore: Any,
+        metadata: Any,
+        run_id: str,
+        task_id: str,
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: str | None,
+        inputs: Any,
+    ) -> None:
+        task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
+        task.register(metadata)
+        self._checkpoint = CurrentCheckpoint(task, self._log, self.attributes["temp_dir_root"])
+        current._update_env({"checkpoint": self._checkpoint})
+        self._checkpoint.load_first(self._policy)
+
+    def task_finished(
+        self,
+        step_name: str,
+        flow: Any,
+        graph: Any,
+        is_task_ok: bool,
+        retry_count: int,
+        max_user_code_retries: int,
+    ) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.close()

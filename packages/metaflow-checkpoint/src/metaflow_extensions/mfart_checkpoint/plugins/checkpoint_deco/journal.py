@@ -1,0 +1,103 @@
+"""What one attempt of a task has saved so far, as its processes on this machine write it down for each other.
+
+The card shows saves of subprocesses too, and what these save has everything that the task had loaded for parents.
+The store is not asked for either. Where the journal cannot be reached, nothing but that is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from metaflow_artifacts.errors import UsageError
+from metaflow_artifacts.mf.loaded import loaded_keys
+from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
+from metaflow_artifacts.progress import Transfer
+
+__all__ = ["Journal"]
+
+_SAVES = "saves.jsonl"
+_PARENTS = "parents.json"
+_FIELD = "journal"
+
+
+class Journal:
+    """The journal in `directory`; without one, nothing is written and nothing is known."""
+
+    def __init__(self, directory: str | None) -> None:
+        self._directory = directory
+        self._position = 0
+
+    @classmethod
+    def of_task(cls) -> Journal:
+        """The journal of the task that this process belongs to."""
+        try:
+            task = TaskIdentity.from_environment()
+        except UsageError:
+            task = None
+        directory = json.loads(os.environ[ENVIRONMENT_VARIABLE]).get(_FIELD) if task is not None else None
+        return cls(directory if isinstance(directory, str) else None)
+
+    def export(self, task: TaskIdentity) -> None:
+        """Set the environment variable by which subprocesses started from now on find `task` and this journal."""
+        os.environ[ENVIRONMENT_VARIABLE] = json.dumps({**json.loads(task.encode()), _FIELD: self._directory})
+
+    @contextlib.contextmanager
+    def timed(self, transfer: Transfer) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Time a save. What is yielded is called with the reference that came of it, and writes it down."""
+        start = time.monotonic()
+
+        def note(artifact: Mapping[str, Any]) -> None:
+            self._append({**artifact, "seconds": time.monotonic() - start, "stored": transfer.stored})
+
+        yield note
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        if self._directory is None:
+            return
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        # The directory may be on another machine, or gone with the task.
+        with contextlib.suppress(OSError):
+            fd = os.open(os.path.join(self._directory, _SAVES), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+
+    def new_saves(self) -> list[dict[str, Any]]:
+        """What was saved since the last call: references, with `seconds` and `stored` (bytes) besides."""
+        if self._directory is None:
+            return []
+        try:
+            with open(os.path.join(self._directory, _SAVES), "rb") as file:
+                file.seek(self._position)
+                content = file.read()
+        except OSError:
+            return []
+        # A line whose end is missing is still being written.
+        whole = content[: content.rfind(b"\n") + 1]
+        self._position += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def note_parents(self) -> None:
+        """Write down what the task in this process has loaded."""
+        if self._directory is None:
+            return
+        keys = self.parents()
+        with contextlib.suppress(OSError):
+            temporary = os.path.join(self._directory, f"{_PARENTS}.{os.getpid()}")
+            with open(temporary, "w") as file:
+                json.dump(keys, file)
+            os.replace(temporary, os.path.join(self._directory, _PARENTS))
+
+    def parents(self) -> list[str]:
+        """The keys of what the task has loaded: in this process, and as far as its other processes noted it."""
+        noted: list[str] = []
+        if self._directory is not None:
+            with contextlib.suppress(OSError, ValueError), open(os.path.join(self._directory, _PARENTS)) as file:
+                noted = json.load(file)
+        return list(dict.fromkeys([*noted, *loaded_keys()]))

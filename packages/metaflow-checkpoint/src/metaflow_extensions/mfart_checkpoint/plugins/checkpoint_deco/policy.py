@@ -1,0 +1,50 @@
+"""Which checkpoints a task may go on from when it starts, the best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.checkpoints import latest_checkpoints
+from metaflow_artifacts.errors import ArtifactError, UsageError
+from metaflow_artifacts.mf.task import TaskIdentity
+
+__all__ = ["POLICIES", "candidates", "check_policy", "of_any_run"]
+
+POLICIES = ("fresh", "eager", "none")
+
+
+def check_policy(policy: object, step: str) -> str:
+    """The `load_policy` of a step. Raises UsageError for one that does not exist."""
+    if policy is None:
+        return "none"
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise UsageError(
+            f"step {step}: @checkpoint(load_policy={policy!r}) does not exist; choose 'fresh', 'eager' or 'none'"
+        )
+    return policy
+
+
+def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
+    """What the task may go on from under a policy, best first. What is not asked for is not looked up."""
+    if policy == "none":
+        return
+    # What the task itself has saved comes first under every policy: another run may save at the same time.
+    if task.attempt:
+        yield from latest_checkpoints(
+            task.store(),
+            task.checkpoint_place(),
+            id=task.id,
+            pathspec=task.pathspec,
+            before_attempt=task.attempt,
+            on_damage=on_damage,
+        )
+    if policy == "eager":
+        yield from of_any_run(task, on_damage)
+
+
+def of_any_run(task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
+    """What other tasks at the same place in the flow have saved, in any run, newest first."""
+    for artifact in latest_checkpoints(task.store(), task.checkpoint_place(), on_damage=on_damage):
+        if artifact["pathspec"] != task.pathspec:
+            yield artifact

@@ -1,0 +1,79 @@
+"""Which task's checkpoints are meant: the one that a user names, by its pathspec or as an object of the client."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
+from metaflow_artifacts.mf.datastore import default_store
+from metaflow_artifacts.mf.task import TaskIdentity
+from metaflow_artifacts.store import Store
+
+__all__ = ["attempt_number", "find_task", "store_of"]
+
+_MAX_DEPTH = 50
+
+
+def attempt_number(attempt: int | str | None) -> int | None:
+    """An attempt as a number. Raises InvalidReference for what is none."""
+    if attempt is None:
+        return None
+    try:
+        number = int(attempt)
+    except (TypeError, ValueError):
+        raise InvalidReference(f"attempt {attempt!r}: expected a number from 0, or None") from None
+    if number < 0:
+        raise InvalidReference(f"attempt {attempt!r}: attempts count from 0")
+    return number
+
+
+def find_task(task: Any) -> tuple[TaskIdentity, int]:
+    """The identity of a task, and its attempt that was asked for: by default the latest one that has started.
+
+    `task` is a `flow/run/step/task` or a `metaflow.Task`. A task that `resume` took over from an earlier run has
+    what the earlier one saved. Raises InvalidReference for anything else, ArtifactNotFound where there is no
+    such task, UsageError where its step had no `@checkpoint`.
+    """
+    from metaflow.client.core import Task
+
+    if isinstance(task, str):
+        found = _task(task)
+    elif isinstance(task, Task):
+        found = task
+    else:
+        raise InvalidReference(
+            f"task: expected a metaflow.Task or its pathspec (flow/run/step/task), found {type(task).__name__}"
+        )
+    attempt: int | None = None
+    for _ in range(_MAX_DEPTH):
+        # An object of the client may stand for one attempt, and not have what another one left.
+        whole = found if isinstance(task, str) else _task(found.pathspec)
+        metadata = whole.metadata_dict
+        origin_run, origin_task = metadata.get("origin-run-id"), metadata.get("origin-task-id")
+        if origin_task in (None, "", "None"):
+            attempt = found.current_attempt
+            return TaskIdentity.of_task(whole), attempt
+        flow, _, step, _ = whole.pathspec.split("/")
+        found = _task(f"{flow}/{origin_run}/{step}/{origin_task}")
+    raise InvalidReference(f"task {task!r}: resumes another task, and that one again, more than {_MAX_DEPTH} times")
+
+
+def _task(pathspec: str) -> Any:
+    from metaflow.client.core import Task
+    from metaflow.exception import MetaflowInvalidPathspec, MetaflowNotFound
+
+    parts = pathspec.split("/")
+    if len(parts) != 4 or not all(parts):
+        raise InvalidReference(f"task {pathspec!r}: expected a pathspec of the form flow/run/step/task")
+    try:
+        return Task(pathspec, _namespace_check=False)
+    except (MetaflowNotFound, MetaflowInvalidPathspec) as error:
+        raise ArtifactNotFound(f"Metaflow knows no task {pathspec}: {error}") from error
+
+
+def store_of(task: TaskIdentity) -> Store:
+    """The store that a task writes to. A local one that is not on this machine was moved: the default one then."""
+    if task.datastore_type != "s3" and not os.path.isdir(task.datastore_root):
+        return default_store()
+    return task.store()
