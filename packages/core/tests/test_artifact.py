@@ -98,7 +98,7 @@ def _cycle() -> dict[str, Any]:
         ({1: "a"}, r"metadata: JSON keys are strings, found the key 1"),
         ({"raw": b"x"}, r"metadata\['raw'\]: JSON cannot hold a bytes"),
         ([1], "metadata: expected a dict, found list"),
-        (_cycle(), "nested too deeply, or contains itself"),
+        (_cycle(), "nested too deeply .*, or contains itself"),
     ],
 )
 def test_metadata_that_json_cannot_hold_is_refused_by_name(metadata: Any, problem: str) -> None:

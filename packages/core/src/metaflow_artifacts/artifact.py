@@ -11,7 +11,12 @@ from typing import Any, Literal, TypedDict, cast
 
 from metaflow_artifacts.errors import InvalidReference
 
-__all__ = ["ModelArtifact", "is_model_artifact", "normalise_metadata", "parse", "validate"]
+__all__ = ["MAX_DEPTH", "ModelArtifact", "depth", "is_model_artifact", "normalise_metadata", "parse", "validate"]
+
+
+MAX_DEPTH = 100
+"""Lists and dicts within each other in metadata: what every JSON library reads."""
+_MAX_BITS = 4096
 
 
 class _Required(TypedDict):
@@ -120,9 +125,24 @@ def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise InvalidReference(f"metadata: expected a dict, found {type(metadata).__name__}")
     try:
-        return cast("dict[str, Any]", _jsonable(metadata, "metadata"))
+        normal = cast("dict[str, Any]", _jsonable(metadata, "metadata"))
     except RecursionError:
-        raise InvalidReference("metadata: nested too deeply, or contains itself") from None
+        normal = {}
+    if depth(normal) > MAX_DEPTH or (metadata and not normal):
+        raise InvalidReference(f"metadata: nested too deeply (more than {MAX_DEPTH} levels), or contains itself")
+    return normal
+
+
+def depth(value: object) -> int:
+    """How many lists and dicts lie within each other; no more than MAX_DEPTH + 2 are counted."""
+    level, count = [value], 0
+    while count < MAX_DEPTH + 2:
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            break
+        count += 1
+        level = [item for one in containers for item in (one.values() if isinstance(one, dict) else one)]
+    return count
 
 
 def _jsonable(value: Any, where: str) -> Any:
@@ -131,6 +151,8 @@ def _jsonable(value: Any, where: str) -> Any:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            raise InvalidReference(f"{where}: an integer of {value.bit_length()} bits; pass a string instead")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -331,11 +331,28 @@ def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start
         if first < last:
             if file.sha256 is not None and chunk.size != file.size:
                 return _read_packed(storage, chunk, file, file.offset - begin)[start:end]
-            whole = bytearray()
-            read_chunk(storage, chunk, whole.extend, whole.clear)
-            content += memoryview(whole)[first - begin : last - begin]
+            piece = _Piece(first - begin, last - begin)
+            read_chunk(storage, chunk, piece.take, piece.restart)
+            content += piece.content
         begin += chunk.size
     return bytes(content)
+
+
+class _Piece:
+    """Keeps the bytes from `start` to `end` of what it is given, and no others."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.restart()
+
+    def restart(self) -> None:
+        self.content = bytearray()
+        self._position = 0
+
+    def take(self, block: memoryview) -> None:
+        self.content += block[max(0, self.start - self._position) : max(0, self.end - self._position)]
+        self._position += len(block)
 
 
 def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> bytes:

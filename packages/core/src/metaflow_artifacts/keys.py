@@ -26,6 +26,7 @@ HUB = "mf.huggingface_hub"
 
 _MAX_PART = 200
 """Bytes of an encoded part: what the common file systems take (255), less what a key and a temporary name add."""
+_MAX_KEY = 800
 
 _EXAMPLES = (
     f"keys look like {MODELS}/models/artifacts/<label>_<32 hex> or "
@@ -45,7 +46,7 @@ def encode_part(text: str, what: str) -> str:
     if not text:
         raise InvalidReference(f"{what}: empty; give it at least one character")
     if not text.isprintable():
-        raise InvalidReference(f"{what} {text!r}: has control or unprintable characters; leave them out")
+        raise InvalidReference(f"{what} {text[:40]!r}: has control or unprintable characters; leave them out")
     encoded = quote(text, safe="")
     encoded = encoded.replace("~", "%7E")
     if encoded.startswith("."):
@@ -150,9 +151,11 @@ def parse_key(key: str) -> ModelKey | CheckpointKey:
     if not isinstance(key, str):
         raise InvalidReference(f"expected a key (str), found {type(key).__name__}; {_EXAMPLES}")
     try:
+        if len(key) > _MAX_KEY:
+            raise InvalidReference(f"it has {len(key)} characters, at most {_MAX_KEY} are allowed")
         return _parse(key)
     except InvalidReference as error:
-        raise InvalidReference(f"not the key of a stored artifact: {key[:300]!r}: {error}; {_EXAMPLES}") from None
+        raise InvalidReference(f"not the key of a stored artifact: {key[:_MAX_KEY]!r}: {error}; {_EXAMPLES}") from None
 
 
 def _parse(key: str) -> ModelKey | CheckpointKey:

@@ -11,25 +11,28 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, TypeGuard, cast
+from typing import Any, NoReturn, TypeGuard, cast
 
-from metaflow_artifacts.artifact import ModelArtifact, validate
-from metaflow_artifacts.errors import CorruptArtifact, UnsupportedFormat
+from metaflow_artifacts.artifact import MAX_DEPTH, ModelArtifact, depth, validate
+from metaflow_artifacts.errors import CorruptArtifact, SourceError, UnsupportedFormat
 
 __all__ = ["FORMAT", "MAX_BYTES", "VERSION", "Chunk", "FileEntry", "Manifest", "decode", "encode"]
 
 FORMAT = "metaflow-artifacts"
 VERSION = 1
-MAX_BYTES = 512 << 20
-"""A manifest of more bytes than this is refused unread: some four million files."""
+MAX_BYTES = 256 << 20
+"""A manifest of more bytes than this is neither written nor read: some two million files."""
 
 _MAX_SIZE = 1 << 62
 _MAX_PATH = 4096
+_MAX_PARSED = 1 << 30
+"""Bytes of memory that parsing may take, as far as counting brackets, quotes and commas tells."""
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_LENGTH = 78
@@ -81,7 +84,7 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as the bytes of its object."""
+    """The manifest as the bytes of its object. Raises SourceError where they are more than a reader takes."""
     wire: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -98,7 +101,19 @@ def encode(manifest: Manifest) -> bytes:
     if manifest.inline is not None:
         wire["inline"] = base64.b64encode(manifest.inline).decode()
     body = json.dumps(wire, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()[:-1]
-    return body + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+    data = body + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+    if len(data) > MAX_BYTES or _parsed(data) > _MAX_PARSED:
+        raise SourceError(
+            f"{manifest.artifact['key']}: {len(manifest.files)} files make a manifest of {len(data)} bytes, more than "
+            f"the {MAX_BYTES} that are read; save fewer files, or put them into archives"
+        )
+    return data
+
+
+def _parsed(data: bytes) -> int:
+    """About the bytes that the JSON in `data` takes in memory, and never much less."""
+    containers = data.count(b"[") + data.count(b"{")
+    return 72 * containers + 30 * data.count(b'"') + 32 * data.count(b",")
 
 
 def decode(data: bytes, key: str) -> Manifest:
@@ -108,10 +123,12 @@ def decode(data: bytes, key: str) -> Manifest:
     the format: every field is checked, since whoever can write to the store may be a stranger.
     """
     if len(data) > MAX_BYTES:
-        raise CorruptArtifact(f"{key}: a manifest of {len(data)} bytes; at most {MAX_BYTES} are read")
+        raise CorruptArtifact(f"{key}: the manifest has more than the {MAX_BYTES} bytes that are read; {_REMEDY}")
+    if _parsed(data) > _MAX_PARSED:
+        raise CorruptArtifact(f"{key}: the manifest has more entries than memory should be given for; {_REMEDY}")
     tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
     try:
-        wire = json.loads(data)
+        wire = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         if data.lstrip()[:1] != b"{" or b'"format"' not in data[:100]:
             raise UnsupportedFormat(
@@ -145,11 +162,24 @@ class _Bad(Exception):
     pass
 
 
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
 def _manifest(wire: dict[str, Any]) -> Manifest:
     artifact = wire.get("artifact")
     problems = validate(artifact)
     if problems or not isinstance(artifact, dict):
         raise _Bad("artifact: " + "; ".join(problems))
+    if depth(artifact) > MAX_DEPTH + 1:
+        raise _Bad(f"artifact: nested in more than {MAX_DEPTH} levels")
     chunk_size = wire.get("chunk_size")
     if not _is_int(chunk_size) or not 0 < chunk_size < _MAX_SIZE:
         raise _Bad(f"chunk_size: {chunk_size!r}")
@@ -231,9 +261,11 @@ def _check_path(path: str, where: str) -> None:
     if "" in parts or "." in parts or ".." in parts or "\0" in path:
         raise _Bad(f"{where}: {path!r} is not a relative, normalised path")
     try:
-        os.fsencode(path)
+        same = path.isascii() or os.fsdecode(os.fsencode(path)) == path
     except UnicodeEncodeError:
-        raise _Bad(f"{where}: {path!r} is no name of a file") from None
+        same = False
+    if not same:
+        raise _Bad(f"{where}: {path!r} is not how the name of a file is written")
     if os.name == "nt" and any(
         _WINDOWS_DEVICES.fullmatch(part) or set(part) & set('\\:*?"<>|') or part[-1] in " ." for part in parts
     ):

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,6 +23,7 @@ from metaflow_artifacts.errors import (
     CorruptArtifact,
     InvalidReference,
     SourceError,
+    StorageError,
     TransientStorageError,
 )
 from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
@@ -255,7 +257,7 @@ class Store:
             raise ArtifactNotFound(f"{manifest.artifact['key']}: no file of it matches {only!r}")
         transfer = progress or Transfer()
         transfer.start(sum(manifest.files[n].size for n in wanted))
-        with staged_target(path) as stage:
+        with staged_target(path) as stage, _naming(manifest):
             make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())
             if manifest.inline is None:
                 fetch_chunks(self.storage, manifest.files, manifest.chunks, stage, wanted, transfer)
@@ -283,9 +285,10 @@ class Store:
         end = file.size if length is None else min(file.size, start + length)
         if start >= end:
             return b""
-        if manifest.inline is not None:
-            return _inline(manifest)[file.offset + start : file.offset + end]
-        return transfer_chunks.read_range(self.storage, manifest.chunks, file, start, end)
+        with _naming(manifest):
+            if manifest.inline is not None:
+                return _inline(manifest)[file.offset + start : file.offset + end]
+            return transfer_chunks.read_range(self.storage, manifest.chunks, file, start, end)
 
     def list(self, prefix: str = f"{MODELS}/models/artifacts/") -> Iterator[str]:
         """The keys of all artifacts that start with `prefix`, in no set order; by default those of models."""
@@ -362,9 +365,18 @@ def _read_all(source: Source) -> bytes:
     return b"".join(parts)
 
 
+@contextmanager
+def _naming(manifest: Manifest) -> Iterator[None]:
+    """Errors about chunks say which artifact could not be read for them."""
+    try:
+        yield
+    except (CorruptArtifact, StorageError) as error:
+        raise type(error)(f"cannot load {manifest.artifact['key']}: {error}") from error
+
+
 def _inline(manifest: Manifest) -> bytes:
     """The inline content, verified."""
     content = manifest.inline or b""
     if [hashlib.sha256(content).hexdigest()] * bool(content) != [chunk.sha256 for chunk in manifest.chunks]:
-        raise CorruptArtifact(f"{manifest.artifact['key']}: its inline content has changed; save it again")
+        raise CorruptArtifact("its inline content has changed; save it again, or load another one")
     return content

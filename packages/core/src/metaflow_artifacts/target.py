@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -134,11 +135,16 @@ def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
 
     for path in files:
         make(path.rpartition("/")[0])
-        twin = names.setdefault(path.casefold(), path)
+        twin = names.setdefault(path.casefold() if path.isascii() else _folded(path), path)
         if twin != path and _one_name(stage, twin, path):
             raise TargetError(f"this file system takes {path!r} and {twin!r} for one file: {_ELSEWHERE}")
     for path in dirs:
         make(path)
+
+
+def _folded(path: str) -> str:
+    """What the paths have in common that some file system takes for one."""
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", path).casefold())
 
 
 _ELSEWHERE = "load onto one that tells capital letters and Unicode forms apart"
