@@ -15,7 +15,6 @@ from metaflow_artifacts.store import Store, open_store, root_of
 __all__ = ["default_store", "s3_client", "store_at", "store_for", "store_of_flow", "store_of_task"]
 
 _LOCAL_TYPES = ("local", "spin")
-_CONNECTIONS = 64
 
 
 def store_of_flow(flow_datastore: Any) -> Store:
@@ -39,7 +38,7 @@ def store_at(kind: str, root: str | None) -> Store:
     if not root:
         variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
         raise StorageError(f"the datastore {kind} has no root; set {variable}")
-    return _open(root.rstrip("/") if kind == "s3" else os.path.abspath(root), os.getpid())
+    return _open(root.rstrip("/") if kind == "s3" else os.path.abspath(root))
 
 
 def default_store() -> Store:
@@ -75,7 +74,7 @@ def store_for(reference: str | Mapping[str, Any], default: Store | None = None) 
     """
     root = root_of(reference)
     if root is not None and (root.startswith("s3://") or os.path.isdir(root)):
-        return _open(root, os.getpid())
+        return _open(root)
     return default or default_store()
 
 
@@ -89,11 +88,14 @@ def store_of_task(task: Any) -> Store:
 
 
 @functools.lru_cache(maxsize=16)
-def _open(root: str, process: int) -> Store:
-    # One for each process: neither connections nor threads survive a fork.
-    if root.startswith("s3://"):
-        return open_store(root, client=s3_client)
-    return open_store(root)
+def _open(root: str) -> Store:
+    if not root.startswith("s3://"):
+        return open_store(root)
+    from metaflow import metaflow_config
+
+    from metaflow_artifacts.storage.s3 import S3Storage
+
+    return Store(S3Storage(root, s3_client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION))
 
 
 def _running_datastore() -> Any:
@@ -121,38 +123,22 @@ def _configured_local_root() -> str:
 
 
 def s3_client() -> Any:
-    """A boto3 client made as Metaflow makes its own, with server-side encryption on every write.
-
-    Endpoint, certificates, session and credentials provider come from Metaflow's configuration.
-    """
+    """A boto3 client as Metaflow makes its own: endpoint, certificates, session and credentials provider from
+    its configuration. What the user chose there wins over core's own settings."""
     from botocore.config import Config
     from metaflow import metaflow_config
     from metaflow.plugins.aws.aws_client import get_aws_client
 
+    from metaflow_artifacts.storage.s3 import client_config
+
     # A copy: Metaflow's provider writes into what it is given.
     params: dict[str, Any] = copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS or {})
     chosen = params.get("config") or {}
-    config: Any = chosen if isinstance(chosen, Config) else Config(**chosen)
-    ours: dict[str, Any] = {}
-    if config.retries is None and not _is_configured("S3_CLIENT_RETRY_CONFIG"):
-        # The adaptive mode, Metaflow's default, slows all requests of a client down after one was throttled.
-        ours["retries"] = {"total_max_attempts": 10, "mode": "standard"}
-    if "max_pool_connections" not in getattr(config, "_user_provided_options", {}):
-        ours["max_pool_connections"] = _CONNECTIONS
-    params["config"] = config.merge(Config(**ours))
-    client = get_aws_client("s3", session_vars=metaflow_config.DATATOOLS_SESSION_VARS, client_params=params)
-    encryption = metaflow_config.S3_SERVER_SIDE_ENCRYPTION
-    if encryption:
-        _encrypt_writes(client, encryption)
-    return client
-
-
-def _encrypt_writes(client: Any, encryption: str) -> None:
-    def add(params: dict[str, Any], **_: Any) -> None:
-        params.setdefault("ServerSideEncryption", encryption)
-
-    for operation in ("PutObject", "CopyObject", "CreateMultipartUpload"):
-        client.meta.events.register(f"provide-client-params.s3.{operation}", add)
+    config = client_config()
+    if _is_configured("S3_CLIENT_RETRY_CONFIG"):
+        config = config.merge(Config(retries=metaflow_config.S3_CLIENT_RETRY_CONFIG))
+    params["config"] = config.merge(chosen if isinstance(chosen, Config) else Config(**chosen))
+    return get_aws_client("s3", session_vars=metaflow_config.DATATOOLS_SESSION_VARS, client_params=params)
 
 
 def _is_configured(name: str) -> bool:

@@ -75,8 +75,9 @@ class FlowRunner:
     `directory`, as the user `tester`, whatever the machine's own Metaflow and AWS settings are."""
 
     directory: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables besides, such as `SeaweedServer.environment()` and METAFLOW_DEFAULT_DATASTORE."""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    """Variables besides, such as `SeaweedServer.environment()` and METAFLOW_DEFAULT_DATASTORE; None unsets
+    one."""
 
     def __post_init__(self) -> None:
         for folder in (self.work, self.temporary, self.directory / "home"):
@@ -97,8 +98,8 @@ class FlowRunner:
         """The root of the local datastore."""
         return str(self.directory / ".metaflow")
 
-    def with_environment(self, **variables: str) -> FlowRunner:
-        """The same with more variables set."""
+    def with_environment(self, **variables: str | None) -> FlowRunner:
+        """The same with more variables set, or unset where None is given."""
         return FlowRunner(self.directory, {**self.environment, **variables})
 
     def variables(self) -> dict[str, str]:
@@ -106,7 +107,7 @@ class FlowRunner:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("METAFLOW", "AWS_", "MF_"))}
         # @parallel starts its workers as the `python` that it finds there.
         path = os.pathsep.join([os.path.dirname(sys.executable), kept.get("PATH", "")])
-        return {
+        everything = {
             **kept,
             "PATH": path,
             "HOME": str(self.directory / "home"),
@@ -118,6 +119,7 @@ class FlowRunner:
             "PYTHONUNBUFFERED": "1",
             **self.environment,
         }
+        return {name: value for name, value in everything.items() if value is not None}
 
     def run(
         self, flow: str | os.PathLike[str], *arguments: str, fails: bool = False, top: tuple[str, ...] = ()

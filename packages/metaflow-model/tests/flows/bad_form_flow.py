@@ -1,0 +1,18 @@
+"""A `load` of no known form: said before anything runs."""
+
+from metaflow import FlowSpec, model, step
+
+
+class BadFormFlow(FlowSpec):
+    @model(load={"name": 3})
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    BadFormFlow()
