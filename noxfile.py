@@ -59,7 +59,9 @@ def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] =
     """Install the distributions' wheels, what they depend on, and the dependency groups, as the pins allow."""
     wheels = build_wheels()
     paths = [str(next(wheels.glob(f"{name.replace('-', '_')}-*.whl"))) for name in distributions]
-    session.install(*paths, f"--find-links={wheels}", *(f"--group={group}" for group in groups))
+    # uv takes a wheel that it found below --find-links for the one of that version in its cache.
+    options = [f"--find-links={wheels}", "--refresh-package=metaflow-artifacts"]
+    session.install(*paths, *options, *(f"--group={group}" for group in groups))
 
 
 def test_alone(session: nox.Session, distribution: str) -> None:
@@ -124,3 +126,15 @@ def installed(session: nox.Session) -> None:
     install(session, *DISTRIBUTIONS)
     if session.posargs:
         session.run(*session.posargs, external=True)
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Seconds against metaflow-checkpoint 0.2.14 and a raw loop: `nox -s benchmark -- local`, or `-- s3`."""
+    install(session, *DISTRIBUTIONS, groups=("test",))
+    peer = Path(session.create_tmp()).resolve() / "peer"
+    uv = find_uv_bin()
+    session.run_install(uv, "venv", "-q", "--clear", str(peer), external=True)
+    packages = ("metaflow-checkpoint==0.2.14", "metaflow", "boto3")
+    session.run_install(uv, "pip", "install", "-q", f"--python={peer}", *packages, external=True)
+    session.run("python", "benchmarks/compare.py", f"--peer={peer}/bin/python", *session.posargs)
