@@ -1,0 +1,1 @@
+"""`@huggingface_hub`: repos of the Hugging Face Hub, kept in the datastore."""

@@ -1,0 +1,201 @@
+"""What users ask for: the arguments of `snapshot_download` and the forms of `load=`, checked and made one.
+
+Needs no huggingface_hub: mistakes are found before a flow starts, on a machine that may not have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaflow_artifacts.errors import InvalidReference
+
+__all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "without_secrets"]
+
+CACHE_SCOPES = ("checkpoint", "flow", "global")
+REPO_TYPES = ("model", "dataset", "space")
+
+_REPO_ID = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_SECRETS = ("token", "headers", "use_auth_token")
+# Arguments of snapshot_download, past ones too, that say how or where to download and not what.
+_NO_MATTER = frozenset(
+    {
+        "cache_dir",
+        "library_name",
+        "library_version",
+        "local_dir_use_symlinks",
+        "proxies",
+        "resume_download",
+        "tqdm_class",
+        "user_agent",
+    }
+)
+_FORMS = "a repo id, a dict of snapshot_download arguments, or a pair of one of these and a path"
+
+
+@dataclass(frozen=True)
+class RepoRequest:
+    """A repo as it was asked for. Nothing of `token` and `headers` is in its repr, name or metadata."""
+
+    repo_id: str
+    repo_type: str = "model"
+    revision: str | None = None
+    """Branch, tag or commit as given; None is the default branch."""
+    allow_patterns: tuple[str, ...] | None = None
+    ignore_patterns: tuple[str, ...] | None = None
+    force_download: bool = False
+    local_files_only: bool = False
+    max_workers: int = 8
+    """Files at once."""
+    etag_timeout: float = 10.0
+    """Seconds to wait for the Hub's answer about a repo."""
+    local_dir: str | None = None
+    """Where the files are wanted besides, None for nowhere."""
+    endpoint: str | None = None
+    token: bool | str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> RepoRequest:
+        """From keyword arguments of `huggingface_hub.snapshot_download`.
+
+        Raises InvalidReference naming the argument that is unknown, missing or of the wrong kind.
+        """
+        given = {name: value for name, value in arguments.items() if name not in _NO_MATTER}
+        if given.pop("dry_run", False):
+            raise InvalidReference("dry_run: not supported; call huggingface_hub.snapshot_download for that")
+        if given.get("token") is None:
+            given["token"] = given.pop("use_auth_token", None)
+        unknown = sorted(set(given) - {*cls.__dataclass_fields__, "use_auth_token"})
+        if unknown:
+            raise InvalidReference(f"{unknown[0]}: not an argument of huggingface_hub.snapshot_download")
+        given.pop("use_auth_token", None)
+        if "repo_id" not in given:
+            raise InvalidReference(
+                "repo_id is missing: the repo to download, for example google-bert/bert-base-uncased"
+            )
+        repo_type = given["repo_type"] = given.get("repo_type") or "model"
+        for name in ("force_download", "local_files_only"):
+            given[name] = bool(given.get(name))
+        for name in ("allow_patterns", "ignore_patterns"):
+            given[name] = _patterns(name, given.get(name))
+        given["ignore_patterns"] = given["ignore_patterns"] or None
+        for name in ("max_workers", "etag_timeout"):
+            if given.get(name) is None:
+                given.pop(name, None)
+        if given.get("local_dir") is not None:
+            given["local_dir"] = os.fspath(given["local_dir"])
+        # A revision that huggingface_hub resolved knows its commit.
+        given["revision"] = getattr(given.get("revision"), "resolved", given.get("revision"))
+        request = cls(**given)
+        if not isinstance(request.repo_id, str) or not _REPO_ID.fullmatch(request.repo_id):
+            raise InvalidReference(f"repo_id {request.repo_id!r}: expected <name> or <organisation>/<name>")
+        if repo_type not in REPO_TYPES:
+            raise InvalidReference(f"repo_type {repo_type!r}: expected one of {', '.join(REPO_TYPES)}")
+        if request.revision is not None and (not isinstance(request.revision, str) or not request.revision):
+            raise InvalidReference(f"revision {request.revision!r}: expected a branch, a tag or a commit id")
+        return request
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that was asked for, where it was asked for by its id: it never moves."""
+        return self.revision if self.revision is not None and _COMMIT.fullmatch(self.revision) else None
+
+    @property
+    def name(self) -> str:
+        """10 hex digits of all that decides the content."""
+        return self._digest(self.repo_type, self.repo_id, self.revision or "main")[:10]
+
+    @property
+    def files_id(self) -> str:
+        """10 hex digits of what decides which files of a commit are wanted."""
+        return self._digest()[:10]
+
+    @property
+    def repo_hash(self) -> str:
+        """20 hex digits of the repo."""
+        return _sha256([self.repo_type, self.repo_id])[:20]
+
+    def _digest(self, *parts: str) -> str:
+        allow, ignore = self.allow_patterns, self.ignore_patterns or ()
+        return _sha256([*parts, None if allow is None else sorted(set(allow)), sorted(set(ignore))])
+
+    def metadata(self, commit: str) -> dict[str, Any]:
+        """What a snapshot's reference says about where it came from."""
+        return {
+            "registry": "huggingface",
+            "repo_id": self.repo_id,
+            "repo_type": self.repo_type,
+            "revision": self.revision or "main",
+            "commit": commit,
+            "allow_patterns": None if self.allow_patterns is None else list(self.allow_patterns),
+            "ignore_patterns": None if self.ignore_patterns is None else list(self.ignore_patterns),
+        }
+
+    def __str__(self) -> str:
+        kind = "" if self.repo_type == "model" else f"{self.repo_type} "
+        return f"{kind}{self.repo_id}" + (f" at {self.revision[:40]}" if self.revision else "")
+
+
+def _patterns(name: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, (Sequence, set, frozenset)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise InvalidReference(f"{name} {value!r}: expected a pattern such as '*.json', or a list of them")
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """One entry of `load=`: a repo, and where it goes (None: a temporary directory)."""
+
+    request: RepoRequest
+    path: str | None = None
+
+
+def parse_load(load: Any) -> list[LoadSpec]:
+    """The entries of a decorator's `load` argument. Raises InvalidReference naming the entry that is none."""
+    if load is None:
+        return []
+    # One entry by itself is taken for a list of one.
+    entries = load if isinstance(load, list) else [load]
+    return [_spec(entry, f"load[{number}]") for number, entry in enumerate(entries)]
+
+
+def _spec(entry: Any, where: str) -> LoadSpec:
+    path: str | None = None
+    # The command line (--with) has no tuples.
+    if isinstance(entry, (tuple, list)):
+        if len(entry) != 2 or not isinstance(entry[1], (str, os.PathLike)):
+            raise InvalidReference(f"{where}: expected {_FORMS}; found {len(entry)} entries")
+        entry, path = entry[0], os.fspath(entry[1])
+    if isinstance(entry, str):
+        entry = {"repo_id": entry}
+    if not isinstance(entry, Mapping):
+        raise InvalidReference(f"{where}: expected {_FORMS}; found {type(entry).__name__}")
+    try:
+        request = RepoRequest.of(entry)
+    except InvalidReference as error:
+        raise InvalidReference(f"{where}: {error}") from None
+    return LoadSpec(request, path if path is not None else request.local_dir)
+
+
+def without_secrets(load: Any) -> Any:
+    """A copy of a `load` argument that may be written down: Metaflow stores decorators' attributes with each run."""
+    if isinstance(load, Mapping):
+        return {name: without_secrets(value) for name, value in load.items() if name not in _SECRETS}
+    if isinstance(load, (list, tuple)):
+        return [without_secrets(entry) for entry in load]
+    return load

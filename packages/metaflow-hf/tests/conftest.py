@@ -1,0 +1,46 @@
+"""What the tests of metaflow-hf share: the test Hub, and stores."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from metaflow_artifacts import Store
+from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+# The test Hub is a program of its own too, and pytest's importlib mode adds no directory.
+sys.path.insert(0, str(Path(__file__).parent))
+
+# huggingface_hub reads its settings when it is imported: none of this machine's may count.
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+    del os.environ[name]
+HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ["HF_HOME"] = HF_HOME.name
+
+from hub import Hub  # noqa: E402
+
+CHUNK_SIZE = 64 << 10
+"""Small, so that a small repo has many chunks."""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hub without repos."""
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store that cuts content into small chunks."""
+    if request.param == "local":
+        return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK_SIZE)
+    server: SeaweedServer = request.getfixturevalue("s3_server")
+    return Store(open_storage(f"{server.root}/{uuid4().hex}", client=server.client), chunk_size=CHUNK_SIZE)

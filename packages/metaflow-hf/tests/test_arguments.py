@@ -1,0 +1,134 @@
+"""What decides the content decides the name, and nothing else; mistakes are named before a flow starts."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import InvalidReference
+from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest, parse_load, without_secrets
+
+
+def request(**arguments: Any) -> RepoRequest:
+    return RepoRequest.of({"repo_id": "org/name", **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"repo_id": "org/other"},
+        {"repo_type": "dataset"},
+        {"revision": "v1"},
+        {"revision": "a" * 40},
+        {"allow_patterns": "*.json"},
+        {"allow_patterns": []},
+        {"ignore_patterns": ["*.json"]},
+    ],
+)
+def test_what_decides_the_content_is_in_the_name(arguments: dict[str, Any]) -> None:
+    assert request(**arguments).name != request().name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"repo_type": None},
+        {"repo_type": "model"},
+        {"revision": "main"},
+        {"revision": None},
+        {"ignore_patterns": []},
+        {"token": "secret"},
+        {"token": True},
+        {"use_auth_token": "secret"},
+        {"headers": {"authorization": "secret"}},
+        {"endpoint": "http://mirror"},
+        {"force_download": True},
+        {"max_workers": 1, "etag_timeout": 1, "cache_dir": "/x", "tqdm_class": object, "resume_download": True},
+        {"local_dir": "somewhere", "local_dir_use_symlinks": False, "local_files_only": True},
+        {"library_name": "x", "library_version": "1", "user_agent": "x", "proxies": {}},
+    ],
+)
+def test_what_does_not_decide_the_content_is_not(arguments: dict[str, Any]) -> None:
+    assert request(**arguments).name == request().name
+    assert request(**arguments).metadata("c") == request().metadata("c")
+
+
+def test_patterns_have_no_order() -> None:
+    first, second = request(allow_patterns=["a", "b"]), request(allow_patterns=["b", "a", "b"])
+    assert first.name == second.name
+    assert request(allow_patterns="a").name == request(allow_patterns=["a"]).name
+    assert request(allow_patterns="a").name != request(ignore_patterns="a").name
+
+
+def test_a_name_is_ten_hex_digits() -> None:
+    assert request().name == RepoRequest.of({"repo_id": "org/name"}).name
+    assert len(request().name) == 10
+    int(request().name, 16)
+
+
+def test_a_commit_id_never_moves() -> None:
+    assert request(revision="a" * 40).commit == "a" * 40
+    assert request(revision="a" * 39).commit is None
+    assert request().commit is None
+
+
+def test_a_revision_that_was_resolved_is_its_commit() -> None:
+    class Resolved(str):
+        resolved = "b" * 40
+
+    assert request(revision=Resolved("main")).commit == "b" * 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "repo_id is missing"),
+        ({"repo_id": 3}, "repo_id 3"),
+        ({"repo_id": "a/b/c"}, "a/b/c"),
+        ({"repo_id": "../x"}, r"\.\./x"),
+        ({"repo_id": "a", "repo_type": "kernel"}, "expected one of model, dataset, space"),
+        ({"repo_id": "a", "revision": ""}, "revision"),
+        ({"repo_id": "a", "allow_patterns": 3}, "allow_patterns 3"),
+        ({"repo_id": "a", "dry_run": True}, "dry_run"),
+        ({"repo_id": "a", "alow_patterns": "x"}, "alow_patterns: not an argument"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidReference, match=words):
+        RepoRequest.of(arguments)
+
+
+def test_secrets_do_not_show() -> None:
+    secret = request(token="hf_secret", headers={"authorization": "hf_secret"})
+    assert "secret" not in repr(secret)
+    assert "secret" not in str(secret)
+    load = [{"repo_id": "a", "token": "hf_secret"}, ({"repo_id": "b", "headers": {"x": "hf_secret"}}, "path"), "c"]
+    clean = without_secrets(load)
+    assert "secret" not in repr(clean)
+    assert parse_load(clean)[0].request.repo_id == "a"
+    assert parse_load(clean)[1].path == "path"
+    assert pickle.loads(pickle.dumps(secret)).token == "hf_secret"
+
+
+def test_the_forms_of_load() -> None:
+    load = ["a", ("b", "path"), {"repo_id": "c", "revision": "v1"}, ({"repo_id": "d"}, "path"), ["e", "path"]]
+    specs = parse_load(load)
+    assert [(spec.request.repo_id, spec.path) for spec in specs] == [
+        ("a", None),
+        ("b", "path"),
+        ("c", None),
+        ("d", "path"),
+        ("e", "path"),
+    ]
+    assert specs[2].request.revision == "v1"
+    assert parse_load(None) == []
+    assert parse_load("a") == parse_load(["a"])
+    assert parse_load({"repo_id": "a", "local_dir": "there"})[0].path == "there"
+
+
+@pytest.mark.parametrize("entry", [3, ("a",), ("a", "b", "c"), ("a", 3), {"revision": "x"}, (3, "path"), None])
+def test_what_is_no_form_of_load_is_named(entry: Any) -> None:
+    with pytest.raises(InvalidReference, match=r"load\[1\]"):
+        parse_load(["a", entry])

@@ -1,0 +1,298 @@
+"""Talking to the Hub: the right bytes or one clear line, whatever it answers."""
+
+from __future__ import annotations
+
+import random
+import threading
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hub import Hub as HubServer
+from hub import Repo, lfs
+
+from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as module
+from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
+from metaflow_extensions.mfart_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
+from metaflow_extensions.mfart_hf.plugins.hf_deco.hub import Hub, HubFile
+
+BIG = random.Random(1).randbytes(3_000_000)
+FILES = {"config.json": b"{}", "empty": b"", "sub/ü x.txt": b"hello", "weights.bin": lfs(BIG)}
+
+
+@pytest.fixture
+def repo(hub: HubServer) -> Repo:
+    return hub.repo("org/name", files=FILES)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited: none, in truth."""
+    waited: list[float] = []
+    monkeypatch.setattr(module, "pause", waited.append)
+    return waited
+
+
+def client(hub: HubServer, warnings: list[str] | None = None, **arguments: Any) -> Hub:
+    request = RepoRequest.of({"repo_id": "org/name", "endpoint": hub.endpoint, "token": False, **arguments})
+    return Hub(request, [].append if warnings is None else warnings.append)
+
+
+def contents(hub: HubServer, repo: Repo, **arguments: Any) -> dict[str, bytes]:
+    asked = client(hub, **arguments)
+    commit = asked.resolve().commit
+    return {file.path: b"".join(asked.stream(commit, file)) for file in asked.tree(commit)}
+
+
+def big(repo: Repo) -> HubFile:
+    return HubFile("weights.bin", len(BIG), lfs(BIG).oid)
+
+
+def test_every_file_once_and_right(hub: HubServer, repo: Repo) -> None:
+    assert contents(hub, repo) == repo.files
+    # One request for the commit, one for the list, one a file; nothing for an empty one.
+    assert hub.count("info") == hub.count("tree") == 1
+    assert hub.fetched() == {"config.json": 1, "sub/ü x.txt": 1, "weights.bin": 1}
+    assert hub.count() == 2 + 3 + hub.count("cdn")
+
+
+def test_the_list_comes_in_pages_and_in_order(hub: HubServer) -> None:
+    names = [f"{n:03}/f" for n in range(25)] + ["b", "a", "ä"]
+    hub.repo("org/name", files={name: name.encode() for name in names})
+    hub.page = 7
+    listed = client(hub).tree("main")
+    assert [file.path for file in listed] == sorted(names, key=str.encode)
+
+
+def test_patterns(hub: HubServer, repo: Repo) -> None:
+    def paths(**patterns: Any) -> list[str]:
+        return [file.path for file in client(hub, **patterns).tree("main")]
+
+    assert paths(allow_patterns="*.json") == ["config.json"]
+    assert paths(ignore_patterns=["*.json", "sub/"]) == ["empty", "weights.bin"]
+    assert paths(allow_patterns=["sub/*", "*.bin"], ignore_patterns=["*.bin"]) == ["sub/ü x.txt"]
+    assert paths(allow_patterns=[]) == []
+
+
+@pytest.mark.parametrize("kind", ["dataset", "space"])
+def test_other_kinds_of_repos(hub: HubServer, kind: str) -> None:
+    repo = hub.repo("org/name", kind, files=FILES)
+    assert contents(hub, repo, repo_type=kind) == repo.files
+
+
+def test_revisions(hub: HubServer, repo: Repo) -> None:
+    old = repo.refs["main"]
+    repo.tag("v1")
+    repo.commit({"config.json": b"{1}"}, branch="feature/x")
+    new = repo.commit({"config.json": b"{2}"})
+    assert client(hub).resolve().commit == new
+    assert client(hub, revision="v1").resolve().commit == old
+    assert client(hub, revision="feature/x").resolve().commit == repo.refs["feature/x"]
+    with pytest.raises(HubDenied, match=r"org/name at v2: the Hub has this repo, but not this revision"):
+        client(hub, revision="v2").resolve()
+
+
+def test_a_renamed_repo_is_followed(hub: HubServer, repo: Repo) -> None:
+    hub.rename("old", "org/name")
+    assert contents(hub, repo, repo_id="old") == repo.files
+
+
+def test_a_private_repo_opens_to_its_token_alone(hub: HubServer) -> None:
+    repo = hub.repo("org/name", private=True, token="hf_right", files=FILES)
+    assert contents(hub, repo, token="hf_right") == repo.files
+    # The content of LFS files comes from another host, which must not see the token.
+    assert {request.authorization for request in hub.requests if request.what == "cdn"} == {None}
+    assert client(hub, token="hf_right").resolve().restricted
+    for token in (False, "hf_wrong"):
+        with pytest.raises(HubDenied, match="no such model, or it is private") as caught:
+            client(hub, token=token).resolve()
+        assert "hf_" not in str(caught.value)
+
+
+def test_a_gated_repo_tells_where_to_ask(hub: HubServer) -> None:
+    repo = hub.repo("org/name", gated=True, token="hf_right", files=FILES)
+    assert contents(hub, repo, token="hf_right") == repo.files
+    client(hub, token="hf_right").check_access()
+    asked = client(hub)
+    commit = asked.resolve()
+    assert commit.restricted
+    for access in (asked.check_access, lambda: list(asked.stream(commit.commit, big(repo)))):
+        with pytest.raises(HubDenied, match=rf"restricted; ask for it at {hub.endpoint}/org/name, then set HF_TOKEN"):
+            access()
+
+
+def test_tokens_come_from_the_settings_of_huggingface_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = hub.repo("org/name", private=True, token="hf_right", files=FILES)
+    with pytest.raises(HubDenied, match="token=True, but there is no token"):
+        client(hub, token=True).resolve()
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert contents(hub, repo, token=None) == repo.files
+    assert contents(hub, repo, token=True) == repo.files
+    with pytest.raises(HubDenied):
+        client(hub, token=False).resolve()
+
+
+def test_own_headers_are_sent(hub: HubServer) -> None:
+    repo = hub.repo("org/name", private=True, token="hf_right", files=FILES)
+    assert contents(hub, repo, headers={"authorization": "Bearer hf_right"}) == repo.files
+
+
+def test_a_cut_connection_is_taken_up_where_it_broke(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.fault("cdn", cut=1_500_000)
+    hub.fault("file", file="config.json", cut=1)
+    warnings: list[str] = []
+    asked = client(hub, warnings)
+    got = {file.path: b"".join(asked.stream("main", file)) for file in asked.tree("main")}
+    assert got == repo.files
+    starts = [
+        int(request.range.split("=")[1][:-1]) for request in hub.requests if request.what == "cdn" and request.range
+    ]
+    assert len(starts) == 1
+    assert 0 < starts[0] <= 1_500_000
+    assert "trying again" in warnings[0]
+
+
+def test_a_server_without_ranges_begins_at_the_front(
+    hub: HubServer, repo: Repo, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fault("cdn", cut=2_500_000)
+    opened = Hub._open
+
+    def open_at_front(self: Hub, url: str, start: int) -> Any:
+        return opened(self, url, 0)
+
+    monkeypatch.setattr(Hub, "_open", open_at_front)
+    assert b"".join(client(hub).stream("main", big(repo))) == BIG
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_failing_hub_is_asked_again(hub: HubServer, repo: Repo, pauses: list[float], status: int) -> None:
+    for what in ("info", "tree", "file", "cdn"):
+        hub.fault(what, status=status)
+    assert contents(hub, repo) == repo.files
+    assert pauses == [module.FIRST_PAUSE] * 4
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("what", ["info", "file"])
+def test_the_hub_says_how_long_to_wait(hub: HubServer, repo: Repo, pauses: list[float], status: int, what: str) -> None:
+    hub.fault(what, status=status, headers={"Retry-After": "17"})
+    assert contents(hub, repo) == repo.files
+    assert pauses == [17]
+
+
+def test_forms_of_waiting(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.fault("info", status=429, headers={"RateLimit": '"api";r=0;t=55'})
+    hub.fault("info", status=503, headers={"Retry-After": formatdate(usegmt=True)})
+    hub.fault("info", status=503, headers={"Retry-After": "soon"})
+    client(hub).resolve()
+    assert pauses[0] == 55
+    assert pauses[1] <= 1
+    assert pauses[2] == 4 * module.FIRST_PAUSE
+
+
+def test_too_long_a_wait_is_an_error(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.fault("info", times=9, status=429, headers={"Retry-After": "3600"})
+    with pytest.raises(HubUnavailable, match=r"answers 429; it limits the rate.*asks to wait 3600 s"):
+        client(hub).resolve()
+    assert pauses == []
+    assert hub.count() == 1
+
+
+@pytest.mark.parametrize("what", ["info", "tree", "file", "cdn"])
+def test_a_hub_that_goes_on_failing_is_one_error(hub: HubServer, repo: Repo, pauses: list[float], what: str) -> None:
+    hub.fault(what, times=99, status=500)
+    with pytest.raises(HubUnavailable, match="the Hub answers 500") as caught:
+        contents(hub, repo)
+    assert "\n" not in str(caught.value)
+    assert hub.count(what) == module.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error", "words"),
+    [
+        (401, {}, HubDenied, "no such model, or it is private"),
+        (403, {}, HubDenied, "access is restricted"),
+        (404, {}, HubDenied, "no such model, or it is private"),
+        (404, {"X-Error-Code": "EntryNotFound"}, HubDenied, "a file that it lists is not there"),
+        (400, {"X-Error-Message": "very\tbad"}, HubError, r"answers 400 \(very bad\)"),
+    ],
+)
+@pytest.mark.parametrize("what", ["info", "file"])
+def test_refusals_are_not_asked_again(
+    hub: HubServer, repo: Repo, what: str, status: int, headers: dict[str, str], error: type[Exception], words: str
+) -> None:
+    hub.fault(what, times=99, status=status, headers=headers)
+    with pytest.raises(error, match=words):
+        contents(hub, repo)
+    assert hub.count(what) == 1
+
+
+def test_a_hub_that_is_down_is_one_error(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.down()
+    with pytest.raises(HubUnavailable, match=rf"org/name: {hub.endpoint} cannot be reached \(Connect"):
+        client(hub).resolve()
+    assert len(pauses) == module.ATTEMPTS - 1
+
+
+def test_a_hub_that_does_not_answer(hub: HubServer, repo: Repo) -> None:
+    held = hub.fault("info", hold=threading.Event())
+    asked = client(hub, etag_timeout=0.1)
+    try:
+        with pytest.raises(HubUnavailable, match="cannot be reached"):
+            asked.resolve(attempts=1)
+    finally:
+        held.hold.set()
+
+
+def test_too_few_bytes_are_fetched(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.fault("cdn", body=lambda data: data[:1_000_000])
+    assert b"".join(client(hub).stream("main", big(repo))) == BIG
+
+
+def test_fewer_bytes_than_the_list_says(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.fault("cdn", times=99, body=lambda data: data[:1_000_000])
+    with pytest.raises(HubError, match=r"weights.bin of org/name: the Hub has fewer bytes than it lists"):
+        list(client(hub).stream("main", big(repo)))
+
+
+def test_more_bytes_than_the_list_says(hub: HubServer, repo: Repo) -> None:
+    hub.fault("cdn", body=lambda data: data + b"x")
+    with pytest.raises(HubError, match="gives more than the 3000000 bytes"):
+        list(client(hub).stream("main", big(repo)))
+
+
+@pytest.mark.parametrize("file", ["config.json", "weights.bin"])
+def test_other_bytes_than_the_list_says(hub: HubServer, repo: Repo, file: str) -> None:
+    hub.fault("cdn" if file == "weights.bin" else "file", body=lambda data: b"x" * len(data))
+    asked = client(hub, allow_patterns=file)
+    [listed] = asked.tree("main")
+    with pytest.raises(HubError, match=f"{file} of org/name: what came is not what the Hub lists"):
+        list(asked.stream("main", listed))
+
+
+def test_offline_nothing_is_asked(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    asked = client(hub, local_files_only=True)
+    assert asked.offline
+    with pytest.raises(HubUnavailable, match="HF_HUB_OFFLINE is set, or local_files_only was passed"):
+        asked.resolve()
+    assert hub.count() == 0
+    assert pauses == []
+
+
+ROW = {"type": "file", "path": "a", "size": 1, "oid": "a" * 40}
+BAD = ({"path": "../x"}, {"path": "/x"}, {"path": 3}, {"size": -1}, {"size": "1"}, {"oid": "x"}, {"type": 1})
+
+
+@pytest.mark.parametrize("answer", [{"error": "x"}, [None], *([{**ROW, **bad}] for bad in BAD)])
+def test_a_list_that_is_none(hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    monkeypatch.setattr(Hub, "_json", lambda *_: (answer, None))
+    with pytest.raises(HubError, match="cannot be read"):
+        client(hub).tree("main")
+
+
+def test_what_is_no_hub(hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hub, "_json", lambda *_: ({"sha": None}, None))
+    asked = client(hub)
+    with pytest.raises(HubError, match="is it a Hugging Face Hub"):
+        asked.resolve()
