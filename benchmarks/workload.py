@@ -18,7 +18,7 @@ class Timer:
     def __init__(self):
         self.seconds = {}
 
-    def __call__(self, name, call, *args, **kwargs):
+    def __call__(self, name, call, /, *args, **kwargs):
         begin = time.perf_counter()
         result = call(*args, **kwargs)
         self.seconds[name] = time.perf_counter() - begin
