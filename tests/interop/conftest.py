@@ -121,8 +121,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Envir
             new.home.mkdir()
             uv("venv", "-q", "--python", sys.executable, new.directory / "venv")
             found = [WHEELS.get(requirement, requirement) for requirement in requirements]
-            # Core is never asked for: what depends on it brings it.
-            uv("pip", "install", "-q", "--python", new.directory / "venv", "--find-links", FOLDER, *found)
+            # Core is never asked for: what depends on it brings it, this build of it and not one in uv's cache.
+            core = ["--find-links", FOLDER, "--refresh-package", "metaflow-artifacts"]
+            uv("pip", "install", "-q", "--python", new.directory / "venv", *core, *found)
             made[requirements] = new
         return made[requirements]
 

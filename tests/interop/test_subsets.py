@@ -11,7 +11,7 @@ import pytest
 
 NAMES: dict[str, set[str]] = {
     "metaflow-model": {"delete_model", "load_model", "model"},
-    "metaflow-checkpoint": set(),
+    "metaflow-checkpoint": {"Checkpoint", "checkpoint"},
     "metaflow-hf": set(),
 }
 SUBSETS = list(chain.from_iterable(combinations(NAMES, size) for size in range(len(NAMES) + 1)))
