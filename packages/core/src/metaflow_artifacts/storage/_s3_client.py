@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 from metaflow_artifacts.errors import StorageError
 
@@ -43,10 +46,11 @@ def client_config(**options: Any) -> Any:
 
 def default_client() -> Any:
     """A client as boto3 is configured; `METAFLOW_S3_ENDPOINT_URL` names the endpoint where it is set."""
-    import boto3
+    # boto3's own client is the same, and its import also loads what this project makes no use of.
+    from botocore.session import Session
 
     endpoint = os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=client_config())
+    return Session().create_client("s3", endpoint_url=endpoint, config=client_config())
 
 
 def prepare(client: Any) -> Any:
@@ -57,13 +61,38 @@ def prepare(client: Any) -> Any:
     if version < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
         raise StorageError(f"boto3 {botocore.__version__} is too old for the s3 datastore: install boto3>={needed}")
-    client.meta.events.register_last("before-call.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts")
+    events = client.meta.events
+    events.register_last("before-call.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts-put")
+    events.register("before-parse.s3.ListObjectsV2", _parse_page, unique_id="metaflow-artifacts-list")
     return client
 
 
 def _send_at_once(params: dict[str, Any], **_: Any) -> None:
     # botocore asks leave before it sends a file-like body, which costs a round trip for each object.
     params["headers"].pop("Expect", None)
+
+
+def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    # botocore takes 0.1 ms for each entry, four times as long as the request itself: what it need not parse is taken
+    # from it, and goes through as `Objects`.
+    if response_dict["status_code"] != 200:
+        return
+    try:
+        page = ElementTree.fromstring(response_dict["body"])
+    except ElementTree.ParseError:
+        return
+    space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
+    encoded = page.findtext(f"{space}EncodingType") == "url"
+    objects = []
+    for entry in page.findall(f"{space}Contents"):
+        key = entry.findtext(f"{space}Key") or ""
+        # Python 3.10 does not know the letter.
+        modified = datetime.fromisoformat((entry.findtext(f"{space}LastModified") or "").replace("Z", "+00:00"))
+        size = int(entry.findtext(f"{space}Size") or 0)
+        objects.append((unquote(key) if encoded else key, size, modified.timestamp()))
+        page.remove(entry)
+    customized_response_dict["Objects"] = objects
+    response_dict["body"] = ElementTree.tostring(page)
 
 
 class Body:

@@ -139,6 +139,11 @@ class S3Storage(Storage):
         except ArtifactNotFound:
             self._demand_bucket(key)
             return None
+        except StorageError as error:
+            if error.__cause__ is not None and code_of(error.__cause__) == "AccessDenied":
+                # The answer to HEAD has no body; the one to GET says why it was refused.
+                self.get(key, 0, 1)
+            raise
         return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -151,10 +156,10 @@ class S3Storage(Storage):
         while True:
             where = {"Bucket": self.bucket, "Prefix": self._prefix + prefix, **more}
             page = self._request("list", prefix, functools.partial(_list, where))
-            for entry in page.get("Contents", ()):
-                key = entry["Key"][skipped:]
+            for name, size, modified in page["Objects"]:
+                key = name[skipped:]
                 if is_key(key) and not key.startswith(TEMPORARY):
-                    yield ObjectInfo(key, entry["Size"], entry["LastModified"].timestamp())
+                    yield ObjectInfo(key, size, modified)
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
