@@ -1,0 +1,184 @@
+"""Checkpoints of one place: numbers, order, what is listed and what is gone on from, on each storage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from metaflow_artifacts import ArtifactError, InvalidReference, Store
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.checkpoints import Series, find_latest, latest_checkpoints, list_checkpoints
+from metaflow_artifacts.keys import CheckpointPlace, parse_key
+from metaflow_artifacts.storage import ObjectInfo
+
+PATHSPEC = "F/1/train/2"
+ID = "0123abcd"
+
+
+@pytest.fixture
+def place() -> CheckpointPlace:
+    return CheckpointPlace("F", "train", "a" * 12, uuid4().hex[:12])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "state"
+    path.write_text("state")
+    return path
+
+
+def series(store: Store, place: CheckpointPlace, attempt: int = 0, pathspec: str = PATHSPEC) -> Series:
+    return Series(store, place, ID, attempt, pathspec)
+
+
+def keys(artifacts: list[ModelArtifact]) -> list[str]:
+    return [artifact["key"].rpartition("/")[2] for artifact in artifacts]
+
+
+def test_numbers_go_on_over_names_and_objects(store: Store, place: CheckpointPlace, file: Path) -> None:
+    first = series(store, place)
+    saved = [first.save(file, name, label="l") for name in ("a", "b", "a")]
+    saved.append(series(store, place).save(file, label="l"))
+    assert [artifact["version_id"] for artifact in saved] == [0, 1, 2, 3]
+    assert [artifact["name"] for artifact in saved] == ["a", "b", "a", "mfchckpt"]
+    assert list_checkpoints(store, place.prefix()) == saved[::-1]
+
+
+def test_a_number_that_is_taken_is_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
+    one, two = series(store, place), series(store, place)
+    saved = [one.save(file, label="l"), two.save(file, label="l"), one.save(file, label="l"), two.save(file, label="l")]
+    assert [artifact["version_id"] for artifact in saved] == [0, 1, 2, 3]
+
+
+def test_the_newest_that_may_be_latest_is_found(store: Store, place: CheckpointPlace, file: Path) -> None:
+    assert find_latest(store, place) is None
+    assert list_checkpoints(store, place.prefix()) == []
+    task = series(store, place)
+    saved = [task.save(file, label="l", latest=latest) for latest in (True, True, False, False)]
+    assert find_latest(store, place) == saved[1]
+    assert list(latest_checkpoints(store, place)) == [saved[1], saved[0]]
+    assert keys(list_checkpoints(store, place.prefix())) == keys(saved[::-1])
+
+
+def test_nothing_but_latest_false(store: Store, place: CheckpointPlace, file: Path) -> None:
+    task = series(store, place)
+    task.save(file, label="l", latest=False)
+    task.save(file, label="l", latest=False)
+    assert find_latest(store, place) is None
+
+
+def test_a_zombie_attempt_keeps_its_own(store: Store, place: CheckpointPlace, file: Path) -> None:
+    zombie, successor = series(store, place, 0), series(store, place, 1)
+    zombie.save(file, label="l")
+    second = successor.save(file, label="l")
+    third = zombie.save(file, label="l")
+    assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=1) == third
+    assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=2) == third
+    assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=0) is None
+    fourth = successor.save(file, label="l")
+    assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=2) == fourth
+    assert list_checkpoints(store, f"{place.prefix()}{ID}.1.", attempt=1) == [fourth, second]
+
+
+def test_another_task_with_the_same_id_is_another_task(store: Store, place: CheckpointPlace, file: Path) -> None:
+    mine = series(store, place).save(file, label="l")
+    theirs = series(store, place, pathspec="F/9/train/8").save(file, label="l")
+    assert mine["key"] != theirs["key"]
+    assert find_latest(store, place, id=ID, pathspec=PATHSPEC) == mine
+    assert find_latest(store, place) == theirs
+    assert list_checkpoints(store, place.prefix() + ID, accept=lambda artifact: artifact["pathspec"] == PATHSPEC) == [
+        mine
+    ]
+
+
+def test_by_name_and_attempt(store: Store, place: CheckpointPlace, file: Path) -> None:
+    first, second = series(store, place, 0), series(store, place, 1)
+    best = [first.save(file, "best", label="l"), second.save(file, "best", label="l")]
+    second.save(file, "be", label="l")
+    dotted = first.save(file, "a.0.best", label="l")
+    assert list_checkpoints(store, place.prefix(), name="best") == best[::-1]
+    assert list_checkpoints(store, place.prefix(), name="best", attempt=0) == best[:1]
+    assert list_checkpoints(store, place.prefix(), name="a.0.best") == [dotted]
+
+
+def test_a_damaged_manifest_is_told_and_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
+    task = series(store, place)
+    good, bad = task.save(file, label="l"), task.save(file, label="l")
+    store.storage.put(bad["key"], b"{")
+    told: list[ArtifactError] = []
+    assert find_latest(store, place, on_damage=told.append) == good
+    assert [bad["key"] in str(error) for error in told] == [True]
+    assert list_checkpoints(store, place.prefix()) == [good]
+
+
+def test_a_deleted_number_hides_nothing(store: Store, place: CheckpointPlace, file: Path) -> None:
+    hidden = series(store, place).save(file, label="l", latest=False)
+    store.delete(hidden)
+    again = series(store, place).save(file, label="l")
+    assert again["key"] == hidden["key"]
+    assert find_latest(store, place) == again
+
+
+def test_a_name_that_breaks_a_rule_stores_nothing(store: Store, place: CheckpointPlace, file: Path) -> None:
+    with pytest.raises(InvalidReference, match="name"):
+        series(store, place).save(file, "a\nb", label="l")
+    assert list(store.storage.list("mf.")) == []
+
+
+def test_only_what_could_be_newest_is_read(
+    store: Store, place: CheckpointPlace, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = series(store, place)
+    for number in range(12):
+        task.save(file, "best" if number % 4 == 0 else "other", label="l", latest=number < 6)
+    old = store.storage.list
+
+    def aged(prefix: str) -> Iterator[ObjectInfo]:
+        # As if an hour lay between one save and the next.
+        for info in old(prefix):
+            key = parse_key(info.key) if "/artifacts/" in info.key else None
+            yield ObjectInfo(info.key, info.size, 3600.0 * getattr(key, "n", 0))
+
+    reads: list[str] = []
+    get = store.storage.get
+    monkeypatch.setattr(store.storage, "list", aged)
+    monkeypatch.setattr(store.storage, "get", lambda key, *range_: reads.append(key) or get(key, *range_))
+    found = find_latest(store, place)
+    assert found is not None
+    assert found["version_id"] == 5
+    assert reads == [found["key"]]
+    reads.clear()
+    assert [artifact["version_id"] for artifact in list_checkpoints(store, place.prefix(), name="best")] == [8, 4, 0]
+    assert len(reads) == 3
+
+
+SAVER = """
+import sys
+from metaflow_artifacts import open_store
+from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.keys import CheckpointPlace
+root, task, path, name, count = sys.argv[1:]
+series = Series(open_store(root), CheckpointPlace("F", "train", "a" * 12, task), "0123abcd", 0, "F/1/train/2")
+for _ in range(int(count)):
+    print(series.save(path, name, label="l")["key"])
+"""
+
+
+def test_processes_that_save_at_once_lose_nothing(tmp_path: Path, place: CheckpointPlace, file: Path) -> None:
+    arguments = [sys.executable, "-c", SAVER, str(tmp_path / "store"), place.task, str(file)]
+    processes = [
+        subprocess.Popen([*arguments, name, "20"], stdout=subprocess.PIPE, text=True) for name in ("a", "a", "b")
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    saved = "".join(outputs).split()
+    assert len(set(saved)) == 60
+    from metaflow_artifacts import open_store
+
+    listed = list_checkpoints(open_store(tmp_path / "store"), place.prefix())
+    assert {artifact["key"] for artifact in listed} == set(saved)
