@@ -329,7 +329,8 @@ def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start
     for chunk in chunks:
         first, last = max(file.offset + start, begin), min(file.offset + end, begin + chunk.size)
         if first < last:
-            if file.sha256 is not None and chunk.size != file.size:
+            alone = begin <= file.offset and file.offset + file.size <= begin + chunk.size
+            if file.sha256 is not None and alone and file.size < chunk.size:
                 return _read_packed(storage, chunk, file, file.offset - begin)[start:end]
             piece = _Piece(first - begin, last - begin)
             read_chunk(storage, chunk, piece.take, piece.restart)
@@ -357,13 +358,14 @@ class _Piece:
 
 def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> bytes:
     key = chunk_key(chunk.sha256)
-    try:
-        content = storage.get(key, at, file.size)
-    except ArtifactNotFound as error:
-        raise CorruptArtifact(f"{storage.url(key)}: a chunk of the artifact is missing; {_RESTORE}") from error
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise CorruptArtifact(f"{storage.url(key)}: the content of {file.path!r} in this chunk has changed; {_RESTORE}")
-    return content
+    for _ in range(_ATTEMPTS):
+        try:
+            content = storage.get(key, at, file.size)
+        except ArtifactNotFound as error:
+            raise CorruptArtifact(f"{storage.url(key)}: a chunk of the artifact is missing; {_RESTORE}") from error
+        if hashlib.sha256(content).hexdigest() == file.sha256:
+            return content
+    raise CorruptArtifact(f"{storage.url(key)}: the content of {file.path!r} in this chunk has changed; {_RESTORE}")
 
 
 class _Writer:
