@@ -17,7 +17,7 @@ from typing import Any
 from metaflow_artifacts.artifact import ModelArtifact
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
 from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
-from metaflow_artifacts.manifest import Manifest
+from metaflow_artifacts.manifest import Head
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage import ObjectInfo
 from metaflow_artifacts.store import Store
@@ -166,10 +166,9 @@ def latest_checkpoints(
         end = next((n for n in range(begin, len(entries)) if entries[n].info.modified < oldest), len(entries))
         group = entries[begin:end]
         begin = end
-        for entry, manifest in zip(group, _read_all(store, group, on_damage), strict=True):
-            if manifest is not None and manifest.latest and pathspec in (None, manifest.artifact["pathspec"]):
-                artifact = _with_url(store, manifest)
-                candidates.append((_age(artifact), entry, artifact))
+        for entry, head in zip(group, _read_all(store, group, on_damage), strict=True):
+            if head is not None and head.latest and pathspec in (None, head.artifact["pathspec"]):
+                candidates.append((_age(head.artifact), entry, head.artifact))
         if candidates:
             best = max(candidates, key=lambda candidate: candidate[0])
             candidates.remove(best)
@@ -178,10 +177,10 @@ def latest_checkpoints(
 
 def _read_all(
     store: Store, entries: list[_Entry], on_damage: Callable[[ArtifactError], None] | None = None
-) -> list[Manifest | None]:
-    def read(entry: _Entry) -> Manifest | None:
+) -> list[Head | None]:
+    def read(entry: _Entry) -> Head | None:
         try:
-            return store.manifest(str(entry.key))
+            return store.head(str(entry.key))
         except ArtifactNotFound:  # deleted since it was listed
             return None
         except CorruptArtifact as error:
@@ -189,16 +188,11 @@ def _read_all(
                 on_damage(error)
             return None
 
-    if len(entries) < 2:
+    # A disk answers sooner than a thread starts.
+    if len(entries) < 2 or not store.storage.stages_in_memory:
         return [read(entry) for entry in entries]
     with ThreadPoolExecutor(min(store.storage.threads, len(entries))) as pool:
         return list(pool.map(read, entries))
-
-
-def _with_url(store: Store, manifest: Manifest) -> ModelArtifact:
-    artifact = manifest.artifact
-    artifact["url"] = store.storage.url(artifact["key"])
-    return artifact
 
 
 def _age(artifact: ModelArtifact) -> tuple[str, int, int]:
@@ -223,5 +217,5 @@ def list_checkpoints(
         for entry in _entries(store, prefix)
         if name in (None, entry.key.name) and attempt in (None, entry.key.attempt)
     ]
-    artifacts = [_with_url(store, manifest) for manifest in _read_all(store, entries) if manifest is not None]
+    artifacts = [head.artifact for head in _read_all(store, entries) if head is not None]
     return sorted(filter(accept, artifacts), key=_age, reverse=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
@@ -43,6 +44,12 @@ def encode_part(text: str, what: str) -> str:
     """`text` as one part of a key. `what` names it in the error: InvalidReference with the rule it breaks."""
     if not isinstance(text, str):
         raise InvalidReference(f"{what}: expected a string, found {type(text).__name__}")
+    return _encode_part(text, what)
+
+
+# A listing meets the same flow, step and names in thousands of keys.
+@lru_cache(maxsize=4096)
+def _encode_part(text: str, what: str) -> str:
     if not text:
         raise InvalidReference(f"{what}: empty; give it at least one character")
     if not text.isprintable():
@@ -58,6 +65,7 @@ def encode_part(text: str, what: str) -> str:
     return encoded
 
 
+@lru_cache(maxsize=4096)
 def _decode_part(part: str, what: str) -> str:
     try:
         text = unquote_to_bytes(part).decode()

@@ -22,7 +22,19 @@ from typing import Any, NoReturn, TypeGuard, cast
 from metaflow_artifacts.artifact import MAX_DEPTH, ModelArtifact, depth, validate
 from metaflow_artifacts.errors import CorruptArtifact, SourceError, UnsupportedFormat
 
-__all__ = ["FORMAT", "MAX_BYTES", "VERSION", "Chunk", "FileEntry", "Manifest", "decode", "encode"]
+__all__ = [
+    "FORMAT",
+    "HEAD_BYTES",
+    "MAX_BYTES",
+    "VERSION",
+    "Chunk",
+    "FileEntry",
+    "Head",
+    "Manifest",
+    "decode",
+    "decode_head",
+    "encode",
+]
 
 FORMAT = "metaflow-artifacts"
 VERSION = 1
@@ -36,6 +48,12 @@ _MAX_PARSED = 1 << 30
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_LENGTH = 78
+_HEAD = re.compile(
+    rb'\{"format":"%b","version":(?P<version>[0-9]{1,9}),"head_sha256":"(?P<sha256>[0-9a-f]{64})","head":'
+    % FORMAT.encode()
+)
+HEAD_BYTES = 4096
+"""What to read of a manifest to have its head, unless its metadata is large."""
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -57,6 +75,15 @@ class Chunk:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a manifest begins with: all that a listing tells about an artifact."""
+
+    artifact: ModelArtifact
+    latest: bool
+    """As in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +112,10 @@ class Manifest:
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its object. Raises SourceError where they are more than a reader takes."""
+    head = _dump({"artifact": manifest.artifact, "latest": manifest.latest})
+    digest = hashlib.sha256(head).hexdigest()
+    start = b'{"format":"%b","version":%d,"head_sha256":"%b","head":' % (FORMAT.encode(), VERSION, digest.encode())
     wire: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "artifact": manifest.artifact,
-        "latest": manifest.latest,
         "chunk_size": manifest.chunk_size,
         "files": [
             [f.path, f.size, f.mode, f.offset] if f.sha256 is None else [f.path, f.size, f.mode, f.offset, f.sha256]
@@ -100,7 +126,7 @@ def encode(manifest: Manifest) -> bytes:
     }
     if manifest.inline is not None:
         wire["inline"] = base64.b64encode(manifest.inline).decode()
-    body = json.dumps(wire, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()[:-1]
+    body = start + head + b"," + _dump(wire)[1:-1]
     data = body + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
     if len(data) > MAX_BYTES or _parsed(data) > _MAX_PARSED:
         raise SourceError(
@@ -108,6 +134,10 @@ def encode(manifest: Manifest) -> bytes:
             f"the {MAX_BYTES} that are read; save fewer files, or put them into archives"
         )
     return data
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _parsed(data: bytes) -> int:
@@ -128,7 +158,7 @@ def decode(data: bytes, key: str) -> Manifest:
         raise CorruptArtifact(f"{key}: the manifest has more entries than memory should be given for; {_REMEDY}")
     tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
     try:
-        wire = json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        wire = _JSON.decode(data.decode("ascii"))
     except (ValueError, RecursionError) as error:
         if data.lstrip()[:1] != b"{" or b'"format"' not in data[:100]:
             raise UnsupportedFormat(
@@ -150,9 +180,36 @@ def decode(data: bytes, key: str) -> Manifest:
     if tail is None or hashlib.sha256(data[:-_TAIL_LENGTH]).hexdigest().encode() != tail[1]:
         raise CorruptArtifact(f"{key}: the manifest is damaged (its checksum does not match); {_REMEDY}")
     try:
+        if _head_of(data) is None:
+            raise _Bad("head: does not come first, or its digest does not match")
         return _manifest(wire)
     except _Bad as error:
         raise CorruptArtifact(f"{key}: the manifest breaks the format ({error}); {_REMEDY}") from None
+
+
+def decode_head(data: bytes) -> Head | None:
+    """What the first bytes of a manifest say, where they hold all of its head and it is whole; else None.
+
+    None says nothing about the manifest: read all of it then.
+    """
+    try:
+        head = _head_of(data)
+        return None if head is None else _head(head)
+    except _Bad:
+        return None
+
+
+def _head_of(data: bytes) -> dict[str, Any] | None:
+    match = _HEAD.match(data)
+    if match is None or int(match["version"]) > VERSION:
+        return None
+    try:
+        text = data[match.end() :].decode("ascii")
+        head, end = _JSON.raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = hashlib.sha256(data[match.end() : match.end() + end]).hexdigest().encode() == match["sha256"]
+    return head if whole and isinstance(head, dict) else None
 
 
 _REMEDY = "save the artifact again, or load another one"
@@ -160,6 +217,13 @@ _REMEDY = "save the artifact again, or load another one"
 
 class _Bad(Exception):
     pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member that occurs twice")
+    return members
 
 
 def _no_number(text: str) -> NoReturn:
@@ -173,19 +237,30 @@ def _finite(text: str) -> float:
     return number
 
 
-def _manifest(wire: dict[str, Any]) -> Manifest:
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
+
+
+def _head(wire: dict[str, Any]) -> Head:
     artifact = wire.get("artifact")
     problems = validate(artifact)
     if problems or not isinstance(artifact, dict):
         raise _Bad("artifact: " + "; ".join(problems))
     if depth(artifact) > MAX_DEPTH + 1:
         raise _Bad(f"artifact: nested in more than {MAX_DEPTH} levels")
+    latest = wire.get("latest")
+    if not isinstance(latest, bool):
+        raise _Bad(f"latest: {latest!r}")
+    return Head(cast(ModelArtifact, artifact), latest)
+
+
+def _manifest(wire: dict[str, Any]) -> Manifest:
+    if not isinstance(wire.get("head"), dict):
+        raise _Bad("head: expected an object")
+    head = _head(wire["head"])
+    artifact = head.artifact
     chunk_size = wire.get("chunk_size")
     if not _is_int(chunk_size) or not 0 < chunk_size < _MAX_SIZE:
         raise _Bad(f"chunk_size: {chunk_size!r}")
-    latest = wire.get("latest", True)
-    if not isinstance(latest, bool):
-        raise _Bad(f"latest: {latest!r}")
     files = [_file(row, number) for number, row in enumerate(_rows(wire, "files"))]
     chunks = [_chunk(row, number) for number, row in enumerate(_rows(wire, "chunks"))]
     dirs = _rows(wire, "dirs")
@@ -203,7 +278,7 @@ def _manifest(wire: dict[str, Any]) -> Manifest:
     if not size == stored == artifact["size"]:
         raise _Bad(f"sizes: files add up to {size}, chunks to {stored}, the artifact says {artifact['size']}")
     inline = _inline(wire, chunks)
-    return Manifest(cast(ModelArtifact, artifact), files, dirs, chunks, chunk_size, inline, latest)
+    return Manifest(artifact, files, dirs, chunks, chunk_size, inline, head.latest)
 
 
 def _rows(wire: dict[str, Any], name: str) -> list[Any]:

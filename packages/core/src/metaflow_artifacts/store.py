@@ -27,7 +27,17 @@ from metaflow_artifacts.errors import (
     TransientStorageError,
 )
 from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
-from metaflow_artifacts.manifest import MAX_BYTES, Chunk, FileEntry, Manifest, decode, encode
+from metaflow_artifacts.manifest import (
+    HEAD_BYTES,
+    MAX_BYTES,
+    Chunk,
+    FileEntry,
+    Head,
+    Manifest,
+    decode,
+    decode_head,
+    encode,
+)
 from metaflow_artifacts.plan import plan
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.scan import Source, scan
@@ -218,23 +228,33 @@ class Store:
         CorruptArtifact where the manifest is damaged.
         """
         key = key_of(reference)
-        try:
-            data = self.storage.get(key, 0, MAX_BYTES + 1)
-        except ArtifactNotFound as error:
-            raise ArtifactNotFound(
-                f"nothing is stored at {self.storage.url(key)}: it was deleted, or it was saved in another datastore"
-            ) from error
-        manifest = decode(data, key)
+        manifest = decode(self._read(key, MAX_BYTES + 1), key)
         if manifest.artifact["key"] != key:
             raise CorruptArtifact(f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}")
         return manifest
 
+    def _read(self, key: str, length: int) -> bytes:
+        try:
+            return self.storage.get(key, 0, length)
+        except ArtifactNotFound as error:
+            raise ArtifactNotFound(
+                f"nothing is stored at {self.storage.url(key)}: it was deleted, or it was saved in another datastore"
+            ) from error
+
+    def head(self, reference: Reference) -> Head:
+        """What the manifest of an artifact begins with, by a read of its first bytes. Raises as `manifest` does."""
+        key = key_of(reference)
+        head = decode_head(self._read(key, HEAD_BYTES))
+        if head is None or head.artifact["key"] != key:
+            manifest = self.manifest(key)
+            head = Head(manifest.artifact, manifest.latest)
+        # The store may have been moved or be reached by another name since.
+        head.artifact["url"] = self.storage.url(key)
+        return head
+
     def info(self, reference: Reference) -> ModelArtifact:
         """The reference to an artifact, from its key. Raises as `manifest` does."""
-        artifact = self.manifest(reference).artifact
-        # The store may have been moved or be reached by another name since.
-        artifact["url"] = self.storage.url(artifact["key"])
-        return artifact
+        return self.head(reference).artifact
 
     def load(
         self,
