@@ -20,6 +20,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .ancestry import lineage
     from .store import Store, open_store
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "UnsupportedFormat",
     "UsageError",
     "is_model_artifact",
+    "lineage",
     "open_store",
     "parse",
     "validate",
@@ -46,8 +48,9 @@ __version__ = "0.1.0"
 # Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
 METAFLOW_PACKAGE_POLICY = "include"
 
-# Names of the modules that move data. Every Metaflow process imports this package; few of them use these.
-_LAZY = {"Store": "store", "open_store": "store"}
+# What moves data, with its module. Every Metaflow process imports this package; few of them use these. A name
+# here must not be a module's: importing that module would put it in the name's place.
+_LAZY = {"Store": "store", "lineage": "ancestry", "open_store": "store"}
 
 
 def __getattr__(name: str) -> Any:
