@@ -7,6 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
+pytest_plugins = ["metaflow_artifacts.testing.pytest_plugin"]
+
 
 def _fail_skips(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and os.environ.get("CI"):
