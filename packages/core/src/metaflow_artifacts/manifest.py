@@ -171,7 +171,7 @@ def decode(data: bytes, key: str) -> Manifest:
             f"{key}: what is stored there is not a manifest of these packages; it was written by something else"
         )
     version = wire.get("version")
-    if not _is_int(version):
+    if not _is_int(version) or version < 1:
         raise CorruptArtifact(f"{key}: the manifest is damaged (version {version!r}); {_REMEDY}")
     if version > VERSION:
         raise UnsupportedFormat(

@@ -19,8 +19,9 @@ __all__ = ["MARKS", "Sweep", "wait_for_sweeps"]
 
 MARKS = "mf.artifacts/gc/"
 
-LEASE = 30.0
-"""Seconds that a batch's mark holds a save up. A `gc` that has used half of them deletes nothing more under it."""
+LEASE = 120.0
+"""Seconds that a batch's mark holds a save up, where `gc` was killed. It begins to delete within a quarter of them;
+the rest is more than a storage tries to delete for."""
 SKEW = 900.0
 """Seconds that the clocks of writers and of the storage may differ by; S3 refuses requests beyond that."""
 
@@ -38,13 +39,13 @@ class Sweep:
 
     @contextmanager
     def batch(self) -> Iterator[Callable[[], bool]]:
-        """A stretch of looking and deleting. Gives a function that tells whether there is time to delete more."""
+        """A stretch of looking and deleting. Gives a function that tells whether it may still delete."""
         began = time.monotonic()
         mark, before = f"{MARKS}{self._run}.{self._batches}", f"{MARKS}{self._run}.{self._batches - 1}"
         self._batches += 1
         self._storage.put(mark + _OPEN, b"")
         try:
-            yield lambda: time.monotonic() - began < LEASE / 2
+            yield lambda: time.monotonic() - began < LEASE / 4
         finally:
             # In this order: at no moment is there neither mark.
             self._storage.put(mark + _DONE, b"")

@@ -1,0 +1,192 @@
+"""docs/format.md and the code say the same, and every frozen store is read as it was written."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import Store
+from metaflow_artifacts.check import check
+from metaflow_artifacts.checkpoints import find_latest, list_checkpoints
+from metaflow_artifacts.keys import HUB, CheckpointPlace, parse_key
+from metaflow_artifacts.manifest import VERSION, decode, encode
+from metaflow_artifacts.plan import plan
+from metaflow_artifacts.storage import open_storage
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FORMAT = Path(__file__).parents[3] / "docs" / "format.md"
+VERSIONS = [f"v{number}" for number in range(1, VERSION + 1)]
+
+
+# --- An independent reader, written from docs/format.md: nothing of the package, `json` and `hashlib` alone.
+
+
+def read_artifact(root: Path, key: str) -> tuple[dict[str, Any], dict[bytes, tuple[bytes, bool]], set[bytes]]:
+    """The reference, the files with their content and whether they are executable, and the empty directories."""
+    data = (root / key).read_bytes()
+    body, tail = data[:-78], data[-78:]
+    assert tail == b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+    wire = json.loads(data.decode("ascii"))
+    start = b'{"format":"metaflow-artifacts","version":1,"head_sha256":"%b","head":' % wire["head_sha256"].encode()
+    assert data.startswith(start)
+    _, length = json.JSONDecoder().raw_decode(data[len(start) :].decode("ascii"))
+    assert hashlib.sha256(data[len(start) :][:length]).hexdigest() == wire["head_sha256"]
+    artifact = wire["head"]["artifact"]
+    assert artifact["key"] == key
+    if "inline" in wire:
+        pieces = [base64.b64decode(wire["inline"], validate=True)] if wire["chunks"] else []
+    else:
+        names = [f"mf.artifacts/chunks/sha256/{digest[:2]}/{digest[2:]}" for digest, _ in wire["chunks"]]
+        pieces = [(root / name).read_bytes() for name in names]
+    for piece, (digest, size) in zip(pieces, wire["chunks"], strict=True):
+        assert hashlib.sha256(piece).hexdigest() == digest
+        assert len(piece) == size > 0
+    stream = b"".join(pieces)
+    assert len(stream) == artifact["size"] == sum(row[1] for row in wire["files"])
+    files = {}
+    position = 0
+    for path, size, mode, offset, *digests in wire["files"]:
+        assert offset == position
+        position += size
+        content = stream[offset : offset + size]
+        assert digests in ([], [hashlib.sha256(content).hexdigest()])
+        files[path.encode("utf-8", "surrogateescape")] = content, bool(mode & 0o100)
+    assert list(files) == sorted(files)
+    return artifact, files, {path.encode("utf-8", "surrogateescape") for path in wire["dirs"]}
+
+
+# --- End of the independent reader.
+
+
+@pytest.fixture(params=VERSIONS)
+def frozen(request: pytest.FixtureRequest) -> Path:
+    return FIXTURES / str(request.param)
+
+
+def expected(frozen: Path) -> dict[str, tuple[dict[bytes, tuple[bytes, bool]], set[bytes]]]:
+    found = {}
+    for key, artifact in json.loads((frozen / "expected.json").read_text()).items():
+        files = {
+            bytes.fromhex(name): (base64.b64decode(data), mode) for name, (data, mode) in artifact["files"].items()
+        }
+        found[key] = files, {bytes.fromhex(name) for name in artifact["dirs"]}
+    return found
+
+
+def on_disk(root: Path) -> tuple[dict[bytes, tuple[bytes, bool]], set[bytes]]:
+    files, dirs = {}, set()
+    base = os.fsencode(root)
+    for directory, names, found in os.walk(base):
+        if not names and not found and directory != base:
+            dirs.add(os.path.relpath(directory, base))
+        for name in found:
+            path = os.path.join(directory, name)
+            with open(path, "rb") as file:
+                files[os.path.relpath(path, base)] = file.read(), os.access(path, os.X_OK)
+    return files, dirs
+
+
+def test_the_independent_reader_reads_every_frozen_artifact(frozen: Path) -> None:
+    artifacts = expected(frozen)
+    assert len(artifacts) >= 7
+    for key, (files, dirs) in artifacts.items():
+        assert read_artifact(frozen / "store", key)[1:] == (files, dirs)
+
+
+def test_this_version_loads_every_frozen_artifact(frozen: Path, tmp_path: Path) -> None:
+    store = Store(open_storage(frozen / "store"))
+    for number, (key, content) in enumerate(expected(frozen).items()):
+        target = tmp_path / str(number)
+        store.load(key, target)
+        assert on_disk(target) == content
+        artifact = read_artifact(frozen / "store", key)[0]
+        assert store.info(key) == {**artifact, "url": f"{store.root}/{key}"}
+        for name, (data, _) in content[0].items():
+            assert store.read_file(key, os.fsdecode(name)) == data
+
+
+def test_this_version_finds_its_way_in_a_frozen_store(frozen: Path) -> None:
+    store = Store(open_storage(frozen / "store"))
+    report = check(store, read=True)
+    assert report.problems == ()
+    assert report.artifacts == len(expected(frozen))
+    place = CheckpointPlace("TrainFlow", "train", "0123456789ab", "ba9876543210")
+    latest = find_latest(store, place)
+    assert latest is not None
+    assert (latest["name"], latest["version_id"]) == ("mfchckpt", 0)
+    assert [one["version_id"] for one in list_checkpoints(store, place.prefix())] == [1, 0]
+    marked = next(one for one in list_checkpoints(store, place.prefix()) if one["version_id"] == 1)
+    marker = parse_key(marked["key"]).marker  # type: ignore[union-attr]
+    assert (frozen / "store" / marker).stat().st_size == 0
+    assert store.manifest(marked).latest is False
+    hub = find_latest(store, CheckpointPlace("TrainFlow", "train", "0123456789ab", "ba9876543210", HUB))
+    assert hub is not None
+    assert hub["name"] == "3fa4c1e2b0"
+
+
+def test_the_planner_cuts_as_it_did(frozen: Path) -> None:
+    """Other cuts would be read just as well, but all that is stored would be stored anew."""
+    store = Store(open_storage(frozen / "store"))
+    seen = 0
+    for key in expected(frozen):
+        manifest = store.manifest(key)
+        if manifest.chunk_size == 64 and manifest.inline is None:
+            sizes = plan([(file.path, file.size) for file in manifest.files], 64)
+            assert sizes == [chunk.size for chunk in manifest.chunks]
+            seen += 1
+    assert seen >= 4
+
+
+def test_chunks_are_named_by_what_sha256sum_prints(frozen: Path) -> None:
+    below = frozen / "store" / "mf.artifacts" / "chunks" / "sha256"
+    paths = [path for path in below.rglob("*") if path.is_file()]
+    assert len(paths) > 15
+    for path in paths:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.parent.name + path.name
+
+
+def example() -> bytes:
+    """The worked example of the page, as the object that it describes."""
+    block = re.search(r"<!-- example:.*?-->\n```\n(.*?)```", FORMAT.read_text(), re.DOTALL)
+    assert block is not None
+    return block[1].replace("\n", "").encode() + b"\n"
+
+
+def test_the_worked_example_is_a_manifest(tmp_path: Path) -> None:
+    data = example()
+    key = "mf.models/models/artifacts/demo_00000000000000000000000000000001"
+    manifest = decode(data, key)
+    assert encode(manifest) == data
+    store = Store(open_storage(tmp_path / "store"))
+    store.storage.put(key, data)
+    store.load(key, tmp_path / "out")
+    assert on_disk(tmp_path / "out") == read_artifact(tmp_path / "store", key)[1:]
+    assert on_disk(tmp_path / "out") == (
+        {b"hello.txt": (b"hi\n", False), b"run.sh": (b"#!/bin/sh\n", True)},
+        {b"logs"},
+    )
+
+
+def test_the_byte_table_of_the_worked_example_is_right() -> None:
+    data = example()
+    rows = re.findall(r"^\| (\d+)\N{EN DASH}(\d+) \| `([^`]+)`", FORMAT.read_text(), re.MULTILINE)
+    assert len(rows) == 9
+    end = 0
+    for first, last, start in rows:
+        assert int(first) == end
+        end = int(last) + 1
+        assert data[int(first) : end].startswith(start.encode())
+    assert end == len(data)
+    assert f"one line of {len(data)} bytes" in FORMAT.read_text()
+    head_first, head_last, body_last = re.findall(r"bytes (\d+) to (\d+)", FORMAT.read_text())[0] + ("731",)
+    head = data[int(head_first) : int(head_last) + 1]
+    assert json.loads(head)["latest"] is True
+    assert hashlib.sha256(head).hexdigest().encode() in data[42:123]
+    assert hashlib.sha256(data[: int(body_last) + 1]).hexdigest().encode() in data[-78:]
