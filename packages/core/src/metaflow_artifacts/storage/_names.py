@@ -21,8 +21,8 @@ def _fault(key: str) -> str | None:
         return "is empty"
     if len(key) > _KEY_LIMIT:
         return f"has {len(key)} characters, at most {_KEY_LIMIT} are allowed"
-    if not key.isascii() or not key.isprintable():
-        return "holds characters other than printable ASCII"
+    if not key.isascii() or not key.isprintable() or "\\" in key:
+        return "holds a backslash, or characters other than printable ASCII"
     for part in key.split("/"):
         if not part:
             return "has an empty part (it starts or ends with '/', or holds '//')"
@@ -57,7 +57,10 @@ def check_key(key: str, *, writing: bool = False) -> None:
 
 def check_prefix(prefix: str) -> None:
     """Raise InvalidReference where no key can start with `prefix`; an empty one is the start of all keys."""
-    # Completed to a key, so that 'a/', 'a/.' and 'a/..' are the starts of keys and 'a//' and '../' are not.
-    fault = _fault(prefix + "x") if isinstance(prefix, str) else _fault(prefix)
+    key = prefix
+    if isinstance(prefix, str) and prefix.rpartition("/")[2] in {"", ".", ".."}:
+        # 'a/', 'a/.' and 'a/..' are the starts of keys; 'a//' and '../' are not.
+        key += "x"
+    fault = _fault(key)
     if fault is not None:
         raise InvalidReference(f"storage prefix {_shown(prefix)} {fault}; keys are relative, '/'-separated ASCII")

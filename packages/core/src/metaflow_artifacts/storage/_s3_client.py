@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from metaflow_artifacts.errors import StorageError
@@ -89,7 +89,7 @@ def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[st
         # Python 3.10 does not know the letter.
         modified = datetime.fromisoformat((entry.findtext(f"{space}LastModified") or "").replace("Z", "+00:00"))
         size = int(entry.findtext(f"{space}Size") or 0)
-        objects.append((unquote(key) if encoded else key, size, modified.timestamp()))
+        objects.append((unquote_plus(key) if encoded else key, size, modified.timestamp()))
         page.remove(entry)
     customized_response_dict["Objects"] = objects
     response_dict["body"] = ElementTree.tostring(page)

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SeaweedServer", "seaweedfs"]
+from metaflow_artifacts.storage.s3 import client_config
+
+__all__ = ["SeaweedServer", "s3_client", "seaweedfs"]
 
 _ENVIRONMENT = {
     # Each bucket gets this many volumes at once, instead of seven.
@@ -62,23 +64,32 @@ class SeaweedServer:
         }
 
     def client(self, **options: Any) -> Any:
-        """A boto3 client of this server that ignores the machine's own AWS configuration."""
-        import boto3
+        """A boto3 client of this server, set up as `open_storage` does it; it ignores the machine's AWS configuration.
 
-        options = {
-            "endpoint_url": self.endpoint,
-            "aws_access_key_id": self.access_key,
-            "aws_secret_access_key": self.secret_key,
-            "region_name": "us-east-1",
-            **options,
-        }
-        return boto3.session.Session().client("s3", **options)
+        Where it is to be made in another process, `functools.partial(s3_client, ...)` can be pickled.
+        """
+        return s3_client(self.endpoint, self.access_key, self.secret_key, **options)
 
     def kill(self) -> None:
         """End the server at once, as a crash would."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -> Any:
+    """A boto3 client with these settings and no others; `options` go to boto3 and win."""
+    import boto3
+
+    options = {
+        "endpoint_url": endpoint,
+        "aws_access_key_id": access_key,
+        "aws_secret_access_key": secret_key,
+        "region_name": "us-east-1",
+        "config": client_config(),
+        **options,
+    }
+    return boto3.session.Session().client("s3", **options)
 
 
 @contextlib.contextmanager
