@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +11,9 @@ import pytest
 from metaflow_artifacts import Store
 from metaflow_artifacts.storage import open_storage
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+# `faultlib`, for tests at any place below: with import-mode importlib, tests are no packages.
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 CHUNK_SIZE = 64 << 10
 """Small, so that a small artifact has many chunks."""

@@ -1,0 +1,1 @@
+"""Parts of the fault suite that are no tests."""

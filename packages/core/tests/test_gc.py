@@ -1,0 +1,392 @@
+"""gc: garbage goes after the grace period, what is needed stays, whatever a save does at whichever moment."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faultlib.watched import Watched
+
+from metaflow_artifacts import CorruptArtifact, InvalidReference, ModelArtifact, Store, TransientStorageError, sweeps
+from metaflow_artifacts.check import check
+from metaflow_artifacts.checkpoints import Series, find_latest
+from metaflow_artifacts.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
+from metaflow_artifacts.gc import GRACE, execute_gc, gc, plan_gc
+from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts.manifest import Chunk, FileEntry
+from metaflow_artifacts.storage import LocalStorage, ObjectInfo, open_storage
+from metaflow_artifacts.sweeps import MARKS
+
+CHUNK = 64 << 10
+DAY = 24 * 3600.0
+PLACE = CheckpointPlace("F", "s", "0" * 12, "1" * 12)
+
+
+def write(path: Path, chunks: int, seed: int = 0) -> Path:
+    path.write_bytes(b"".join(bytes([seed, number]) * (CHUNK // 2) for number in range(chunks)))
+    return path
+
+
+def chunks(store: Store) -> set[str]:
+    return {info.key for info in store.storage.list(CHUNKS)}
+
+
+def collect(store: Store, **options: Any) -> Any:
+    return gc(store, grace=0, exclusive=True, dry_run=False, **options)
+
+
+def age(store: Store, days: float, prefix: str = "") -> None:
+    """Make everything below a local root older."""
+    for info in [*store.storage.list(prefix), *store.storage.leftovers()]:
+        os.utime(Path(store.root, info.key), (info.modified - days * DAY,) * 2)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK)
+
+
+def test_what_no_artifact_names_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> None:
+    first = store.save_model(write(tmp_path / "a", 6))
+    second = store.save_model(write(tmp_path / "b", 3))
+    third = store.save_model(write(tmp_path / "c", 2, seed=1))
+    store.delete(first)
+    store.delete(third)
+    before = chunks(store)
+    dry = gc(store, grace=0, exclusive=True)
+    assert dry.dry_run
+    assert (dry.artifacts, dry.chunks, dry.stored) == (1, 8, 8 * CHUNK)
+    assert (dry.removed, dry.freed, dry.spared) == (5, 5 * CHUNK, 0)
+    assert chunks(store) == before
+    done = collect(store)
+    assert not done.dry_run
+    assert (done.removed, done.freed, done.spared) == (5, 5 * CHUNK, 0)
+    assert chunks(store) == {chunk_key(chunk.sha256) for chunk in store.manifest(second).chunks}
+    assert check(store, read=True).ok
+    assert collect(store).removed == 0
+
+
+def test_everything_is_kept_for_the_grace_period(local: Store, tmp_path: Path) -> None:
+    local.delete(local.save_model(write(tmp_path / "a", 4)))
+    for days, removed in ((0, 0), (6.9, 0), (0.2, 4)):
+        age(local, days)
+        assert gc(local, dry_run=False).removed == removed
+    assert chunks(local) == set()
+
+
+def test_a_grace_period_that_is_too_short_is_refused(local: Store) -> None:
+    assert GRACE == 7 * DAY
+    assert REFRESH_AFTER == DAY
+    for grace in (2 * DAY - 1, 0, -1):
+        with pytest.raises(InvalidReference, match="at least 172800 s are needed while anything saves"):
+            gc(local, grace=grace)
+    gc(local, grace=2 * DAY)
+    gc(local, grace=0, exclusive=True)
+    with pytest.raises(InvalidReference):
+        gc(local, grace=-1, exclusive=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-10], lambda data: b"x", lambda data: data.replace(b'"version":1,', b'"version":2,')],
+    ids=["cut", "nothing", "later"],
+)
+def test_nothing_goes_where_a_manifest_cannot_be_read(
+    store: Store, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    saved = store.save_model(write(tmp_path / "a", 3))
+    store.delete(store.save_model(write(tmp_path / "b", 3, seed=1)))
+    store.storage.put(saved["key"], damage(store.storage.get(saved["key"])))
+    before = chunks(store)
+    with pytest.raises(CorruptArtifact, match="nothing was removed: .*" + saved["key"]):
+        collect(store)
+    assert chunks(store) == before
+    store.delete(saved)
+    assert collect(store).removed == 6
+
+
+def test_what_others_keep_below_the_root_stays(local: Store) -> None:
+    keys = {"F/1/start/1/0.data", "mf.artifacts/other", f"{CHUNKS}aa/no-digest", "mf.models/models/artifacts/x.tar"}
+    for key in keys:
+        local.storage.put(key, b"others")
+    age(local, 30)
+    collect(local)
+    assert {info.key for info in local.storage.list("")} == keys
+
+
+def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> None:
+    local.save_model(write(tmp_path / "a", 2))
+    temporary = Path(local.root, "mf.artifacts", "tmp", "123-abc")
+    temporary.write_bytes(b"half of a chunk")
+    assert gc(local, dry_run=False).temporary == 0
+    os.utime(temporary, (time.time() - 8 * DAY,) * 2)
+    assert gc(local).temporary == 1
+    assert temporary.exists()
+    stats = gc(local, dry_run=False)
+    assert (stats.temporary, stats.freed) == (1, 15)
+    assert not temporary.exists()
+
+
+def test_a_marker_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
+    series = Series(local, PLACE, "0" * 8, 0)
+    kept = series.save(write(tmp_path / "a", 2), latest=False, label="l")
+    lost = series.save(write(tmp_path / "a", 2), latest=False, label="l")
+    local.storage.delete([lost["key"]])
+    age(local, 8)
+    assert gc(local, dry_run=False).markers == 1
+    assert [info.key for info in local.storage.list("mf.checkpoints/checkpoints/not_latest/")] == [
+        kept["key"].replace("artifacts", "not_latest")
+    ]
+    # Else it would hide the next one that is saved there.
+    assert Series(local, PLACE, "0" * 8, 0).save(tmp_path / "a", label="l")["version_id"] == 1
+    latest = find_latest(local, PLACE)
+    assert latest is not None
+    assert latest["version_id"] == 1
+
+
+def test_a_plan_may_be_executed_much_later(local: Store, tmp_path: Path) -> None:
+    """What was saved since stays: also what names a chunk that the plan would remove."""
+    local.delete(local.save_model(write(tmp_path / "a", 4)))
+    age(local, 30)
+    plan = plan_gc(local)
+    assert len(plan.garbage) == 4
+    assert plan.size == 4 * CHUNK
+    saved = local.save_model(write(tmp_path / "b", 2))
+    stats = execute_gc(local, plan)
+    assert (stats.removed, stats.spared, stats.freed) == (2, 2, 2 * CHUNK)
+    local.load(saved, tmp_path / "out")
+    other = Store(open_storage(tmp_path / "other"))
+    with pytest.raises(InvalidReference, match="the plan was made for"):
+        execute_gc(other, plan)
+
+
+def test_a_save_renews_what_is_older_than_a_day(local: Store, tmp_path: Path) -> None:
+    local.delete(local.save_model(write(tmp_path / "a", 3)))
+    for days, renewed in ((0.9, False), (30, True)):
+        age(local, days)
+        local.delete(local.save_model(tmp_path / "a"))
+        for info in local.storage.list(CHUNKS):
+            assert (time.time() - info.modified < 60) is renewed
+
+
+def during_gc(store: Store, moment: str, action: Callable[[], None]) -> None:
+    """Run a gc, and `action` once right before its first operation `moment` on a chunk."""
+    pending = [action]
+
+    def before(operation: str, key: str) -> None:
+        if operation == moment and key.startswith(CHUNKS) and pending:
+            pending.pop()()
+
+    watched = Store(Watched(store.storage, before), refresh_after=store.refresh_after)
+    execute_gc(watched, plan_gc(watched))
+    assert not pending
+
+
+def in_background(action: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(action()))
+    thread.start()
+    return thread, results
+
+
+@pytest.mark.parametrize("moment", ["stat", "delete"])
+def test_a_save_at_any_moment_of_a_gc(local: Store, tmp_path: Path, moment: str) -> None:
+    """Right before gc looks at a chunk, and between its look and the removal: the save needs those very chunks."""
+    local.delete(local.save_model(write(tmp_path / "a", 4)))
+    age(local, 30)
+    saves: list[tuple[threading.Thread, list[ModelArtifact]]] = []
+
+    def save() -> None:
+        saves.append(in_background(lambda: local.save_model(tmp_path / "a")))
+        # Until it has renewed the chunks: then it is done, or it waits for this gc.
+        while any(time.time() - info.modified > DAY for info in local.storage.list(CHUNKS)):
+            time.sleep(0.01)
+
+    during_gc(local, moment, save)
+    ((thread, results),) = saves
+    thread.join()
+    local.load(results[0], tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == (tmp_path / "a").read_bytes()
+    assert check(local, read=True).ok
+
+
+def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store, tmp_path: Path) -> None:
+    """All of a gc happens between a save's look at its chunks and its commit."""
+    local.delete(local.save_model(write(tmp_path / "a", 4)))
+    age(local, 30)
+    plan = plan_gc(local)
+    pending = [plan]
+
+    def before(operation: str, key: str) -> None:
+        if operation == "list" and key == MARKS and pending:
+            # A gc whose clock is far ahead: it removes even what was renewed just now.
+            ahead = pending.pop()
+            execute_gc(local, type(ahead)(**{**vars(ahead), "limit": time.time() + DAY}))
+
+    saved = Store(Watched(local.storage, before), chunk_size=CHUNK).save_model(tmp_path / "a")
+    local.load(saved, tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_a_save_gives_up_where_its_chunks_keep_going(local: Store, tmp_path: Path) -> None:
+    def before(operation: str, key: str) -> None:
+        if operation == "list" and key == MARKS:
+            local.storage.delete(chunks(local))
+            local.storage.put(f"{MARKS}x.0.done", b"")
+
+    store = Store(Watched(local.storage, before), chunk_size=CHUNK)
+    with pytest.raises(TransientStorageError, match="deleted meanwhile, 10 times in a row"):
+        store.save_model(write(tmp_path / "a", 4))
+    assert list(local.list()) == []
+
+
+def test_a_save_that_takes_long_renews_its_chunks(local: Store, tmp_path: Path) -> None:
+    """What was new when the save looked at it is old at the commit."""
+    local.delete(local.save_model(write(tmp_path / "a", 4)))
+    store = Store(Watched(local.storage, lambda operation, key: None), chunk_size=CHUNK, refresh_after=0.3)
+
+    def before(operation: str, key: str) -> None:
+        if operation == "list" and key == MARKS:
+            time.sleep(0.4)
+            store.storage.before = lambda operation, key: None  # type: ignore[attr-defined]
+
+    store.storage.before = before  # type: ignore[attr-defined]
+    began = time.time()
+    store.save_model(tmp_path / "a")
+    for info in local.storage.list(CHUNKS):
+        assert info.modified > began + 0.3
+
+
+def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path) -> None:
+    chunk, new = put_chunk(local.storage, b"x" * CHUNK)
+    assert new
+    keys = Series(local, PLACE, "0" * 8, 0)
+    files = [FileEntry("f", chunk.size, 0o644, 0)]
+    since = time.time()
+    first = local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=since)
+    assert local.read_file(first, "f") == b"x" * CHUNK
+    local.storage.delete([chunk_key(chunk.sha256)])
+    local.storage.put(f"{MARKS}x.0.done", b"")
+    for known in (since, None):
+        with pytest.raises(TransientStorageError, match="a gc removed content while it was stored"):
+            local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=known)
+
+
+def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "LEASE", 0.5)
+    local.delete(local.save_model(write(tmp_path / "a", 4)))
+    age(local, 30)
+
+    def before(operation: str, key: str) -> None:
+        if operation == "delete" or key.endswith(".done"):
+            raise KeyboardInterrupt
+
+    watched = Store(Watched(local.storage, before))
+    with pytest.raises(KeyboardInterrupt):
+        execute_gc(watched, plan_gc(watched))
+    (mark,) = (info.key for info in local.storage.list(MARKS))
+    assert mark.endswith(".open")
+    waits = []
+    for _ in range(2):
+        began = time.monotonic()
+        local.save_model(tmp_path / "a")
+        waits.append(time.monotonic() - began)
+    assert waits[0] >= 0.5
+    assert [info.key for info in local.storage.list(MARKS)] == [mark.replace(".open", ".done")]
+    assert waits[1] < waits[0]
+    age(local, 30, MARKS)
+    gc(local, dry_run=False)
+    assert list(local.storage.list(MARKS)) == []
+
+
+def test_a_gc_that_is_slow_looks_again_before_it_deletes(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "LEASE", 0.4)
+    local.delete(local.save_model(write(tmp_path / "a", 2)))
+    age(local, 30)
+    slow = [True]
+
+    def before(operation: str, key: str) -> None:
+        if operation == "stat" and slow:
+            slow.pop()
+            time.sleep(0.2)
+            is_stored(local.storage, next(iter(contents.values())))
+
+    contents = {
+        info.key: Chunk(info.key[len(CHUNKS) :].replace("/", ""), info.size) for info in local.storage.list(CHUNKS)
+    }
+    watched = Store(Watched(local.storage, before))
+    stats = execute_gc(watched, plan_gc(watched))
+    assert (stats.removed, stats.spared) == (1, 1)
+    assert chunks(local) == {next(iter(contents))}
+
+
+def test_a_storage_that_is_too_slow_for_a_gc(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "LEASE", 0.0)
+    local.delete(local.save_model(write(tmp_path / "a", 2)))
+    age(local, 30)
+    before = chunks(local)
+    with pytest.raises(TransientStorageError, match="answers too slowly"):
+        gc(local, dry_run=False)
+    assert chunks(local) == before
+
+
+def test_two_gcs_at_once(store: Store, tmp_path: Path) -> None:
+    kept = store.save_model(write(tmp_path / "a", 3))
+    store.delete(store.save_model(write(tmp_path / "b", 20, seed=1)))
+    plans = [plan_gc(store, grace=0, exclusive=True) for _ in range(2)]
+    threads = [in_background(lambda plan=plan: execute_gc(store, plan)) for plan in plans]  # type: ignore[misc]
+    for thread, _ in threads:
+        thread.join()
+    assert all(results for _, results in threads)
+    assert chunks(store) == {chunk_key(chunk.sha256) for chunk in store.manifest(kept).chunks}
+
+
+def test_an_artifact_that_is_deleted_while_gc_reads(local: Store, tmp_path: Path) -> None:
+    saved = local.save_model(write(tmp_path / "a", 2))
+    local.delete(local.save_model(write(tmp_path / "b", 2, seed=1)))
+    age(local, 30)
+
+    def before(operation: str, key: str) -> None:
+        if operation == "get":
+            local.storage.delete([saved["key"]])
+
+    assert len(plan_gc(Store(Watched(local.storage, before))).garbage) == 4
+
+
+def test_many_chunks_go_in_batches(local: Store) -> None:
+    for number in range(600):
+        put_chunk(local.storage, number.to_bytes(4, "big"))
+    age(local, 30)
+    marks: set[str] = set()
+
+    def before(operation: str, key: str) -> None:
+        if operation == "put":
+            marks.add(key)
+
+    store = Store(Watched(local.storage, before))
+    assert gc(store, dry_run=False).removed == 600
+    assert len(marks) == 6
+    left = list(local.storage.list(MARKS))
+    assert [info.key[-5:] for info in left] == [".done"]
+
+
+def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> None:
+    """The plan goes by a listing, the removal by a look."""
+
+    class Behind(LocalStorage):
+        def stat(self, key: str) -> ObjectInfo | None:
+            info = super().stat(key)
+            return None if info is None else ObjectInfo(key, info.size, time.time())
+
+    put_chunk(local.storage, b"x")
+    age(local, 30)
+    store = Store(Behind(local.root))
+    stats = execute_gc(store, plan_gc(store))
+    assert (stats.removed, stats.spared) == (0, 1)
