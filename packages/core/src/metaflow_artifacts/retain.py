@@ -1,0 +1,231 @@
+"""Which checkpoints to keep: the last, the best, the young; the others of the same flow and step may go."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.check import artifact_objects
+from metaflow_artifacts.chunks import in_threads
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
+from metaflow_artifacts.storage import ObjectInfo
+from metaflow_artifacts.store import Store
+
+__all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidReference where none is given."""
+
+    last: int | None = None
+    """As many of the newest."""
+    best: int | None = None
+    """As many of those with the best value of `metric`."""
+    metric: str | None = None
+    """A key of the metadata. Checkpoints that have no number there are not among the best."""
+    lowest: bool = False
+    """Whether the lowest value is the best."""
+    younger: float | None = None
+    """All that were saved within as many seconds."""
+
+    def __post_init__(self) -> None:
+        given = {"last": self.last, "best": self.best, "younger": self.younger}
+        if all(value is None for value in given.values()):
+            raise InvalidReference("no rule says what to keep; give last, best or younger")
+        for name, value in given.items():
+            if value is not None and not value >= 0:
+                raise InvalidReference(f"{name}: expected a number from 0, found {value}")
+        if (self.best is None) != (self.metric is None):
+            raise InvalidReference("best and metric belong together: how many to keep, and by which metadata value")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint that stays, and the rules that keep it: `last`, `best`, `younger`."""
+
+    artifact: ModelArtifact
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the rules were applied to at once: the checkpoints of one step of a flow, or of one place in it."""
+
+    flow: str
+    step: str
+    task: str | None
+    """`<scope>/<task>` of the key, where the rules hold for each place by itself."""
+    keep: Sequence[Kept]
+    """Newest first."""
+    delete: Sequence[ModelArtifact]
+    """Newest first."""
+    unreadable: Sequence[str]
+    """Keys of damaged manifests: they are left alone."""
+
+
+@dataclass(frozen=True)
+class RetentionPlan:
+    """What may go. A checkpoint that is saved after the plan was made is not in it."""
+
+    root: str
+    groups: Sequence[Group]
+
+    @property
+    def delete(self) -> list[ModelArtifact]:
+        """All that may go."""
+        return [artifact for group in self.groups for artifact in group.delete]
+
+    @property
+    def size(self) -> int:
+        """Bytes of content in what may go; how many of them a `gc` frees depends on what else needs them."""
+        return sum(artifact["size"] for artifact in self.delete)
+
+
+@dataclass(frozen=True)
+class RetentionStats:
+    """What was done."""
+
+    deleted: int
+    """Checkpoints that were deleted."""
+    gone: int
+    """Checkpoints of the plan that somebody else had deleted before."""
+    size: int
+    """Bytes of content in what was deleted."""
+
+
+def plan_retention(
+    store: Store,
+    rules: Rules,
+    *,
+    flow: str | None = None,
+    step: str | None = None,
+    per: Literal["step", "task"] = "step",
+    root: str = CHECKPOINTS,
+) -> RetentionPlan:
+    """Find the checkpoints that no rule keeps; nothing is changed.
+
+    The rules hold for each flow and step by itself, or with `per="task"` for each place in a flow (namespace,
+    foreach value, node of a parallel step). `flow` and `step` restrict what is looked at. `root` is
+    `mf.checkpoints` or `mf.huggingface_hub`. Raises InvalidReference for names that break a rule, StorageError
+    where the storage fails.
+    """
+    if root not in (CHECKPOINTS, HUB):
+        raise InvalidReference(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
+    prefix = f"{root}/checkpoints/artifacts/"
+    if flow is not None:
+        prefix += encode_part(flow, "flow") + "/"
+        if step is not None:
+            prefix += encode_part(step, "step") + "/"
+    found: dict[tuple[str, str, str], list[ObjectInfo]] = defaultdict(list)
+    for info in artifact_objects(store.storage, [prefix]):
+        key = parse_key(info.key)
+        assert isinstance(key, CheckpointKey)
+        if step is None or key.place.step == step:
+            task = f"{key.place.scope}/{key.place.task}" if per == "task" else ""
+            found[key.place.flow, key.place.step, task].append(info)
+    with ThreadPoolExecutor(store.storage.threads) as pool:
+        groups = [
+            _group(store, names, infos, rules, pool) for names, infos in sorted(found.items(), key=lambda item: item[0])
+        ]
+    return RetentionPlan(store.root, groups)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    artifact: ModelArtifact
+    saved: float
+
+
+def _group(
+    store: Store, names: tuple[str, str, str], infos: list[ObjectInfo], rules: Rules, pool: ThreadPoolExecutor
+) -> Group:
+    def read(info: ObjectInfo) -> _Seen | str | None:
+        try:
+            artifact = store.info(info.key)
+        except ArtifactNotFound:
+            return None
+        except CorruptArtifact:
+            return info.key
+        return _Seen(artifact, _seconds(artifact["created_on"], info.modified))
+
+    results = list(pool.map(read, infos))
+    seen = [result for result in results if isinstance(result, _Seen)]
+    seen.sort(key=lambda one: (one.saved, one.artifact["attempt"], one.artifact.get("version_id", 0)), reverse=True)
+    kept: dict[str, list[str]] = defaultdict(list)
+    for one in seen[: rules.last or 0]:
+        kept[one.artifact["key"]].append("last")
+    for one in _best(seen, rules):
+        kept[one.artifact["key"]].append("best")
+    if rules.younger is not None:
+        oldest = time.time() - rules.younger
+        for one in seen:
+            if one.saved > oldest:
+                kept[one.artifact["key"]].append("younger")
+    flow, step, task = names
+    return Group(
+        flow=flow,
+        step=step,
+        task=task or None,
+        keep=[Kept(s.artifact, tuple(kept[s.artifact["key"]])) for s in seen if s.artifact["key"] in kept],
+        delete=[s.artifact for s in seen if s.artifact["key"] not in kept],
+        unreadable=sorted(result for result in results if isinstance(result, str)),
+    )
+
+
+def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
+    if rules.best is None or rules.metric is None:
+        return []
+    valued = []
+    for one in seen:
+        value = one.artifact["metadata"].get(rules.metric)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            valued.append((value, one))
+    # A stable sort: of equal values the newer stays.
+    ranked = sorted(valued, key=lambda pair: pair[0] if rules.lowest else -pair[0])
+    return [one for _, one in ranked[: rules.best]]
+
+
+def _seconds(created_on: str, modified: float) -> float:
+    """When it was saved, in seconds since the epoch: by its writer, or where that makes no sense, by the storage."""
+    try:
+        moment = datetime.fromisoformat(created_on)
+    except ValueError:
+        return modified
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def execute_retention(
+    store: Store, plan: RetentionPlan, *, done: Callable[[ModelArtifact], None] | None = None
+) -> RetentionStats:
+    """Delete what `plan_retention` found; `done` is told of each. Their content goes with the next `gc`.
+
+    Raises StorageError.
+    """
+    if plan.root != store.root:
+        raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
+    deleted: list[ModelArtifact] = []
+
+    def delete(artifact: ModelArtifact) -> None:
+        try:
+            store.delete(artifact["key"])
+        except ArtifactNotFound:
+            return
+        deleted.append(artifact)
+        if done is not None:
+            done(artifact)
+
+    in_threads(store.storage.threads, (lambda artifact=artifact: delete(artifact) for artifact in plan.delete))  # type: ignore[misc]
+    return RetentionStats(
+        deleted=len(deleted),
+        gone=len(plan.delete) - len(deleted),
+        size=sum(artifact["size"] for artifact in deleted),
+    )
