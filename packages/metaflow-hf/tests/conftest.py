@@ -26,7 +26,7 @@ os.environ["HF_HOME"] = HF_HOME.name
 
 from hub import Hub  # noqa: E402
 
-CHUNK_SIZE = 64 << 10
+CHUNK_SIZE = 128 << 10
 """Small, so that a small repo has many chunks."""
 
 

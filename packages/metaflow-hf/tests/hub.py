@@ -138,7 +138,12 @@ class Hub:
         self.faults: list[Fault] = []
         self.page = page
         self.echo = echo
+        self.ranges = True
+        """Whether a part of a file can be asked for."""
+        self.own_ids = False
+        """Whether files that are not kept with LFS have ids by their path, as simple servers of this kind give."""
         self.cas = ""
+        """Where hf_xet finds the content of files that have a `xet_hash`."""
         self._port = port
         self._lock = threading.Lock()
         self._server: _Server | None = None
@@ -281,6 +286,8 @@ class _Error(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: the second must not wait for the first one's acknowledgement.
+    disable_nagle_algorithm = True
     server: _Server
 
     def log_message(self, *_: Any) -> None:
@@ -401,7 +408,8 @@ class _Handler(BaseHTTPRequestHandler):
             for path in folders
         ]
         for path, blob in files.items():
-            row = {"type": "file", "path": path, "size": len(blob.data), "oid": blob.oid}
+            oid = hashlib.sha1(path.encode()).hexdigest() if self.hub.own_ids else blob.oid
+            row = {"type": "file", "path": path, "size": len(blob.data), "oid": oid}
             if blob.lfs:
                 row["oid"] = hashlib.sha1(blob.oid.encode()).hexdigest()
                 row["lfs"] = {"oid": blob.oid, "size": len(blob.data), "pointerSize": 134}
@@ -438,7 +446,8 @@ class _Handler(BaseHTTPRequestHandler):
         blob = repo.commits[sha].get(self.file)
         if blob is None:
             raise _Error(404, "EntryNotFound", "Entry not found")
-        headers = {"ETag": f'"{blob.oid}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        etag = hashlib.sha256(blob.data).hexdigest() if self.hub.own_ids else blob.oid
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if not blob.lfs:
             return self._content(blob.data, headers, fault)
         headers["X-Linked-Etag"] = headers["ETag"]
@@ -462,7 +471,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = fault.body(data)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         status = 200
-        if wanted is not None:
+        if wanted is not None and self.hub.ranges:
             start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
             if start >= len(data):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})

@@ -108,6 +108,11 @@ class RepoRequest:
         return self.revision if self.revision is not None and _COMMIT.fullmatch(self.revision) else None
 
     @property
+    def moving(self) -> tuple[str | None, ...]:
+        """What the Hub is asked for a commit by."""
+        return self.endpoint, self.repo_type, self.repo_id, self.revision
+
+    @property
     def name(self) -> str:
         """10 hex digits of all that decides the content."""
         return self._digest(self.repo_type, self.repo_id, self.revision or "main")[:10]
@@ -123,8 +128,7 @@ class RepoRequest:
         return _sha256([self.repo_type, self.repo_id])[:20]
 
     def _digest(self, *parts: str) -> str:
-        allow, ignore = self.allow_patterns, self.ignore_patterns or ()
-        return _sha256([*parts, None if allow is None else sorted(set(allow)), sorted(set(ignore))])
+        return _sha256([*parts, _sorted(self.allow_patterns), _sorted(self.ignore_patterns)])
 
     def metadata(self, commit: str) -> dict[str, Any]:
         """What a snapshot's reference says about where it came from."""
@@ -134,8 +138,8 @@ class RepoRequest:
             "repo_type": self.repo_type,
             "revision": self.revision or "main",
             "commit": commit,
-            "allow_patterns": None if self.allow_patterns is None else list(self.allow_patterns),
-            "ignore_patterns": None if self.ignore_patterns is None else list(self.ignore_patterns),
+            "allow_patterns": _sorted(self.allow_patterns),
+            "ignore_patterns": _sorted(self.ignore_patterns),
         }
 
     def __str__(self) -> str:
@@ -151,6 +155,10 @@ def _patterns(name: str, value: Any) -> tuple[str, ...] | None:
     if isinstance(value, (Sequence, set, frozenset)) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise InvalidReference(f"{name} {value!r}: expected a pattern such as '*.json', or a list of them")
+
+
+def _sorted(patterns: tuple[str, ...] | None) -> list[str] | None:
+    return None if patterns is None else sorted(set(patterns))
 
 
 def _sha256(value: Any) -> str:

@@ -3,6 +3,7 @@
 ```
 ArtifactError
 └── HubError                 the Hub, or what it sent, is not what was asked for
+    ├── HubMismatch          a file came, and is not the one that is listed
     ├── HubDenied            no such repo, revision or file, or not for this token
     └── HubUnavailable       offline, cannot be reached, overloaded, or failing: later it may be different
 ```
@@ -12,11 +13,20 @@ from __future__ import annotations
 
 from metaflow_artifacts.errors import ArtifactError
 
-__all__ = ["HubDenied", "HubError", "HubUnavailable"]
+__all__ = ["HubDenied", "HubError", "HubMismatch", "HubUnavailable"]
 
 
 class HubError(ArtifactError):
     """The Hub does not give what was asked for; the message says why and what to do."""
+
+    worth_another_try = False
+    """Whether the same file, fetched anew from its first byte on, may come right."""
+
+
+class HubMismatch(HubError):
+    """What came is not what the Hub lists: other bytes, fewer or more."""
+
+    worth_another_try = True
 
 
 class HubDenied(HubError):

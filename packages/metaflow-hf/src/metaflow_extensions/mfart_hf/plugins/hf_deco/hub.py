@@ -21,10 +21,10 @@ from urllib.parse import quote
 from metaflow_artifacts.errors import UsageError
 
 from .arguments import RepoRequest
-from .errors import HubDenied, HubError, HubUnavailable
+from .errors import HubDenied, HubError, HubMismatch, HubUnavailable
 from .xet import XetSource, xet_is_available
 
-__all__ = ["Hub", "HubFile", "Resolved"]
+__all__ = ["Check", "Hub", "HubFile", "Resolved"]
 
 ATTEMPTS = 5
 """Tries of a request, and of a file after its last new byte, before the Hub counts as failing."""
@@ -81,6 +81,8 @@ class Hub:
         self._library = huggingface_hub
         self._constants = constants
         self._utils: Any = utils
+        self.cancelled = threading.Event()
+        """Set when nothing more is wanted of the Hub: waits end at once."""
         self._xet: XetSource | None = None
         self._xet_lock = threading.Lock()
         self._endpoint = (request.endpoint or constants.ENDPOINT).rstrip("/")
@@ -131,19 +133,20 @@ class Hub:
         wanted = self._utils.filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore)
         return [files[path] for path in sorted(wanted, key=lambda path: path.encode("utf-8", "surrogatepass"))]
 
-    def stream(self, commit: str, file: HubFile) -> Iterator[bytes]:
-        """The content of a file in blocks, verified when the last one was taken.
+    def stream(self, commit: str, file: HubFile, check: Check | None = None) -> Iterator[bytes]:
+        """The content of a file in blocks, verified when the last one was taken; `check` then tells how.
 
         A connection that breaks is taken up where it broke. Raises HubError where what came is not the file.
         """
-        check = _Check(file)
+        check = check or Check(file)
+        check.what = self._named(file)
         yield from self._xet_blocks(commit, file, check)
         url = f"{self._endpoint}/{self._folder}{self.request.repo_id}/resolve/{commit}/{quote(file.path)}"
         failures = 0
         while check.size < file.size:
             before = check.size
             try:
-                with self._open(url, check.size) as response:
+                with self._open(url, check.size, self._named(file)) as response:
                     check.seen(response)
                     for block in self._blocks(response, check.size):
                         check.add(block)
@@ -156,9 +159,9 @@ class Hub:
                 if failures >= ATTEMPTS:
                     raise failure from None
                 self._pause(failures, failure, PATIENCE)
-        check.finish(self._named(file))
+        check.finish()
 
-    def _xet_blocks(self, commit: str, file: HubFile, check: _Check) -> Iterator[bytes]:
+    def _xet_blocks(self, commit: str, file: HubFile, check: Check) -> Iterator[bytes]:
         """As much of a file as its Xet storage gives."""
         if file.xet_hash is None or not file.size or not xet_is_available():
             return
@@ -236,7 +239,7 @@ class Hub:
         return self._utils.get_session()
 
     @contextmanager
-    def _open(self, url: str, start: int) -> Iterator[Any]:
+    def _open(self, url: str, start: int, what: str) -> Iterator[Any]:
         headers = self.headers()
         if start:
             headers["range"] = f"bytes={start}-"
@@ -249,8 +252,8 @@ class Hub:
             opened = session.get(url, headers=headers, timeout=timeout, stream=True)
         with opened as response:
             if response.status_code == 416:
-                raise HubError(f"{url.rpartition('/')[2]} of {self.request}: the Hub has fewer bytes than it lists")
-            self._raise_for_status(response, str(self.request))
+                raise HubMismatch(f"{what}: the Hub has fewer bytes than it lists")
+            self._raise_for_status(response, what)
             yield response
 
     def _blocks(self, response: Any, start: int) -> Iterator[bytes]:
@@ -307,20 +310,25 @@ class Hub:
                 ) from None
             seconds = failure.retry_after
         self._warn(f"{failure}; trying again in {seconds:.0f} s")
-        pause(seconds)
+        pause(seconds, self.cancelled)
 
 
-def pause(seconds: float) -> None:
-    """Wait before a request is made again."""
-    time.sleep(seconds)
+def pause(seconds: float, cancelled: threading.Event) -> None:
+    """Wait before a request is made again, but no longer than until `cancelled`."""
+    cancelled.wait(seconds)
 
 
-class _Check:
+class Check:
     """Size and digest of a file while it comes in."""
 
     def __init__(self, file: HubFile) -> None:
         self.file = file
+        self.what = file.path
+        """How the file is called in errors."""
         self.size = 0
+        """Bytes so far."""
+        self.verified = False
+        """Whether all has come, and its digest is what the Hub lists."""
         self._etag = ""
         if file.sha256 is not None:
             self._digest = hashlib.sha256()
@@ -334,15 +342,18 @@ class _Check:
     def add(self, block: bytes) -> None:
         self.size += len(block)
         if self.size > self.file.size:
-            raise HubError(f"{self.file.path}: the Hub gives more than the {self.file.size} bytes that it lists")
+            raise HubMismatch(f"{self.what}: the Hub gives more than the {self.file.size} bytes that it lists")
         self._digest.update(block)
 
-    def finish(self, what: str) -> None:
+    def finish(self) -> None:
         """Raise HubError where the content is not what the Hub lists."""
         found = self._digest.hexdigest()
+        self.verified = found == self.file.oid
         # Other servers of the same interface may use ids of their own for small files, here and there.
-        if found != self.file.oid and (self.file.sha256 is not None or self._etag == self.file.oid):
-            raise HubError(f"{what}: what came is not what the Hub lists (digest {found} instead of {self.file.oid})")
+        if not self.verified and (self.file.sha256 is not None or self._etag == self.file.oid):
+            raise HubMismatch(
+                f"{self.what}: what came is not what the Hub lists (digest {found} instead of {self.file.oid})"
+            )
 
 
 def _file_of(row: Any) -> HubFile | None:

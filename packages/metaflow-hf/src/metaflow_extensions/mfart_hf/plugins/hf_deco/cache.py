@@ -1,0 +1,273 @@
+"""From a request to a reference: what the datastore has, what the Hub says, and what is fetched when.
+
+A revision that moves is resolved to its commit first, with one small request. A snapshot of that commit in the
+request's own place is used as it is. One that somebody else has stored, in another step or flow, is entered in
+the own place too, and no byte moves. Only then the Hub is asked for files, by one task of all that want them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
+from metaflow_artifacts.keys import HUB, CheckpointKey, parse_key
+from metaflow_artifacts.manifest import FileEntry, Manifest
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.storage.base import ObjectInfo
+
+from .arguments import RepoRequest
+from .earlier import Earlier
+from .errors import HubError, HubUnavailable
+from .fetch import Content, fetch
+from .hints import Hints
+from .hub import Hub, Resolved
+from .lease import TTL, done_by_one
+
+__all__ = ["Cache", "Obtained"]
+
+_ATTEMPTS_WITH_FALLBACK = 2
+_PATIENCE_WITH_FALLBACK = 5.0
+_CLOSE = 2.0
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """A snapshot that is in the datastore, and how it came to be there."""
+
+    artifact: ModelArtifact
+    from_hub: bool
+    """Whether the Hub was asked for files; else the datastore had them all."""
+    downloaded: int
+    """Bytes that came from the Hub."""
+    files: Sequence[FileEntry]
+    seconds: float
+
+    @property
+    def commit(self) -> str:
+        """The commit id."""
+        return str(self.artifact["metadata"]["commit"])
+
+
+class Cache:
+    """Snapshots for one task."""
+
+    def __init__(
+        self,
+        series_of: Callable[[RepoRequest], Series],
+        label: str,
+        log: Callable[[str], None],
+        warn: Callable[[str], None],
+        lease_ttl: float = TTL,
+    ) -> None:
+        """`series_of` says where a request's snapshots lie, which depends on the cache scope; `lease_ttl` in
+        seconds."""
+        self._series_of = series_of
+        self._label = label
+        self._log = log
+        self._warn = warn
+        self._lease_ttl = lease_ttl
+        self._resolved: dict[tuple[str | None, ...], Resolved] = {}
+
+    def obtain(self, request: RepoRequest) -> Obtained:
+        """A snapshot of what is asked for, in the datastore when this returns.
+
+        Raises HubError where neither the Hub nor the datastore has it, UsageError where huggingface_hub is needed
+        and not installed, StorageError where the datastore fails.
+        """
+        return _Task(self, request).obtain()
+
+
+class _Task:
+    """One call of `Cache.obtain`."""
+
+    def __init__(self, cache: Cache, request: RepoRequest) -> None:
+        self._cache = cache
+        self._request = request
+        self._series = cache._series_of(request)
+        self._store = self._series.store
+        self._hints = Hints(self._store)
+        self._began = time.monotonic()
+        self._known_hub: Hub | None = None
+
+    @property
+    def _hub(self) -> Hub:
+        if self._known_hub is None:
+            self._known_hub = Hub(self._request, self._cache._warn)
+        return self._known_hub
+
+    def obtain(self) -> Obtained:
+        request = self._request
+        stored = self._listed()
+        if request.force_download:
+            self._cache._resolved.pop(request.moving, None)
+        try:
+            commit = request.commit or self._resolve(fallback=bool(stored)).commit
+            if not request.force_download:
+                found = next((m for m in self._manifests(stored) if _commit_of(m) == commit), None)
+                if found is not None:
+                    return self._from_datastore(found)
+            return self._bring(commit)
+        except HubError as error:
+            return self._fall_back(stored, error)
+
+    def _resolve(self, *, fallback: bool) -> Resolved:
+        """What the revision is at present; asked once in a task, so that the task sees one state of a repo."""
+        known, key = self._cache._resolved, self._request.moving
+        if key not in known:
+            limits = (_ATTEMPTS_WITH_FALLBACK, _PATIENCE_WITH_FALLBACK) if fallback else ()
+            known[key] = self._hub.resolve(*limits)
+        return known[key]
+
+    def _listed(self) -> list[ObjectInfo]:
+        """What this request has stored in its place, newest first; none of it is read."""
+        found = []
+        for info in self._store.storage.list(self._series.place.prefix()):
+            try:
+                key = parse_key(info.key)
+            except InvalidReference:
+                continue
+            if isinstance(key, CheckpointKey) and key.name == self._request.name:
+                found.append(info)
+        return sorted(found, key=lambda info: info.modified, reverse=True)
+
+    def _manifests(self, stored: Iterable[ObjectInfo]) -> Iterator[Manifest]:
+        for info in stored:
+            try:
+                manifest = self._store.manifest(info.key)
+            except (ArtifactNotFound, CorruptArtifact) as error:
+                self._cache._warn(f"passing over a stored snapshot: {error}")
+                continue
+            if self._is_mine(manifest.artifact):
+                yield manifest
+
+    def _newest(self, stored: list[ObjectInfo]) -> Manifest | None:
+        best = next(self._manifests(stored), None)
+        if best is None:
+            return None
+        # Storages count whole seconds: what was stored close together, the manifests themselves tell apart.
+        times = {info.key: info.modified for info in stored}
+        near = [info for info in stored if abs(info.modified - times[best.artifact["key"]]) < _CLOSE]
+        return max(self._manifests(near), key=lambda manifest: manifest.artifact["created_on"], default=best)
+
+    def _is_mine(self, artifact: ModelArtifact) -> bool:
+        """Whether a snapshot is of what is asked for: names are short, and two can be the same."""
+        metadata = artifact["metadata"]
+        wanted = self._request.metadata(str(metadata.get("commit")))
+        return {name: metadata.get(name) for name in wanted} == wanted
+
+    def _fall_back(self, stored: list[ObjectInfo], error: HubError) -> Obtained:
+        if self._request.force_download:
+            raise error
+        newest = self._newest(stored)
+        if newest is None:
+            raise type(error)(f"{error}; the datastore has no snapshot of it for this cache_scope") from error
+        offline = isinstance(error, HubUnavailable) and error.final
+        (self._cache._log if offline else self._cache._warn)(
+            f"{error}; using commit {_commit_of(newest)[:12]}, stored {newest.artifact['created_on']}"
+        )
+        return self._from_datastore(newest)
+
+    def _from_datastore(self, manifest: Manifest, artifact: ModelArtifact | None = None) -> Obtained:
+        if artifact is None:
+            artifact = manifest.artifact
+            # The store may have been moved or be reached by another name since.
+            artifact["url"] = self._store.storage.url(artifact["key"])
+        self._cache._log(f"{self._request} is in the datastore [key: {artifact['key']}]")
+        return Obtained(artifact, False, 0, manifest.files, time.monotonic() - self._began)
+
+    def _bring(self, commit: str) -> Obtained:
+        """Into the own place, what others have stored or the Hub has."""
+        resolved = self._resolve(fallback=False)
+        if self._request.force_download:
+            return self._download(commit)
+        return done_by_one(
+            self._store.storage,
+            f"{HUB}/leases/{self._request.repo_hash}.{commit}.{self._request.files_id}",
+            lambda: self._take_over(commit, resolved),
+            lambda: self._download(commit),
+            lambda who: self._cache._log(f"{self._request}: waiting for {who}, which downloads it"),
+            self._series.pathspec,
+            self._cache._lease_ttl,
+        )
+
+    def _take_over(self, commit: str, resolved: Resolved) -> Obtained | None:
+        """What somebody has stored, if anybody has, in the own place."""
+        snapshot = self._hints.snapshot(self._request, commit)
+        if snapshot is None:
+            return None
+        manifest = snapshot.manifest
+        key = parse_key(manifest.artifact["key"])
+        if isinstance(key, CheckpointKey) and key.place == self._series.place and self._is_mine(manifest.artifact):
+            return self._from_datastore(manifest)
+        if resolved.restricted:
+            self._hub.check_access()
+        try:
+            artifact = self._commit(commit, Content(list(manifest.files), list(manifest.chunks), {}))
+        except TransientStorageError:
+            # Some of its content is gone.
+            return None
+        return self._from_datastore(manifest, artifact)
+
+    def _download(self, commit: str) -> Obtained:
+        request = self._request
+        files = self._hub.tree(commit)
+        size = sum(file.size for file in files)
+        if not files:
+            self._cache._warn(f"{request}: no file of commit {commit[:12]} matches the patterns; the snapshot is empty")
+        self._cache._log(f"Downloading {request}, commit {commit[:12]}: {len(files)} files, {_bytes(size)}")
+        earlier = None if request.force_download else self._hints.newest(request)
+        downloaded = 0
+        for left in (1, 0):
+            content = fetch(
+                self._store,
+                self._hub,
+                commit,
+                files,
+                earlier=Earlier(self._store.storage, earlier) if earlier is not None else None,
+                reuse=not request.force_download,
+                progress=Transfer(),
+            )
+            downloaded += content.downloaded
+            try:
+                artifact = self._commit(commit, content)
+                break
+            except TransientStorageError:
+                # A gc was faster than this; what it left is not fetched again.
+                if not left:
+                    raise
+        self._hints.note_snapshot(request, commit, artifact["key"], content.oids)
+        seconds = time.monotonic() - self._began
+        self._cache._log(
+            f"Stored {request} in {seconds:.2f} seconds: {_bytes(downloaded)} came from the Hub, "
+            f"{_bytes(max(0, size - downloaded))} were in the datastore [key: {artifact['key']}]"
+        )
+        return Obtained(artifact, True, downloaded, content.files, seconds)
+
+    def _commit(self, commit: str, content: Content) -> ModelArtifact:
+        artifact = self._store.commit_checkpoint(
+            content.files,
+            content.chunks,
+            self._series.keys(self._request.name),
+            self._request.metadata(commit),
+            label=self._cache._label,
+            pathspec=self._series.pathspec,
+            since=content.since,
+        )
+        self._series.saved(artifact, latest=True)
+        return artifact
+
+
+def _commit_of(manifest: Manifest) -> str:
+    return str(manifest.artifact["metadata"]["commit"])
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

@@ -1,0 +1,97 @@
+"""Content of a stored snapshot, taken over into the next one of the same repo."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import accumulate
+
+from metaflow_artifacts.chunks import read_chunk
+from metaflow_artifacts.errors import CorruptArtifact
+from metaflow_artifacts.manifest import Chunk, FileEntry
+from metaflow_artifacts.plan import segments
+from metaflow_artifacts.storage.base import Storage
+
+from .hints import Snapshot
+from .hub import HubFile
+
+__all__ = ["Earlier"]
+
+_CHUNKS_IN_MEMORY = 4
+
+
+class Earlier:
+    """What a stored snapshot has, by the Hub's ids of its files. Safe to use from several threads."""
+
+    def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
+        self._storage = storage
+        self._chunks = snapshot.manifest.chunks
+        self._starts = [0, *accumulate(chunk.size for chunk in self._chunks)]
+        self._files: dict[tuple[str, int], FileEntry] = {}
+        oids = snapshot.oids
+        for entry in snapshot.manifest.files:
+            if entry.path in oids:
+                self._files[oids[entry.path], entry.size] = entry
+        self._packs = self._find_packs(snapshot)
+        self._contents: OrderedDict[Chunk, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _find_packs(self, snapshot: Snapshot) -> dict[tuple[tuple[str, str], ...], tuple[Chunk, list[FileEntry]]]:
+        """Each chunk of whole files, by what it holds."""
+        files, oids = snapshot.manifest.files, snapshot.oids
+        packs = {}
+        parts = segments([file.size for file in files], [chunk.size for chunk in self._chunks])
+        for chunk, mine in zip(self._chunks, parts, strict=True):
+            entries = [files[part.file] for part in mine]
+            whole = all(part.length == entry.size for part, entry in zip(mine, entries, strict=True))
+            if whole and all(entry.path in oids for entry in entries):
+                packs[tuple((entry.path, oids[entry.path]) for entry in entries)] = chunk, entries
+        return packs
+
+    def pack(self, files: Iterable[HubFile]) -> tuple[Chunk, list[str | None]] | None:
+        """The chunk that holds exactly these files in this order, and the digest of each where it is noted."""
+        found = self._packs.get(tuple((file.path, file.oid) for file in files))
+        return (found[0], [entry.sha256 for entry in found[1]]) if found is not None else None
+
+    def chunks_of(self, file: HubFile) -> list[Chunk] | None:
+        """The chunks of a file that shares none of them with another."""
+        entry = self._files.get((file.oid, file.size))
+        if entry is None or not entry.size:
+            return None
+        first = bisect_right(self._starts, entry.offset) - 1
+        last = bisect_right(self._starts, entry.offset + entry.size) - 1
+        if self._starts[first] != entry.offset or self._starts[last] != entry.offset + entry.size:
+            return None
+        return list(self._chunks[first:last])
+
+    def content(self, file: HubFile) -> bytes | None:
+        """The bytes of a file that lies in one chunk; None where it does not, or where the store has lost them."""
+        entry = self._files.get((file.oid, file.size))
+        if entry is None or not entry.size:
+            return None
+        number = bisect_right(self._starts, entry.offset) - 1
+        start = entry.offset - self._starts[number]
+        if start + entry.size > self._chunks[number].size:
+            return None
+        try:
+            content = self._chunk(self._chunks[number])[start : start + entry.size]
+        except CorruptArtifact:
+            return None
+        if entry.sha256 is not None and hashlib.sha256(content).hexdigest() != entry.sha256:
+            return None
+        return content
+
+    def _chunk(self, chunk: Chunk) -> bytes:
+        # Under the lock: files that follow each other lie in one chunk, which is to be read once.
+        with self._lock:
+            content = self._contents.get(chunk)
+            if content is None:
+                whole = bytearray()
+                read_chunk(self._storage, chunk, whole.extend, whole.clear)
+                content = self._contents[chunk] = bytes(whole)
+                if len(self._contents) > _CHUNKS_IN_MEMORY:
+                    self._contents.popitem(last=False)
+            return content

@@ -1,0 +1,317 @@
+"""A commit's files, brought into the store as chunks: from what is there already, or as streams from the Hub.
+
+Sizes are known from the Hub's list, so it is clear where the content is cut before a byte comes. Nothing is
+written to disk but chunks; each file is asked for once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from metaflow_artifacts.chunks import in_threads, is_stored, put_chunk, read_range
+from metaflow_artifacts.errors import CorruptArtifact
+from metaflow_artifacts.manifest import Chunk, FileEntry
+from metaflow_artifacts.plan import is_packed, plan, segments
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.store import Store
+
+from .earlier import Earlier
+from .errors import HubError
+from .hints import Hints
+from .hub import Check, Hub, HubFile
+
+__all__ = ["Content", "fetch"]
+
+T = TypeVar("T")
+
+_MODE = 0o644
+_BIG_AT_ONCE = 4
+"""Files of more than half a chunk that are fetched at the same time; each holds up to three chunks in memory."""
+
+
+@dataclass
+class Content:
+    """Files that are in the store, and no manifest names yet."""
+
+    files: list[FileEntry]
+    chunks: list[Chunk]
+    oids: dict[str, str]
+    """The Hub's id of each file whose content was found to have it."""
+    since: float | None = None
+    """When the first chunk was looked for, in seconds since the epoch; None where they were not."""
+    downloaded: int = 0
+    """Bytes that came from the Hub."""
+
+
+def fetch(
+    store: Store,
+    hub: Hub,
+    commit: str,
+    files: Sequence[HubFile],
+    *,
+    earlier: Earlier | None = None,
+    reuse: bool = True,
+    progress: Transfer | None = None,
+) -> Content:
+    """Bring the content of `files`, in the order of their paths, into `store`.
+
+    `earlier` is a stored snapshot of the same repo; without `reuse`, nothing that the store has is taken for
+    granted. Raises HubError where the Hub does not give a file as it lists it, StorageError where the store fails.
+    """
+    return _Fetcher(store, hub, commit, files, earlier, reuse, progress or Transfer()).run()
+
+
+@dataclass
+class _Unit:
+    """One or more chunks that are filled together: a big file, or a pack of small ones."""
+
+    files: list[int]
+    chunks: list[Chunk] = field(default_factory=list)
+    contents: dict[int, bytes] = field(default_factory=dict)
+
+
+class _Stopped(Exception):
+    """Another file has failed, and this one is not needed any more."""
+
+
+class _Fetcher:
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        commit: str,
+        files: Sequence[HubFile],
+        earlier: Earlier | None,
+        reuse: bool,
+        progress: Transfer,
+    ) -> None:
+        self.store = store
+        self.hub = hub
+        self.commit = commit
+        self.files = files
+        self.earlier = earlier if reuse else None
+        self.reuse = reuse
+        self.progress = progress
+        self.hints = Hints(store)
+        self.content = Content([], [], {}, time.time())
+        self.digests: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._big = threading.Semaphore(_BIG_AT_ONCE)
+        self._failure: BaseException | None = None
+
+    def run(self) -> Content:
+        self.progress.start(sum(file.size for file in self.files))
+        units = list(self._units())
+        with ThreadPoolExecutor(_BIG_AT_ONCE, thread_name_prefix="metaflow-hf") as self._putters:
+            try:
+                in_threads(max(1, self.hub.request.max_workers), self._calls(units))
+            except _Stopped:
+                assert self._failure is not None
+                raise self._failure from None
+        self.content.chunks = [chunk for unit in units for chunk in unit.chunks]
+        offset = 0
+        for number, file in enumerate(self.files):
+            self.content.files.append(FileEntry(file.path, file.size, _MODE, offset, self.digests.get(number)))
+            offset += file.size
+        return self.content
+
+    def _units(self) -> Iterator[_Unit]:
+        run: list[int] = []
+        for number, file in enumerate(self.files):
+            if is_packed(file.size, self.store.chunk_size):
+                run.append(number)
+            else:
+                yield from self._packs(run)
+                yield _Unit([number])
+                run = []
+        yield from self._packs(run)
+
+    def _packs(self, run: list[int]) -> Iterator[_Unit]:
+        sizes = [self.files[number].size for number in run]
+        chunks = plan([(self.files[number].path, self.files[number].size) for number in run], self.store.chunk_size)
+        for parts in segments(sizes, chunks):
+            yield _Unit([run[part.file] for part in parts])
+
+    def _calls(self, units: list[_Unit]) -> Iterator[Callable[[], None]]:
+        for unit in units:
+            first = self.files[unit.files[0]]
+            if not is_packed(first.size, self.store.chunk_size):
+                yield self._call(self._save_big, unit)
+            elif self.earlier is not None and self.earlier.pack(self.files[number] for number in unit.files):
+                yield self._call(self._save_known_pack, unit)
+            else:
+                for number in unit.files:
+                    yield self._call(self._save_small, unit, number)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                function(*arguments)
+            except _Stopped:
+                raise
+            except BaseException as error:
+                with self._lock:
+                    self._failure = self._failure or error
+                self.hub.cancelled.set()
+                raise
+
+        return run
+
+    def _save_big(self, unit: _Unit) -> None:
+        file = self.files[unit.files[0]]
+        chunks = self._known_chunks(file)
+        if chunks is None:
+            with self._big:
+                chunks = self._twice(file, self._download)
+            if file.sha256 is not None:
+                self.hints.note_file(file.sha256, chunks)
+        else:
+            self._note(file, True)
+            self.progress.add(file.size)
+        unit.chunks = chunks
+
+    def _known_chunks(self, file: HubFile) -> list[Chunk] | None:
+        """The chunks of a file that the store has, all of them looked for."""
+        if not self.reuse:
+            return None
+        for chunks in self._candidates(file):
+            if chunks and all(self._is_stored(chunk) for chunk in chunks):
+                return chunks
+        return None
+
+    def _candidates(self, file: HubFile) -> Iterator[list[Chunk] | None]:
+        if self.earlier is not None:
+            yield self.earlier.chunks_of(file)
+        if file.sha256 is not None:
+            place = self.hints.file(file.sha256, file.size)
+            if place is not None and sum(chunk.size for chunk in place.chunks) == file.size:
+                yield place.chunks
+            if file.size <= self.store.chunk_size:
+                # A file that is one chunk has the chunk's name for digest, whoever saved it.
+                yield [Chunk(file.sha256, file.size)]
+
+    def _is_stored(self, chunk: Chunk) -> bool:
+        self._stop_if_failed()
+        return is_stored(self.store.storage, chunk, self.store.refresh_after)
+
+    def _save_known_pack(self, unit: _Unit) -> None:
+        files = [self.files[number] for number in unit.files]
+        found = self.earlier.pack(files) if self.earlier is not None else None
+        if found is None or not self._is_stored(found[0]):
+            for number in unit.files:
+                self._save_small(unit, number)
+            return
+        unit.chunks = [found[0]]
+        for number, digest in zip(unit.files, found[1], strict=True):
+            if digest is not None:
+                self.digests[number] = digest
+            self._note(self.files[number], True)
+            self.progress.add(self.files[number].size)
+
+    def _save_small(self, unit: _Unit, number: int) -> None:
+        file = self.files[number]
+        content = self._known_content(file)
+        if content is None:
+            content = self._twice(file, lambda file, check: b"".join(self._blocks(file, check)))
+        else:
+            self._note(file, True)
+        with self._lock:
+            unit.contents[number] = content
+            whole = len(unit.contents) == len(unit.files)
+        if whole:
+            # The last file of a pack to come stores it.
+            parts = [unit.contents[number] for number in unit.files]
+            if len(parts) > 1:
+                for number, part in zip(unit.files, parts, strict=True):
+                    self.digests[number] = hashlib.sha256(part).hexdigest()
+            unit.contents.clear()
+            unit.chunks = [self._put(b"".join(parts))]
+            self._note_pack(unit)
+
+    def _known_content(self, file: HubFile) -> bytes | None:
+        """The content of a small file that the store has."""
+        if not self.reuse:
+            return None
+        self._stop_if_failed()
+        content = self.earlier.content(file) if self.earlier is not None else None
+        if content is not None or file.sha256 is None:
+            return content
+        place = self.hints.file(file.sha256, file.size)
+        if place is None:
+            return None
+        # Of a file that is part of one chunk, no more than the file is read.
+        digest = file.sha256 if len(place.chunks) == 1 else None
+        entry = FileEntry(file.path, file.size, _MODE, place.offset, digest)
+        try:
+            content = read_range(self.store.storage, place.chunks, entry, 0, file.size)
+        except CorruptArtifact:
+            return None
+        return content if hashlib.sha256(content).hexdigest() == file.sha256 else None
+
+    def _note_pack(self, unit: _Unit) -> None:
+        offset = 0
+        for file in (self.files[number] for number in unit.files):
+            if file.sha256 is not None and self.content.oids.get(file.path) == file.sha256:
+                self.hints.note_file(file.sha256, unit.chunks, offset)
+            offset += file.size
+
+    def _twice(self, file: HubFile, download: Callable[[HubFile, Check], T]) -> T:
+        """Fetch a file; once more, over plain HTTP, where what came is not what the Hub lists."""
+        check = Check(file)
+        try:
+            content = download(file, check)
+        except HubError as error:
+            if not error.worth_another_try:
+                raise
+            file = replace(file, xet_hash=None)
+            check = Check(file)
+            content = download(file, check)
+        self._note(file, check.verified)
+        return content
+
+    def _blocks(self, file: HubFile, check: Check) -> Iterator[bytes]:
+        for block in self.hub.stream(self.commit, file, check):
+            self._stop_if_failed()
+            with self._lock:
+                self.content.downloaded += len(block)
+            yield block
+
+    def _stop_if_failed(self) -> None:
+        if self._failure is not None:
+            raise _Stopped
+
+    def _download(self, file: HubFile, check: Check) -> list[Chunk]:
+        """Stream a file into chunks; one is stored while the next one comes."""
+        sizes = deque(plan([(file.path, file.size)], self.store.chunk_size))
+        puts: list[Future[Chunk]] = []
+        buffer, filled = bytearray(sizes[0]), 0
+        for block in self._blocks(file, check):
+            view = memoryview(block)
+            while view:
+                count = min(len(view), len(buffer) - filled)
+                buffer[filled : filled + count] = view[:count]
+                view, filled = view[count:], filled + count
+                if filled == len(buffer):
+                    if puts:
+                        puts[-1].result()
+                    puts.append(self._putters.submit(self._put, buffer))
+                    sizes.popleft()
+                    buffer, filled = bytearray(sizes[0] if sizes else 0), 0
+        return [put.result() for put in puts]
+
+    def _put(self, content: bytes | bytearray) -> Chunk:
+        chunk, new = put_chunk(self.store.storage, memoryview(content), self.store.refresh_after)
+        self.progress.add(chunk.size, stored=chunk.size if new else 0)
+        return chunk
+
+    def _note(self, file: HubFile, verified: bool) -> None:
+        if verified:
+            with self._lock:
+                self.content.oids[file.path] = file.oid

@@ -1,0 +1,117 @@
+"""What this package remembers of a datastore beside the snapshots themselves, so that nothing is fetched twice.
+
+Small JSON objects below `mf.huggingface_hub/`, shared by all flows, steps and cache scopes:
+`files/<SHA-256>` says in which chunks a file lies that was fetched, `snapshots/<repo>/<commit>.<patterns>` the key of a
+snapshot with that content and the Hub's ids of its files. Each is a hint: what it says is checked before it is
+used, and one that is gone costs another download, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.keys import HUB
+from metaflow_artifacts.manifest import Chunk, Manifest
+from metaflow_artifacts.store import Store
+
+from .arguments import RepoRequest
+
+__all__ = ["Hints", "Place", "Snapshot"]
+
+_HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the content of a file lies: from byte `offset` on of what these chunks hold."""
+
+    chunks: list[Chunk]
+    offset: int
+
+
+class Snapshot:
+    """A stored snapshot, and the Hub's id of each file whose content was found to have it."""
+
+    def __init__(self, manifest: Manifest, oids: Mapping[str, str]) -> None:
+        self.manifest = manifest
+        self.oids = oids
+
+
+class Hints:
+    """The hints of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._storage = store.storage
+
+    def file(self, sha256: str, size: int) -> Place | None:
+        """Where the content of this digest and size lies; None where it is not known."""
+        found = self._read(_file_key(sha256))
+        try:
+            chunks = [Chunk(str(digest), int(length)) for digest, length in found["chunks"]]
+            offset = int(found["offset"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        stored = sum(chunk.size for chunk in chunks)
+        if not 0 <= offset <= stored - size or not all(_HEX64.fullmatch(chunk.sha256) for chunk in chunks):
+            return None
+        return Place(chunks, offset)
+
+    def note_file(self, sha256: str, chunks: Sequence[Chunk], offset: int = 0) -> None:
+        """Remember where a file lies that was verified."""
+        rows = [[chunk.sha256, chunk.size] for chunk in chunks]
+        self._write(_file_key(sha256), {"chunks": rows, "offset": offset})
+
+    def snapshot(self, request: RepoRequest, commit: str) -> Snapshot | None:
+        """A stored snapshot of a commit with the files that `request` wants, wherever it lies."""
+        return self._snapshot(_snapshot_key(request, commit))
+
+    def newest(self, request: RepoRequest) -> Snapshot | None:
+        """The snapshot of any commit of the repo that was stored last."""
+        infos = sorted(self._storage.list(_snapshots(request)), key=lambda info: info.modified, reverse=True)
+        return next(filter(None, map(self._snapshot, _keys(infos))), None)
+
+    def note_snapshot(self, request: RepoRequest, commit: str, key: str, oids: Mapping[str, str]) -> None:
+        """Remember a snapshot that was just stored at `key`."""
+        self._write(_snapshot_key(request, commit), {"key": key, "oids": dict(oids)})
+
+    def _snapshot(self, key: str) -> Snapshot | None:
+        found = self._read(key)
+        oids = found.get("oids")
+        if not isinstance(oids, dict):
+            return None
+        try:
+            return Snapshot(self._store.manifest(found.get("key", "")), oids)
+        except (ArtifactNotFound, CorruptArtifact, InvalidReference):
+            return None
+
+    def _read(self, key: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self._storage.get(key))
+        except (ArtifactNotFound, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _write(self, key: str, value: Mapping[str, Any]) -> None:
+        self._storage.put(key, json.dumps(value, separators=(",", ":")).encode())
+
+
+def _keys(infos: Sequence[Any]) -> Iterator[str]:
+    return (info.key for info in infos)
+
+
+def _file_key(sha256: str) -> str:
+    return f"{HUB}/files/{sha256[:2]}/{sha256[2:]}"
+
+
+def _snapshots(request: RepoRequest) -> str:
+    return f"{HUB}/snapshots/{request.repo_hash}/"
+
+
+def _snapshot_key(request: RepoRequest, commit: str) -> str:
+    return f"{_snapshots(request)}{commit}.{request.files_id}"

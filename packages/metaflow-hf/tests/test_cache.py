@@ -1,0 +1,380 @@
+"""What is fetched, and what is not: by counting the Hub's requests and looking at the store."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hub import Hub as HubServer
+from hub import Repo, lfs
+
+from metaflow_artifacts import ModelArtifact, Store
+from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.chunks import CHUNKS, chunk_key
+from metaflow_artifacts.keys import HUB, CheckpointPlace
+from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as hub_module
+from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
+from metaflow_extensions.mfart_hf.plugins.hf_deco.cache import Cache, Obtained
+from metaflow_extensions.mfart_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
+
+PLACE = CheckpointPlace("Flow", "start", "0" * 12, "1" * 12, HUB)
+DRAW = random.Random(2)
+WEIGHTS = [DRAW.randbytes(200_000 + n) for n in range(3)]
+SMALL = {f"small/{n:02}.json": DRAW.randbytes(5_000) for n in range(30)}
+FILES: dict[str, Any] = {
+    "config.json": b"{}",
+    "empty": b"",
+    "model-1.bin": lfs(WEIGHTS[0]),
+    "model-2.bin": lfs(WEIGHTS[1]),
+    "tokenizer/ü.bin": lfs(b"small lfs"),
+    **SMALL,
+}
+
+
+class Caller:
+    """One task after another in a place."""
+
+    def __init__(self, store: Store, hub: HubServer, place: CheckpointPlace = PLACE) -> None:
+        self.store = store
+        self.hub = hub
+        self.place = place
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+
+    def cache(self, ttl: float = 30.0) -> Cache:
+        """That of a new task."""
+        pathspec = f"Flow/1/start/{uuid4().hex}"
+        series = Series(self.store, self.place, uuid4().hex[:8], 0, pathspec)
+        return Cache(lambda request: series, "Flow_start", self.lines.append, self.warnings.append, ttl)
+
+    def obtain(self, repo_id: str = "org/name", **arguments: Any) -> Obtained:
+        """Ask for a repo, in a task of its own."""
+        return self.cache().obtain(self.request(repo_id, **arguments))
+
+    def request(self, repo_id: str = "org/name", **arguments: Any) -> RepoRequest:
+        arguments = {"endpoint": self.hub.endpoint, "token": False, **arguments}
+        return RepoRequest.of({"repo_id": repo_id, **arguments})
+
+    def elsewhere(self) -> Caller:
+        """The same in another step."""
+        return Caller(self.store, self.hub, replace(self.place, step="other"))
+
+    def snapshots(self) -> list[str]:
+        """All keys of snapshots in the store."""
+        return list(self.store.list(f"{HUB}/checkpoints/artifacts/"))
+
+
+@pytest.fixture
+def repo(hub: HubServer) -> Repo:
+    return hub.repo("org/name", files=FILES)
+
+
+@pytest.fixture
+def caller(store: Store, hub: HubServer, repo: Repo) -> Caller:
+    return Caller(store, hub)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "pause", lambda seconds, cancelled: None)
+
+
+@pytest.fixture
+def holds(tmp_path: Path, store: Store) -> Callable[[ModelArtifact, Repo], None]:
+    """Checks that what is stored is what the repo holds."""
+
+    def check(artifact: ModelArtifact, repo: Repo, only: str = "") -> None:
+        target = Path(store.load(artifact["key"], tmp_path / uuid4().hex))
+        found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+        assert found == repo.files
+
+    return check
+
+
+def test_a_snapshot_is_fetched_once(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    first = caller.obtain()
+    holds(first.artifact, repo)
+    assert first.from_hub
+    assert first.downloaded == sum(len(data) for data in repo.files.values()) == first.artifact["size"]
+    assert set(hub.fetched().values()) == {1}
+    assert len(hub.fetched()) == len(FILES) - 1
+    assert hub.count("info") == hub.count("tree") == 1
+    assert first.artifact["type"] == "checkpoint"
+    assert first.artifact["name"] == caller.request().name
+    assert first.artifact["label"] == "Flow_start"
+    assert first.artifact["metadata"] == {
+        "registry": "huggingface",
+        "repo_id": "org/name",
+        "repo_type": "model",
+        "revision": "main",
+        "commit": repo.refs["main"],
+        "allow_patterns": None,
+        "ignore_patterns": None,
+    }
+    with hub.counting() as requests:
+        second = caller.obtain()
+    assert requests == {"info": 1}
+    assert second.artifact == first.artifact
+    assert not second.from_hub
+    assert not caller.warnings
+
+
+def test_a_commit_id_needs_no_request(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    commit = repo.refs["main"]
+    first = caller.obtain(revision=commit)
+    holds(first.artifact, repo)
+    with hub.counting() as requests:
+        assert caller.obtain(revision=commit).artifact == first.artifact
+    assert not requests
+
+
+def test_a_task_asks_once_for_a_commit(caller: Caller, hub: HubServer) -> None:
+    cache = caller.cache()
+    cache.obtain(caller.request())
+    with hub.counting() as requests:
+        cache.obtain(caller.request())
+    assert not requests
+
+
+def test_offline_nothing_is_asked(caller: Caller, hub: HubServer) -> None:
+    with pytest.raises(HubUnavailable, match=r"HF_HUB_OFFLINE.*the datastore has no snapshot of it"):
+        caller.obtain(local_files_only=True)
+    first = caller.obtain()
+    with hub.counting() as requests:
+        assert caller.obtain(local_files_only=True).artifact == first.artifact
+    assert not requests
+    assert not caller.warnings
+
+
+def test_a_repo_that_changed_is_fetched_anew(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    first = caller.obtain()
+    stored = chunks(caller.store)
+    hub.clear()
+    repo.commit({"model-2.bin": lfs(WEIGHTS[2]), "small/07.json": b"changed", "new.json": b"new", "config.json": None})
+    second = caller.obtain()
+    holds(second.artifact, repo)
+    assert second.commit != first.commit
+    # Only what changed has come, and only that is new in the store.
+    assert hub.fetched() == {"model-2.bin": 1, "small/07.json": 1, "new.json": 1}
+    new = chunks(caller.store) - stored
+    assert sum(size for _, size in new) < len(WEIGHTS[2]) + 2 * caller.store.chunk_size
+    # And back.
+    repo.refs["main"] = first.commit
+    with hub.counting() as requests:
+        assert caller.obtain().artifact == first.artifact
+    assert requests == {"info": 1}
+
+
+def chunks(store: Store) -> set[tuple[str, int]]:
+    return {(info.key, info.size) for info in store.storage.list(CHUNKS)}
+
+
+def test_files_move_without_being_fetched(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    caller.obtain()
+    hub.clear()
+    moved = {f"moved/{path}": content for path, content in FILES.items()}
+    repo.commit({**dict.fromkeys(FILES), **moved})
+    holds(caller.obtain().artifact, repo)
+    assert hub.fetched() == {}
+
+
+def test_another_revision_of_the_same_commit_costs_the_list(caller: Caller, hub: HubServer, repo: Repo) -> None:
+    first = caller.obtain()
+    repo.tag("v1")
+    hub.clear()
+    second = caller.obtain(revision="v1")
+    assert second.artifact["name"] != first.artifact["name"]
+    assert second.artifact["metadata"]["revision"] == "v1"
+    assert hub.count() == hub.count("info") == 1
+
+
+def test_patterns_are_part_of_what_is_asked(caller: Caller, hub: HubServer) -> None:
+    caller.obtain()
+    hub.clear()
+    some = caller.obtain(allow_patterns=["*.json"], ignore_patterns="small/1*")
+    manifest = caller.store.manifest(some.artifact)
+    expected = ["config.json", *(path for path in SMALL if not path.startswith("small/1"))]
+    assert [file.path for file in manifest.files] == expected
+    assert hub.fetched() == {}
+    assert caller.obtain(ignore_patterns="small/1*", allow_patterns=["*.json"] * 2).artifact == some.artifact
+
+
+def test_no_file_matches(caller: Caller) -> None:
+    empty = caller.obtain(allow_patterns="*.none")
+    assert empty.artifact["size"] == 0
+    assert "no file of commit" in caller.warnings[0]
+
+
+def test_another_place_takes_over_what_is_stored(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    first = caller.obtain()
+    stored = chunks(caller.store)
+    with hub.counting() as requests:
+        second = caller.elsewhere().obtain()
+    assert requests == {"info": 1}
+    assert second.artifact["key"].startswith(f"{HUB}/checkpoints/artifacts/Flow/other/")
+    assert second.artifact["metadata"] == first.artifact["metadata"]
+    assert chunks(caller.store) == stored
+    caller.store.delete(first.artifact)
+    holds(second.artifact, repo)
+
+
+def test_a_fork_brings_only_its_own_files(caller: Caller, hub: HubServer, holds: Any) -> None:
+    caller.obtain()
+    hub.clear()
+    fork = hub.repo("me/fork", files={**FILES, "head.bin": lfs(WEIGHTS[2])})
+    holds(caller.obtain("me/fork").artifact, fork)
+    fetched = hub.fetched()
+    assert not {"model-1.bin", "model-2.bin", "tokenizer/ü.bin"} & set(fetched)
+    assert fetched["head.bin"] == 1
+
+
+def test_a_file_that_a_model_has(caller: Caller, hub: HubServer, tmp_path: Path, holds: Any) -> None:
+    """A file of one chunk has its own SHA-256 for a name in the store, whoever saved it."""
+    content = DRAW.randbytes(caller.store.chunk_size)
+    path = tmp_path / "model.bin"
+    path.write_bytes(content)
+    caller.store.save_model(path)
+    one = hub.repo("org/one", files={"weights.bin": lfs(content)})
+    holds(caller.obtain("org/one").artifact, one)
+    assert hub.fetched() == {}
+
+
+def test_force_download_fetches_all_of_it(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    first = caller.obtain()
+    stored = chunks(caller.store)
+    hub.clear()
+    second = caller.obtain(force_download=True)
+    holds(second.artifact, repo)
+    assert second.artifact["key"] != first.artifact["key"]
+    assert len(hub.fetched()) == len(FILES) - 1
+    assert chunks(caller.store) == stored
+    assert caller.obtain().artifact in (first.artifact, second.artifact)
+
+
+def test_without_the_hub_the_stored_snapshot_is_used(caller: Caller, hub: HubServer, repo: Repo) -> None:
+    old = caller.obtain()
+    repo.commit({"config.json": b"new"})
+    new = caller.obtain()
+    hub.down()
+    found = caller.obtain()
+    assert found.artifact == new.artifact != old.artifact
+    [warning] = [line for line in caller.warnings if "using commit" in line]
+    assert "cannot be reached (ConnectError" in warning
+    assert f"using commit {new.commit[:12]}, stored {new.artifact['created_on']}" in warning
+    with pytest.raises(HubUnavailable, match="no snapshot of it for this cache_scope"):
+        caller.elsewhere().obtain()
+    with pytest.raises(HubUnavailable, match="cannot be reached"):
+        caller.obtain(force_download=True)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
+@pytest.mark.parametrize("what", ["info", "tree", "file"])
+def test_a_hub_that_fails_later(caller: Caller, hub: HubServer, repo: Repo, what: str, status: int) -> None:
+    hub.fault(what, times=99, status=status)
+    with pytest.raises(HubError) as caught:
+        caller.obtain()
+    assert "\n" not in str(caught.value)
+    assert caller.snapshots() == []
+    hub.clear()
+    first = caller.obtain()
+    repo.commit({"model-2.bin": lfs(WEIGHTS[2])})
+    hub.fault(what, times=99, status=status)
+    assert caller.obtain().artifact == first.artifact
+    assert f"answers {status}" in caller.warnings[-1]
+    assert caller.snapshots() == [first.artifact["key"]]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"cut": 1},
+        {"cut": 0},
+        {"body": lambda data: data[:-1]},
+        {"body": lambda data: data + b"x"},
+        {"body": lambda data: b"x" + data[1:]},
+        {"status": 500},
+        {"status": 429, "headers": {"Retry-After": "1"}},
+    ],
+)
+@pytest.mark.parametrize("file", ["model-1.bin", "config.json"])
+def test_the_right_bytes_or_an_error(
+    caller: Caller, hub: HubServer, repo: Repo, holds: Any, fault: dict[str, Any], file: str
+) -> None:
+    what = "cdn" if file.endswith(".bin") else "file"
+    hub.fault(what, file=file, times=999, **fault)
+    with pytest.raises(HubError, match=rf"{file} of org/name: .*; the datastore has no snapshot"):
+        caller.obtain()
+    assert caller.snapshots() == []
+    # What goes wrong once goes right.
+    hub.clear()
+    hub.fault(what, file=file, **fault)
+    holds(caller.obtain().artifact, repo)
+
+
+def test_files_that_came_before_a_failure_are_not_fetched_again(
+    caller: Caller, hub: HubServer, repo: Repo, holds: Any
+) -> None:
+    hub.fault("cdn", file="model-2.bin", times=99, status=500)
+    with pytest.raises(HubUnavailable):
+        caller.obtain(max_workers=1)
+    hub.clear()
+    holds(caller.obtain().artifact, repo)
+    assert "model-1.bin" not in hub.fetched()
+
+
+def test_hints_are_not_believed(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    """Chunks that are gone, and hints that are damaged, cost a download and nothing else."""
+    first = caller.obtain()
+    storage = caller.store.storage
+    storage.delete([chunk_key(chunk.sha256) for chunk in caller.store.manifest(first.artifact).chunks])
+    holds(caller.elsewhere().obtain().artifact, repo)
+    for info in list(storage.list(f"{HUB}/files/")) + list(storage.list(f"{HUB}/snapshots/")):
+        for damaged in (b"", b"[]", b"{}", b'{"chunks":[["x",1]],"offset":0}', b'{"key":"x","oids":{}}'):
+            storage.put(info.key, damaged)
+    third = Caller(caller.store, hub, replace(PLACE, step="third"))
+    holds(third.obtain().artifact, repo)
+
+
+def test_a_private_repo_is_taken_over_with_access_only(caller: Caller, hub: HubServer) -> None:
+    for name, kind in (("org/private", {"private": True}), ("org/gated", {"gated": True})):
+        hub.repo(name, token="hf_right", files=FILES, **kind)
+        caller.obtain(name, token="hf_right")
+        with hub.counting() as requests:
+            caller.elsewhere().obtain(name, token="hf_right")
+        assert requests == {"info": 1, "auth": 1}
+        with pytest.raises(HubDenied):
+            Caller(caller.store, hub, replace(PLACE, step="third")).obtain(name)
+
+
+def test_a_server_with_ids_of_its_own(caller: Caller, hub: HubServer, holds: Any) -> None:
+    """Where a list's ids say nothing about the content, what changed under the same id is fetched all the same."""
+    hub.own_ids = True
+    odd = hub.repo("org/odd", files={"a": b"1", "b": b"2", "weights.bin": lfs(WEIGHTS[0])})
+    holds(caller.obtain("org/odd").artifact, odd)
+    odd.commit({"a": b"3"})
+    hub.clear()
+    holds(caller.obtain("org/odd").artifact, odd)
+    assert hub.fetched() == {"a": 1, "b": 1}
+
+
+def test_twenty_at_once_fetch_each_file_once(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    callers = [Caller(caller.store, hub, replace(PLACE, task=f"{n:012x}")) for n in range(20)]
+    results: list[Obtained] = []
+    threads = [threading.Thread(target=lambda one=one: results.append(one.obtain())) for one in callers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 20
+    assert set(hub.fetched().values()) == {1}
+    assert hub.count("tree") == 1
+    assert len({one.artifact["key"] for one in results}) == 20
+    holds(results[0].artifact, repo)
+    assert sum("waiting for Flow/1/start/" in line for one in callers for line in one.lines) <= 19
+    assert list(caller.store.storage.list(f"{HUB}/leases/")) == []
