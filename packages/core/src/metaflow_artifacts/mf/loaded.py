@@ -79,7 +79,8 @@ class TemporaryDirectories:
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self._root = os.path.abspath(os.fspath(root)) if root is not None else None
         self._made: list[str] = []
-        self._finalizer = weakref.finalize(self, _remove, self._made, os.getpid())
+        self._process = os.getpid()
+        self._finalizer = weakref.finalize(self, _remove, self._made, self._process)
 
     def new(self, prefix: str) -> str:
         """The path of a new empty directory whose name starts with `prefix`, made safe for a file name.
@@ -101,8 +102,11 @@ class TemporaryDirectories:
         return path
 
     def close(self) -> None:
-        """Remove them and all that is in them. What was removed already is no error."""
-        _remove(self._made, os.getpid())
+        """Remove them and all that is in them, unless this is a fork of the process that made them.
+
+        What was removed already is no error.
+        """
+        _remove(self._made, self._process)
 
 
 def _remove(made: list[str], process: int) -> None:

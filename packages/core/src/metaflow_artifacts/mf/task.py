@@ -219,12 +219,14 @@ def _level(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> list[Any]:
             return ["value", canonical(value)]
         except Unstable:
             pass
-    return ["index", frame.index, str(getattr(frame, "value", None))]
+    text = str(getattr(frame, "value", ""))
+    # Metaflow's own short text of the value, unless it may be an object's repr, which can differ between
+    # runs.
+    return ["index", frame.index, text if not set(text) & set("<({[") else ""]
 
 
 def _value(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> Any:
     """The foreach value of a level, where the artifact that was split over is still what it was."""
-    shown = getattr(frame, "value", None)
     try:
         value = flow.foreach_stack()[depth][2]
         if value is None and frame.var not in flow and inputs:
@@ -232,9 +234,13 @@ def _value(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> Any:
             value = inputs[0][frame.var][frame.index]
     except (AttributeError, LookupError, TypeError, StopIteration):
         return _MISSING
-    if shown is not None and flow._get_foreach_item_value(value) != shown:
-        return _MISSING
-    return value
+    text = getattr(frame, "value", None)
+    if text is None:
+        return value
+    # Numbers and strings have one text; what an object's repr says may depend on the process.
+    is_plain = isinstance(value, (str, int, float))
+    replaced = (value is None and text != "None") or (is_plain and flow._get_foreach_item_value(value) != text)
+    return _MISSING if replaced else value
 
 
 def _hex(text: str, digits: int) -> str:

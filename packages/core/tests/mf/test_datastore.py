@@ -1,0 +1,154 @@
+"""Which store it is: of a flow, of a reference, of the configuration; and the S3 client as Metaflow is
+configured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import StorageError, UsageError, open_store
+from metaflow_artifacts.mf import datastore
+from metaflow_artifacts.mf.datastore import store_at, store_for, store_of_flow, store_of_task
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+KEY = "mf.models/models/artifacts/x_" + "0" * 32
+
+
+def reference(root: str) -> dict[str, Any]:
+    return {
+        "key": KEY,
+        "uuid": "x_" + "0" * 32,
+        "type": "model",
+        "pathspec": "",
+        "attempt": 0,
+        "created_on": "2026-01-01T00:00:00+00:00",
+        "size": 0,
+        "url": f"{root}/{KEY}",
+        "metadata": {},
+        "label": "x",
+    }
+
+
+@pytest.mark.parametrize("kind", ["azure", "gs", "hdfs"])
+def test_a_datastore_that_is_not_supported_is_named(kind: str) -> None:
+    with pytest.raises(StorageError, match=rf"the datastore {kind} \(there\) .* --datastore s3") as raised:
+        store_at(kind, "there")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_root_that_is_not_configured_is_named() -> None:
+    with pytest.raises(StorageError, match="METAFLOW_DATASTORE_SYSROOT_S3"):
+        store_at("s3", None)
+
+
+def test_the_store_of_a_flow_is_absolute_and_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flow_datastore = SimpleNamespace(TYPE="local", datastore_root="here/.metaflow")
+    store = store_of_flow(flow_datastore)
+    assert store.root == str(tmp_path / "here" / ".metaflow")
+    assert store_at("local", store.root) is store
+    assert store_at("s3", "s3://bucket/prefix/").root == "s3://bucket/prefix"
+
+
+def test_a_reference_is_loaded_from_where_its_url_says(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    default = store_at("local", str(here))
+    assert store_for(KEY, default) is default
+    assert store_for(reference(str(here)), default) is default
+    # A datastore that was moved: its old root is gone.
+    assert store_for(reference(str(there)), default) is default
+    there.mkdir()
+    assert store_for(reference(str(there)), default).root == str(there)
+    assert store_for(reference("s3://bucket/prefix"), default).root == "s3://bucket/prefix"
+    assert store_for({**reference(str(there)), "url": "https://example.org/x"}, default) is default
+
+
+def test_the_store_of_a_past_task_is_that_of_its_metadata(tmp_path: Path) -> None:
+    metadata = {"ds-type": "local", "ds-root": str(tmp_path)}
+    assert store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict=metadata)).root == str(tmp_path)
+    with pytest.raises(UsageError, match="F/1/s/2 has no record of its datastore"):
+        store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict={}))
+
+
+CLIENT = """
+import json
+from metaflow.metaflow_config import DATATOOLS_CLIENT_PARAMS
+from metaflow_artifacts.mf.datastore import s3_client, store_at
+before = repr(DATATOOLS_CLIENT_PARAMS)
+client = s3_client()
+config = client.meta.config
+print(json.dumps({
+    "endpoint": client.meta.endpoint_url,
+    "retries": config.retries,
+    "connections": config.max_pool_connections,
+    "connect": config.connect_timeout,
+    "untouched": repr(DATATOOLS_CLIENT_PARAMS) == before,
+    "written": store_at("s3", "s3://bucket").storage._written,
+}))
+"""
+
+
+def client_of(**variables: str) -> dict[str, Any]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("METAFLOW", "AWS"))}
+    environment = {**kept, "METAFLOW_HOME": os.devnull, "AWS_DEFAULT_REGION": "us-east-1", **variables}
+    done = subprocess.run([sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_s3_client_is_set_up_as_metaflow_is_configured() -> None:
+    plain = client_of()
+    assert plain["endpoint"].endswith("amazonaws.com")
+    # Requests are repeated by the storage, not by botocore as well.
+    assert plain["retries"]["total_max_attempts"] == 1
+    assert plain["connections"] > 10
+    assert plain["untouched"] is True
+    assert plain["written"] == {}
+
+    chosen = client_of(
+        METAFLOW_S3_ENDPOINT_URL="http://127.0.0.1:1",
+        METAFLOW_S3_SERVER_SIDE_ENCRYPTION="aws:kms",
+        METAFLOW_S3_CLIENT_RETRY_CONFIG='{"max_attempts": 3, "mode": "adaptive"}',
+        METAFLOW_DATATOOLS_CLIENT_PARAMS='{"config": {"connect_timeout": 7}}',
+    )
+    assert chosen["endpoint"] == "http://127.0.0.1:1"
+    assert chosen["retries"]["mode"] == "adaptive"
+    assert chosen["connect"] == 7
+    assert chosen["connections"] == plain["connections"]
+    assert chosen["untouched"] is True
+    assert chosen["written"] == {"ServerSideEncryption": "aws:kms"}
+
+
+def test_a_default_store_on_s3_is_reached(s3_server: SeaweedServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    saved = open_store(f"{s3_server.root}/metaflow", client=s3_server.client).save_model(tmp_path / "file", "x")
+    variables = {**s3_server.environment(), "METAFLOW_DEFAULT_DATASTORE": "s3", "METAFLOW_HOME": os.devnull}
+    del variables["AWS_ENDPOINT_URL_S3"]
+    code = (
+        "import sys\n"
+        "from metaflow_artifacts.mf.datastore import default_store\n"
+        "print(default_store().read_file(sys.argv[1], 'file').decode())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("METAFLOW", "AWS"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, saved["key"]],
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "content\n"
+
+
+def test_the_module_is_not_imported_by_core() -> None:
+    code = "import sys, metaflow_artifacts.store; print([name for name in sys.modules if name.startswith('metaflow.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert datastore.__name__ == "metaflow_artifacts.mf.datastore"

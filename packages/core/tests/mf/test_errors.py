@@ -1,0 +1,96 @@
+"""Errors that Metaflow can show, and that stay what they are for everybody else."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+
+import pytest
+from metaflow.exception import MetaflowException, MetaflowExceptionWrapper
+from metaflow.metaflow_current import current
+
+import metaflow_artifacts.errors
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, SourceError
+from metaflow_artifacts.mf.errors import in_flow, in_hook, shown
+
+CLASSES = [getattr(metaflow_artifacts.errors, name) for name in metaflow_artifacts.errors.__all__]
+
+
+@pytest.fixture
+def task() -> Iterator[None]:
+    current._set_env(run_id="1", step_name="start", task_id="2", is_running=True)
+    yield
+    current._set_env(is_running=False)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_an_error_becomes_one_that_metaflow_shows(kind: type[ArtifactError]) -> None:
+    original = kind("the message")
+    with pytest.raises(kind) as raised, shown():
+        raise original
+    error = raised.value
+    assert error is original
+    assert isinstance(error, MetaflowException)
+    assert (str(error), error.message) == ("the message", "the message")
+    assert error.headline.isascii()
+    assert " " in error.headline or kind.__name__ == error.headline.replace(" ", "")
+    assert (error.source_file, error.line_no) == (__file__, sys._getframe().f_lineno - 8)
+
+    # Stored and sent as what it is: the reader may have no Metaflow, and cannot import a class made here.
+    wrapped = MetaflowExceptionWrapper(error)
+    assert wrapped.type == f"metaflow_artifacts.errors.{kind.__name__}"
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert copy.args == ("the message",)
+
+
+def test_the_cause_is_kept() -> None:
+    def read() -> None:
+        try:
+            raise FileNotFoundError(2, "No such file")
+        except OSError as error:
+            raise SourceError("cannot read x") from error
+
+    with pytest.raises(SourceError) as raised, shown():
+        read()
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
+    assert raised.traceback[-1].name == "read"
+
+
+def test_calls_outside_of_a_task_raise_the_plain_error() -> None:
+    @in_flow
+    def call() -> None:
+        raise ArtifactNotFound("not there")
+
+    with pytest.raises(ArtifactNotFound) as raised:
+        call()
+    assert type(raised.value) is ArtifactNotFound
+
+
+@pytest.mark.usefixtures("task")
+def test_calls_in_a_task_raise_one_that_is_shown() -> None:
+    @in_flow
+    def inner() -> None:
+        raise ArtifactNotFound("not there")
+
+    @in_flow
+    def outer() -> None:
+        inner()
+
+    with pytest.raises(ArtifactNotFound) as raised:
+        outer()
+    assert isinstance(raised.value, MetaflowException)
+
+
+def test_hooks_always_raise_one_that_is_shown_and_leave_others_alone() -> None:
+    @in_hook
+    def hook(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(MetaflowException):
+        hook(ArtifactNotFound("not there"))
+    plain = ValueError("not ours")
+    with pytest.raises(ValueError, match="not ours") as raised:
+        hook(plain)
+    assert type(raised.value) is ValueError
