@@ -115,7 +115,12 @@ class RepoRequest:
     @property
     def name(self) -> str:
         """10 hex digits of all that decides the content."""
-        return self._digest(self.repo_type, self.repo_id, self.revision or "main")[:10]
+        return self.place[:10]
+
+    @property
+    def place(self) -> str:
+        """12 hex digits of all that decides the content."""
+        return self._digest(self.repo_type, self.repo_id, self.revision or "main")[:12]
 
     @property
     def files_id(self) -> str:

@@ -1,0 +1,133 @@
+"""The step decorator itself: when Metaflow calls what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metaflow.decorators import StepDecorator
+from metaflow.metaflow_current import current
+
+from metaflow_artifacts.errors import ArtifactError, UsageError
+from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
+from metaflow_artifacts.mf.errors import in_hook
+from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.mf.task import TaskIdentity
+
+from .arguments import CACHE_SCOPES, LoadSpec, parse_load, without_secrets
+from .current_hub import CurrentHuggingfaceHub
+
+__all__ = ["HuggingfaceHubDecorator"]
+
+
+class HuggingfaceHubDecorator(StepDecorator):
+    """Keeps repos of the Hugging Face Hub in the datastore, and loads them, as `current.huggingface_hub`.
+
+    ```python
+    @huggingface_hub
+    @step
+    def start(self):
+        self.bert = current.huggingface_hub.snapshot_download(
+            repo_id="google-bert/bert-base-uncased", allow_patterns=["*.json", "*.safetensors"]
+        )
+        self.next(self.train)
+
+    @huggingface_hub(load=["google-bert/bert-base-uncased", ("stanfordnlp/imdb", "./imdb")])
+    @step
+    def train(self):
+        path = current.huggingface_hub.loaded["google-bert/bert-base-uncased"]
+        with current.huggingface_hub.load(repo_id="openai-community/gpt2", revision="main") as other:
+            print(os.listdir(other))
+        self.next(self.end)
+    ```
+
+    Parameters
+    ----------
+    load : list of str, dict, (str, str) and (dict, str), default None
+        Repos to load before the step's code runs: repo ids, or dicts of arguments of
+        `huggingface_hub.snapshot_download`; with a path beside it, a repo is loaded into that directory, else into
+        a temporary one.
+    cache_scope : str, default 'checkpoint'
+        Who shares what is downloaded. `checkpoint`: the same step of the same flow, in the same namespace and at the
+        same foreach value. `flow`: all steps of the flow, in all namespaces. `global`: all flows.
+    temp_dir_root : str, default None
+        Where temporary directories are made; the system's place for them by default. They are gone when the task
+        ends.
+
+    MF Add To Current
+    -----------------
+    huggingface_hub -> metaflow_extensions.mfart_hf.plugins.hf_deco.current_hub.CurrentHuggingfaceHub
+        Downloads repos into the datastore and loads them from there: `snapshot_download`, `load`, `loaded`.
+
+        @@ Returns
+        ----------
+        CurrentHuggingfaceHub
+            The object by which the step gets repos of the Hugging Face Hub.
+    """
+
+    name = "huggingface_hub"
+    defaults = {"load": None, "cache_scope": "checkpoint", "temp_dir_root": None}  # noqa: RUF012
+
+    _specs: list[LoadSpec]
+    _hub: CurrentHuggingfaceHub | None = None
+
+    @in_hook
+    def init(self) -> None:
+        """Check the arguments, in the process that starts the run too."""
+        scope = self.attributes["cache_scope"]
+        if scope not in CACHE_SCOPES:
+            raise UsageError(f"@huggingface_hub(cache_scope={scope!r}): expected one of {', '.join(CACHE_SCOPES)}")
+        try:
+            self._specs = parse_load(self.attributes["load"])
+        except ArtifactError as error:
+            raise type(error)(f"@huggingface_hub: {error}") from None
+        # Metaflow stores the attributes with every run, and prints them.
+        self.attributes["load"] = without_secrets(self.attributes["load"])
+
+    @in_hook
+    def step_init(
+        self,
+        flow: Any,
+        graph: Any,
+        step_name: str,
+        decorators: Any,
+        environment: Any,
+        flow_datastore: Any,
+        logger: Any,
+    ) -> None:
+        refuse_foreign_decorators()
+        self._flow_datastore = flow_datastore
+        self._log = Log("huggingface_hub", logger)
+
+    @in_hook
+    def task_pre_step(
+        self,
+        step_name: str,
+        task_datastore: Any,
+        metadata: Any,
+        run_id: str,
+        task_id: str,
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: str | None,
+        inputs: Any,
+    ) -> None:
+        task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
+        self._hub = CurrentHuggingfaceHub(
+            task, self.attributes["cache_scope"], self._log, self.attributes["temp_dir_root"]
+        )
+        current._update_env({"huggingface_hub": self._hub})
+        self._hub.load_first(self._specs)
+
+    def task_finished(
+        self,
+        step_name: str,
+        flow: Any,
+        graph: Any,
+        is_task_ok: bool,
+        retry_count: int,
+        max_user_code_retries: int,
+    ) -> None:
+        if self._hub is not None:
+            self._hub.close()
