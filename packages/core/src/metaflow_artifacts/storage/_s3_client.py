@@ -62,14 +62,14 @@ def prepare(client: Any) -> Any:
         needed = ".".join(map(str, _OLDEST))
         raise StorageError(f"boto3 {botocore.__version__} is too old for the s3 datastore: install boto3>={needed}")
     events = client.meta.events
-    events.register_last("before-call.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts-put")
+    events.register("before-sign.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts-put")
     events.register("before-parse.s3.ListObjectsV2", _parse_page, unique_id="metaflow-artifacts-list")
     return client
 
 
-def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+def _send_at_once(request: Any, **_: Any) -> None:
     # botocore asks leave before it sends a file-like body, which costs a round trip for each object.
-    params["headers"].pop("Expect", None)
+    del request.headers["Expect"]
 
 
 def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

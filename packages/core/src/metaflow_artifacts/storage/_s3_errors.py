@@ -94,7 +94,7 @@ def faults() -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError, HTTPError, ConnectionError, TimeoutError)
 
 
-def code_of(error: BaseException) -> str:
+def code_of(error: BaseException | None) -> str:
     """The error code of S3's answer, '' where there was none."""
     answer: dict[str, Any] = getattr(error, "response", None) or {}
     code = str(answer.get("Error", {}).get("Code", ""))
@@ -153,9 +153,13 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
         return f"{told}; {_CHECK_ROOT}", False, InvalidReference
     if isinstance(error, botocore.SSLError) and "CERTIFICATE" in str(error).upper():
         return f"the TLS certificate of {{endpoint}} is not trusted ({told})", False, StorageError
-    if isinstance(
-        error, (botocore.ConnectTimeoutError, botocore.EndpointConnectionError, botocore.ProxyConnectionError)
-    ):
+    unreachable = (
+        botocore.ConnectTimeoutError,
+        botocore.EndpointConnectionError,
+        botocore.ProxyConnectionError,
+        botocore.SSLError,
+    )
+    if isinstance(error, unreachable):
         return (
             f"cannot connect to {{endpoint}} ({told.rstrip('.')}); check the endpoint and the network",
             True,

@@ -29,6 +29,7 @@ __all__ = ["S3Storage", "client_config"]
 _T = TypeVar("_T")
 
 _ATTEMPTS = 7
+_ATTEMPTS_TO_SEND = 3
 # No attempt begins later than this many seconds after the first one.
 _PATIENCE = 40.0
 _PAUSE = 0.2
@@ -133,17 +134,19 @@ class S3Storage(Storage):
 
     def stat(self, key: str) -> ObjectInfo | None:
         check_key(key)
-        name = self._prefix + key
+        head = functools.partial(_head, {"Bucket": self.bucket, "Key": self._prefix + key})
         try:
-            answer = self._request("read", key, lambda client: client.head_object(Bucket=self.bucket, Key=name))
+            try:
+                answer = self._request("read", key, head)
+            except StorageError as error:
+                if code_of(error.__cause__) not in {"AccessDenied", "400"}:
+                    raise
+                # The answer to HEAD has no body; the one to GET says why it was refused.
+                self.get(key, 0, 1)
+                answer = self._request("read", key, head)
         except ArtifactNotFound:
             self._demand_bucket(key)
             return None
-        except StorageError as error:
-            if error.__cause__ is not None and code_of(error.__cause__) == "AccessDenied":
-                # The answer to HEAD has no body; the one to GET says why it was refused.
-                self.get(key, 0, 1)
-            raise
         return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -256,7 +259,9 @@ class S3Storage(Storage):
                 result = request(self._connected(action, key))
             except faults() as error:
                 failure = explain(error, self._place(action, key))
-                if not isinstance(failure, TransientStorageError) or _is_last(attempt, began):
+                # Wrong bytes are hardly ever the network's fault: the buffer changed, or the digest is of another.
+                futile = attempt >= _ATTEMPTS_TO_SEND and code_of(error) == "BadDigest"
+                if futile or not isinstance(failure, TransientStorageError) or _is_last(attempt, began):
                     raise failure from error
             except TransientStorageError:
                 if _is_last(attempt, began):
@@ -405,6 +410,10 @@ class _StagedObject:
 
     def close(self) -> bytearray:
         return self._buffer
+
+
+def _head(where: dict[str, str], client: Any) -> Any:
+    return client.head_object(**where)
 
 
 def _list(where: dict[str, str], client: Any) -> Any:

@@ -1,0 +1,260 @@
+"""What goes wrong between a program and its datastore, on order: a proxy before an S3 server, a disk that is full.
+
+```python
+with FaultProxy(server.endpoint) as proxy:
+    storage = S3Storage(server.root, functools.partial(server.client, endpoint_url=proxy.endpoint))
+    proxy.plan = lambda request: Cut(1000) if request.method == "GET" else None
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+__all__ = ["Answer", "Cut", "Damage", "Fault", "FaultProxy", "Lose", "Refuse", "Request", "Stall", "small_disk"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived: its number from 0, method, path with query, headers (lower case), body size."""
+
+    number: int
+    method: str
+    path: str
+    headers: dict[str, str] = field(repr=False)
+    size: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The request does not reach the server; this is what is answered."""
+
+    status: int
+    code: str
+    message: str = "as the test ordered"
+    body: str | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The server's answer ends after so many bytes of its body, under its full Content-Length.
+
+    With `reset`, the connection is reset there, else it is closed as if all had been said.
+    """
+
+    after: int
+    reset: bool = True
+
+
+@dataclass(frozen=True)
+class Lose:
+    """The server does what it is asked, and the connection is reset before its answer."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The connection is reset when `after` bytes of the request's body have arrived; the server hears nothing."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Nothing is answered until the proxy stops."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One byte of the body changes on its way: of the answer's, or with `sent` of the request's."""
+
+    at: int = 0
+    sent: bool = False
+
+
+Fault = Answer | Cut | Lose | Refuse | Stall | Damage
+
+
+class FaultProxy:
+    """An HTTP proxy on a free port of 127.0.0.1 that hands requests to `upstream` as they are, but for faults.
+
+    `plan` is called for each request, in the thread of its connection, and returns a fault or None. `requests`
+    are those that arrived, over so many `connections`; `received` and `sent` count the bytes of bodies from and to the
+    client.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        parts = urlsplit(upstream)
+        self._upstream = (parts.hostname or "", parts.port or 80)
+        self.plan: Callable[[Request], Fault | None] = lambda request: None
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.received = 0
+        self.sent = 0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._sockets: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def endpoint(self) -> str:
+        """The URL to give to a client in place of the server's."""
+        host, port = self._listener.getsockname()
+        return f"http://{host}:{port}"
+
+    def __enter__(self) -> FaultProxy:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for one in self._sockets:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self.connections += 1
+                self._sockets.add(client)
+            self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        server = http.client.HTTPConnection(*self._upstream)
+        try:
+            with client, client.makefile("rb") as source:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    while self._exchange(client, source, server):
+                        pass
+                with self._lock:
+                    self._sockets.discard(client)
+        finally:
+            server.close()
+
+    def _exchange(self, client: socket.socket, source: BinaryIO, server: http.client.HTTPConnection) -> bool:
+        """One request and its answer; False where the connection is over."""
+        line = source.readline()
+        if not line:
+            return False
+        method, path, _ = line.decode("latin-1").split(" ", 2)
+        lines = []
+        while (header := source.readline()) not in (b"\r\n", b""):
+            name, _, value = header.decode("latin-1").partition(":")
+            lines.append((name, value.strip()))
+        headers = {name.lower(): value for name, value in lines}
+        size = int(headers.get("content-length", 0))
+        with self._lock:
+            request = Request(len(self.requests), method, path, headers, size)
+            self.requests.append(request)
+        fault = self.plan(request)
+        if headers.get("expect") == "100-continue":
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if isinstance(fault, Refuse):
+            source.read(min(size, fault.after))
+            return _reset(client)
+        body = source.read(size)
+        with self._lock:
+            self.received += len(body)
+        if isinstance(fault, Stall):
+            self._stopped.wait()
+            return False
+        if isinstance(fault, Answer):
+            error = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+            text = (error if fault.body is None else fault.body).encode()
+            return self._answer(client, request, fault.status, [("Content-Type", "application/xml")], text)
+        if isinstance(fault, Damage) and fault.sent and body:
+            body = _damaged(body, fault.at)
+        server.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in lines:
+            if name.lower() != "expect":
+                server.putheader(name, value)
+        server.endheaders(body)
+        answer = server.getresponse()
+        content = answer.read()
+        kept = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
+        if isinstance(fault, Lose):
+            return _reset(client)
+        if isinstance(fault, Damage) and not fault.sent and content:
+            content = _damaged(content, fault.at)
+        cut = fault if isinstance(fault, Cut) and fault.after < len(content) else None
+        return self._answer(client, request, answer.status, kept, content, cut)
+
+    def _answer(
+        self,
+        client: socket.socket,
+        request: Request,
+        status: int,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        cut: Cut | None = None,
+    ) -> bool:
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            headers = [*headers, ("Content-Length", str(len(body)))]
+        head = f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
+        sent = b"" if request.method == "HEAD" else body[: cut.after] if cut else body
+        client.sendall(head.encode("latin-1") + sent)
+        with self._lock:
+            self.sent += len(sent)
+        if cut and cut.reset:
+            # What a reset overtakes is lost: give the client time to take what comes before it.
+            self._stopped.wait(0.05)
+            return _reset(client)
+        return cut is None
+
+
+def _reset(client: socket.socket) -> bool:
+    # A zero linger time makes close() send RST instead of FIN.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return False
+
+
+def _damaged(data: bytes, at: int) -> bytes:
+    at = min(at, len(data) - 1)
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@contextlib.contextmanager
+def small_disk(directory: str | os.PathLike[str], size: int) -> Iterator[Path]:
+    """Mount an empty file system of `size` bytes at `directory`, in memory. Needs root; raises OSError without."""
+    place = Path(directory)
+    place.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise OSError(f"cannot mount a small disk at {place}: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
