@@ -1,0 +1,109 @@
+"""What crosses the network, counted between the client and a real S3 server: 64 chunks, as 1 GiB has.
+
+`benchmarks/traffic.py` shows the same at full size.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from metaflow_artifacts import StorageError, Store
+from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Request
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+CHUNK = 64 << 10
+SIZE = 64 * CHUNK
+MIB = SIZE >> 10
+"""What 1 MiB is to 1 GiB."""
+
+
+@pytest.fixture
+def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def remote(s3_server: SeaweedServer, proxy: FaultProxy) -> Store:
+    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    return Store(open_storage(f"{s3_server.root}/{uuid4().hex}", client=client), chunk_size=CHUNK)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+def manifest_of(store: Store, reference: str) -> int:
+    return len(store.storage.get(reference))
+
+
+def test_unchanged_content_is_not_sent(remote: Store, proxy: FaultProxy, weights: Path) -> None:
+    remote.save_model(weights)
+    assert proxy.received > SIZE
+    proxy.received = 0
+    saved = remote.save_model(weights)
+    # A row for each chunk is all that a second version costs.
+    assert proxy.received <= manifest_of(remote, saved["key"]) + MIB
+
+
+def test_a_change_in_the_last_tenth_sends_less_than_a_fifth(remote: Store, proxy: FaultProxy, weights: Path) -> None:
+    remote.save_model(weights)
+    proxy.received = 0
+    with weights.open("r+b") as file:
+        file.seek(SIZE - SIZE // 10)
+        file.write(os.urandom(SIZE // 10))
+    remote.save_model(weights)
+    assert SIZE // 10 < proxy.received < SIZE // 5
+
+
+def test_a_save_that_broke_off_goes_on_where_it_was(remote: Store, proxy: FaultProxy, weights: Path) -> None:
+    sent = 0
+    lock = threading.Lock()
+
+    def plan(request: Request) -> Fault | None:
+        nonlocal sent
+        if request.method == "PUT" and "/chunks/" in request.path:
+            with lock:
+                sent += 1
+                if sent > 50:
+                    return Answer(403, "AccessDenied")
+        return None
+
+    proxy.plan = plan
+    with pytest.raises(StorageError, match="AccessDenied|denied"):
+        remote.save_model(weights)
+    assert list(remote.list()) == []
+    proxy.plan = lambda request: None
+    proxy.received = 0
+    remote.save_model(weights)
+    assert proxy.received < 20 * CHUNK
+
+
+def test_one_small_file_moves_little_more_than_itself(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes(b"{}" * 100)
+    (model / "tokenizer.json").write_bytes(os.urandom(CHUNK // 4))
+    (model / "weights").write_bytes(os.urandom(SIZE))
+    saved = remote.save_model(model)
+    proxy.sent = 0
+    assert remote.read_file(saved, "config.json") == b"{}" * 100
+    assert proxy.sent < 200 + manifest_of(remote, saved["key"]) + MIB
+
+
+def test_a_small_checkpoint_is_one_request(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(os.urandom(4096))
+    remote.save_model(tmp_path / "state")
+    before = len(proxy.requests)
+    remote.save_model(tmp_path / "state")
+    assert [request.method for request in proxy.requests[before:]] == ["PUT"]
