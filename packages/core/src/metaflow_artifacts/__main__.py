@@ -1,0 +1,8 @@
+"""`python -m metaflow_artifacts` is the command line."""
+
+import sys
+
+from metaflow_artifacts.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The command line, `metaflow-artifacts`: looks into a store, checks it, and gives space back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from metaflow_artifacts import __version__
+from metaflow_artifacts.cli import reading, upkeep
+from metaflow_artifacts.cli.output import escape
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
+
+__all__ = ["main", "parser"]
+
+_EXIT_CODES = """exit codes:
+  0  done, and nothing is wrong
+  1  what was asked about does not exist or is damaged
+  2  not done: wrong usage, or the store or the target cannot be used
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `run` in what it returns is the function that does the work."""
+    top = argparse.ArgumentParser(
+        prog="metaflow-artifacts",
+        description="Models and checkpoints in a store: look into them, fetch them, keep the store whole and small.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--root",
+        metavar="ROOT",
+        help="the store: a directory, or s3://bucket/prefix; by default the datastore Metaflow is configured for",
+    )
+    common.add_argument("--json", action="store_true", help="print one JSON document, for programs")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[common], help=about, description=about[0].upper() + about[1:] + ".")
+        made.set_defaults(run=run)
+        return made
+
+    reading.add_commands(command)
+    upkeep.add_commands(command)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. `arguments` are those of the process by default."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal or a pipe that cannot show a character gets its escape sequence, not an exception.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        options = parser().parse_args(arguments)
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except ArtifactError as error:
+        print(f"metaflow-artifacts: {escape(str(error))}", file=sys.stderr)
+        return 1 if isinstance(error, (ArtifactNotFound, CorruptArtifact)) else 2
+    except KeyboardInterrupt:
+        print("metaflow-artifacts: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever reads has seen enough. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -1,0 +1,53 @@
+"""A progress bar, on a terminal only, for what takes longer than a second."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metaflow_artifacts.cli.output import size
+from metaflow_artifacts.progress import Transfer
+
+__all__ = ["bar"]
+
+_AFTER = 1.0
+_EVERY = 0.1
+_WIDTH = 30
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Transfer]:
+    """Something to pass as `progress`; while the block runs, a terminal shows how far it is."""
+    stream = sys.stderr
+    if not stream.isatty():
+        yield Transfer()
+        return
+    lock = threading.Lock()
+    began = time.monotonic()
+    drawn = began + _AFTER - _EVERY
+
+    def draw(transfer: Transfer) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn < _EVERY or not lock.acquire(blocking=False):
+            return
+        try:
+            drawn = now
+            part = transfer.done / transfer.total if transfer.total else 1.0
+            full = round(part * _WIDTH)
+            rate = size(round(transfer.done / (now - began)))
+            line = f"{what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size(transfer.total)}, {rate}/s"
+            stream.write(f"\r{line}\x1b[K")
+            stream.flush()
+        finally:
+            lock.release()
+
+    try:
+        yield Transfer(draw)
+    finally:
+        if drawn > began + _AFTER - _EVERY:
+            stream.write("\r\x1b[K")
+            stream.flush()

@@ -1,0 +1,201 @@
+"""Commands that look into artifacts: ls, show, tree, cat, get, lineage."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from typing import Any
+
+from metaflow_artifacts.ancestry import lineage
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.check import ARTIFACT_PREFIXES, artifact_objects
+from metaflow_artifacts.cli.bar import bar
+from metaflow_artifacts.cli.output import count, escape, escape_lines, print_json, print_table, size, warn, when
+from metaflow_artifacts.cli.roots import resolve, store_of
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.manifest import FileEntry, Manifest
+from metaflow_artifacts.storage import ObjectInfo
+from metaflow_artifacts.store import Store
+
+__all__ = ["add_commands"]
+
+_PIECE = 16 << 20
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add these commands to a parser."""
+    ls = command("ls", _ls, "list artifacts, newest first")
+    ls.add_argument("--type", choices=["model", "checkpoint"], help="only models, or only checkpoints")
+    ls.add_argument("--flow", metavar="PATTERN", help="saved by flows of this name (* and ? match)")
+    ls.add_argument("--step", metavar="PATTERN", help="saved by steps of this name")
+    ls.add_argument("--label", metavar="PATTERN", help="saved under this label")
+    ls.add_argument("--limit", type=int, metavar="N", help="only the N newest")
+    _key(command("show", _show, "all about an artifact"))
+    _key(command("tree", _tree, "the files of an artifact"))
+    cat = _key(command("cat", _cat, "the content of one file of an artifact"))
+    cat.add_argument("file", metavar="FILE", help="its path within the artifact, as `tree` shows it")
+    get = _key(command("get", _get, "fetch an artifact into a directory, every byte verified"))
+    get.add_argument("path", metavar="PATH", help="the directory; it is made, or added to")
+    get.add_argument("--only", metavar="PATTERN", help="only the files whose path this matches (* also over /)")
+    _key(command("lineage", _lineage, "what an artifact was made from, newest first"))
+
+
+def _key(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("key", metavar="KEY", help="the artifact's key, or its url")
+    return parser
+
+
+def _ls(options: argparse.Namespace) -> int:
+    store = store_of(options)
+    damaged = 0
+    artifacts: list[ModelArtifact] = []
+    with ThreadPoolExecutor(store.storage.threads) as pool:
+        for found in pool.map(lambda info: _info(store, info), artifact_objects(store.storage, _prefixes(options))):
+            if isinstance(found, CorruptArtifact):
+                damaged += 1
+                warn(str(found))
+            elif found is not None and _matches(found, options):
+                artifacts.append(found)
+    artifacts.sort(key=lambda artifact: artifact["created_on"], reverse=True)
+    _print_artifacts(artifacts[: options.limit], options)
+    return 1 if damaged else 0
+
+
+def _print_artifacts(artifacts: list[ModelArtifact], options: argparse.Namespace) -> None:
+    if options.json:
+        print_json(artifacts)
+        return
+    rows = [
+        (when(a["created_on"]), size(a["size"]), a["type"], a["label"], a["pathspec"] or "-", a["key"])
+        for a in artifacts
+    ]
+    print_table(("created on", "size", "type", "label", "pathspec", "key"), rows, right=["size"])
+
+
+def _prefixes(options: argparse.Namespace) -> Iterator[str]:
+    for prefix in ARTIFACT_PREFIXES:
+        if options.type is None or (options.type == "model") is ("/models/" in prefix):
+            yield prefix
+
+
+def _info(store: Store, info: ObjectInfo) -> ModelArtifact | CorruptArtifact | None:
+    try:
+        return store.info(info.key)
+    except ArtifactNotFound:
+        return None
+    except CorruptArtifact as error:
+        return error
+
+
+def _matches(artifact: ModelArtifact, options: argparse.Namespace) -> bool:
+    flow, _, step, *_ = (*artifact["pathspec"].split("/"), "", "", "")
+    wanted = ((options.flow, flow), (options.step, step), (options.label, artifact["label"]))
+    return all(pattern is None or fnmatchcase(value, pattern) for pattern, value in wanted)
+
+
+def _manifest(options: argparse.Namespace) -> tuple[Store, Manifest]:
+    store, (key,) = resolve(options, [options.key])
+    return store, store.manifest(key)
+
+
+def _show(options: argparse.Namespace) -> int:
+    store, manifest = _manifest(options)
+    artifact: dict[str, Any] = {**manifest.artifact, "url": store.storage.url(manifest.artifact["key"])}
+    more = {
+        "latest": manifest.latest,
+        "files": len(manifest.files),
+        "chunks": 0 if manifest.inline is not None else len(manifest.chunks),
+        "chunk_size": manifest.chunk_size,
+        "inline": manifest.inline is not None,
+    }
+    if options.json:
+        print_json({"artifact": artifact, **more})
+        return 0
+    shown = {**artifact, "size": f"{artifact['size']} ({size(artifact['size'])})", **more}
+    for name, value in shown.items():
+        if isinstance(value, dict):
+            rows = [f"{name}:", *(f"  {key}: {_text(item)}" for key, item in value.items())]
+        elif isinstance(value, list):
+            rows = [f"{name}:", *(f"  {_text(item)}" for item in value)]
+        else:
+            rows = [f"{name}: {_text(value)}"]
+        for row in rows:
+            print(escape(row))
+    return 0
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tree(options: argparse.Namespace) -> int:
+    _, manifest = _manifest(options)
+    if options.json:
+        files = [{"path": f.path, "size": f.size, "mode": f.mode, "sha256": f.sha256} for f in manifest.files]
+        print_json({"files": files, "dirs": list(manifest.dirs)})
+        return 0
+    entries = [(file.path, file) for file in manifest.files] + [(path, None) for path in manifest.dirs]
+    shown: set[str] = set()
+    for path, file in sorted(entries, key=lambda entry: entry[0].split("/")):
+        parts = path.split("/")
+        for level, directory in enumerate(accumulate(parts if file is None else parts[:-1], "{}/{}".format)):
+            if directory not in shown:
+                shown.add(directory)
+                print(f"{'':>10}  {'    ' * level}{escape(parts[level])}/")
+        if file is not None:
+            mark = "*" if file.mode & 0o111 else ""
+            print(f"{size(file.size):>10}  {'    ' * (len(parts) - 1)}{escape(parts[-1])}{mark}")
+    print(f"{size(manifest.size):>10}  in {count(len(manifest.files), 'file')}")
+    return 0
+
+
+def _cat(options: argparse.Namespace) -> int:
+    store, manifest = _manifest(options)
+    file = next((file for file in manifest.files if file.path == options.file), None)
+    if file is None:
+        raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {options.file!r}; `tree` lists them")
+    pieces = (store.read_file(manifest, file.path, start, end - start) for start, end in _pieces(manifest, file))
+    if sys.stdout.isatty():
+        decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        for piece in pieces:
+            sys.stdout.write(escape_lines(decoder.decode(piece)))
+        sys.stdout.write(escape_lines(decoder.decode(b"", True)))
+        return 0
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+    return 0
+
+
+def _pieces(manifest: Manifest, file: FileEntry) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are read in one go: one chunk each, so that none is read twice, but no more than
+    memory should be given for."""
+    begin = 0
+    for chunk in manifest.chunks:
+        first = max(begin, file.offset) - file.offset
+        last = min(begin + chunk.size, file.offset + file.size) - file.offset
+        for start in range(first, last, _PIECE):
+            yield start, min(last, start + _PIECE)
+        begin += chunk.size
+
+
+def _get(options: argparse.Namespace) -> int:
+    store, (key,) = resolve(options, [options.key])
+    with bar("get") as progress:
+        path = store.load(key, options.path, only=options.only, progress=progress)
+    if options.json:
+        print_json({"path": path, "size": progress.total})
+    else:
+        print(f"{size(progress.total)} in {escape(path)}")
+    return 0
+
+
+def _lineage(options: argparse.Namespace) -> int:
+    store, (key,) = resolve(options, [options.key])
+    _print_artifacts(lineage(key, store), options)
+    return 0

@@ -1,0 +1,222 @@
+"""Commands that keep a store whole and small: du, check, gc, delete, retain."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+from metaflow_artifacts.check import artifact_objects, check, manifests, stored_chunks
+from metaflow_artifacts.cli.bar import bar
+from metaflow_artifacts.cli.output import count, duration, escape, print_json, print_table, seconds, size, warn, when
+from metaflow_artifacts.cli.roots import resolve, store_of
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.gc import GRACE, gc
+from metaflow_artifacts.keys import CHECKPOINTS, HUB
+from metaflow_artifacts.retain import Rules, execute_retention, plan_retention
+
+__all__ = ["add_commands"]
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add these commands to a parser."""
+    command("du", _du, "how much the artifacts hold, and how much the store takes for it")
+    checked = command("check", _check, "whether every artifact is whole: manifests parse, chunks exist")
+    checked.add_argument("keys", metavar="KEY", nargs="*", help="only these artifacts")
+    checked.add_argument("--read", action="store_true", help="also read and hash every chunk")
+    collected = command("gc", _gc, "remove what no artifact needs; without --execute, say what would be removed")
+    collected.add_argument(
+        "--grace",
+        type=_seconds,
+        default=GRACE,
+        metavar="TIME",
+        help=f"keep what was written or needed within this time (default {duration(GRACE)})",
+    )
+    collected.add_argument(
+        "--exclusive", action="store_true", help="nothing saves to this store until gc ends: any --grace will do"
+    )
+    _execute(collected)
+    deleted = command("delete", _delete, "delete artifacts; their content goes with a later gc")
+    deleted.add_argument("keys", metavar="KEY", nargs="+", help="the artifact's key, or its url")
+    kept = command(
+        "retain",
+        _retain,
+        "delete the checkpoints that no rule keeps; without --execute, say which would be",
+    )
+    kept.add_argument("--last", type=int, metavar="N", help="keep the N newest")
+    kept.add_argument("--best", type=int, metavar="N", help="keep the N with the best value of --metric")
+    kept.add_argument("--metric", metavar="NAME", help="the metadata value that says which are the best")
+    kept.add_argument("--lowest", action="store_true", help="the lowest value is the best, not the highest")
+    kept.add_argument("--younger", type=_seconds, metavar="TIME", help="keep what was saved within this time")
+    kept.add_argument("--flow", metavar="NAME", help="only the checkpoints of this flow")
+    kept.add_argument("--step", metavar="NAME", help="only the checkpoints of steps of this name")
+    kept.add_argument(
+        "--per",
+        choices=["step", "task"],
+        default="step",
+        help="what the numbers are meant for: each step of a flow (default), or each place in it (foreach value, node)",
+    )
+    kept.add_argument("--hub", action="store_true", help="snapshots of Hub repos instead of checkpoints")
+    _execute(kept)
+
+
+def _execute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--execute", action="store_true", help="do it")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@dataclass
+class _Usage:
+    artifacts: int = 0
+    logical: int = 0
+    inline: int = 0
+    chunks: dict[bytes, int] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> int:
+        return self.inline + sum(self.chunks.values())
+
+
+def _du(options: argparse.Namespace) -> int:
+    store = store_of(options)
+    groups: dict[tuple[str, str], _Usage] = defaultdict(_Usage)
+    total = _Usage()
+    damaged = 0
+    with ThreadPoolExecutor(store.storage.threads) as pool:
+        for _, manifest in manifests(store, artifact_objects(store.storage), pool):
+            if isinstance(manifest, CorruptArtifact):
+                damaged += 1
+                warn(str(manifest))
+            elif manifest is not None:
+                artifact = manifest.artifact
+                flow = artifact["pathspec"].split("/")[0]
+                for usage in (total, groups[artifact["type"], flow]):
+                    usage.artifacts += 1
+                    usage.logical += manifest.size
+                    if manifest.inline is not None:
+                        usage.inline += manifest.size
+                    else:
+                        usage.chunks.update((bytes.fromhex(chunk.sha256), chunk.size) for chunk in manifest.chunks)
+    stored = stored_chunks(store.storage)
+    unneeded = sum(value for digest, value in stored.items() if digest not in total.chunks)
+    rows = sorted(groups.items(), key=lambda item: -item[1].logical)
+    if options.json:
+        print_json(
+            {
+                "artifacts": total.artifacts,
+                "logical": total.logical,
+                "stored": total.inline + sum(stored.values()),
+                "unneeded": unneeded,
+                "groups": [
+                    {"type": kind, "flow": flow, "artifacts": u.artifacts, "logical": u.logical, "stored": u.stored}
+                    for (kind, flow), u in rows
+                ],
+            }
+        )
+        return 1 if damaged else 0
+    print_table(
+        ("type", "flow", "artifacts", "logical", "stored"),
+        [(kind, flow or "-", str(u.artifacts), size(u.logical), size(u.stored)) for (kind, flow), u in rows],
+        right=["artifacts", "logical", "stored"],
+    )
+    everything = total.inline + sum(stored.values())
+    print(f"\n{size(total.logical)} in {count(total.artifacts, 'artifact')}, stored in {size(everything)}", end="")
+    print(f", of which no artifact needs {size(unneeded)}" if unneeded else "")
+    return 1 if damaged else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    store, keys = resolve(options, options.keys)
+    with bar("check") as progress:
+        report = check(store, keys or None, read=options.read, progress=progress)
+    if options.json:
+        print_json({"ok": report.ok, **asdict(report)})
+        return 0 if report.ok else 1
+    for problem in report.problems:
+        print(escape(f"{problem.kind}: {problem.key}: {problem.detail}"))
+    seen = f"{count(report.artifacts, 'artifact')}, {count(report.files, 'file')}, {size(report.size)}"
+    seen += f", in {count(report.chunks, 'chunk')} of {size(report.stored)}"
+    read = f", {size(report.read)} read" if options.read else ""
+    print(f"{seen}{read}: " + ("whole" if report.ok else count(len(report.problems), "problem")))
+    return 0 if report.ok else 1
+
+
+def _gc(options: argparse.Namespace) -> int:
+    store = store_of(options)
+    with bar("gc") as progress:
+        stats = gc(
+            store, grace=options.grace, exclusive=options.exclusive, dry_run=not options.execute, progress=progress
+        )
+    if options.json:
+        print_json(asdict(stats))
+        return 0
+    print(f"{count(stats.chunks, 'chunk')} of {size(stats.stored)} in the store")
+    removed = f"{count(stats.removed, 'chunk')}, {count(stats.temporary, 'temporary file')}"
+    removed += f" and {count(stats.markers, 'marker')} of {size(stats.freed)}"
+    print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
+    return 0
+
+
+def _delete(options: argparse.Namespace) -> int:
+    store, keys = resolve(options, options.keys)
+    deleted, missing = [], []
+    for key in keys:
+        try:
+            store.delete(key)
+        except ArtifactNotFound as error:
+            warn(str(error))
+            missing.append(key)
+        else:
+            deleted.append(key)
+            if not options.json:
+                print(f"deleted {escape(key)}")
+    if options.json:
+        print_json({"deleted": deleted, "missing": missing})
+    return 1 if missing else 0
+
+
+def _retain(options: argparse.Namespace) -> int:
+    rules = Rules(options.last, options.best, options.metric, options.lowest, options.younger)
+    store = store_of(options)
+    root = HUB if options.hub else CHECKPOINTS
+    plan = plan_retention(store, rules, flow=options.flow, step=options.step, per=options.per, root=root)
+    if not options.json:
+        rows = []
+        for group in plan.groups:
+            decided = [(kept.artifact, "keep: " + ", ".join(kept.rules)) for kept in group.keep]
+            decided += [(artifact, "delete") for artifact in group.delete]
+            decided.sort(key=lambda pair: pair[0]["created_on"], reverse=True)
+            for artifact, what in decided:
+                rows.append((when(artifact["created_on"]), size(artifact["size"]), what, artifact["key"]))
+        print_table(("created on", "size", "decision", "key"), rows, right=["size"])
+    for group in plan.groups:
+        for key in group.unreadable:
+            warn(f"{key} is damaged and was left alone; `check` says more")
+    stats = execute_retention(store, plan) if options.execute else None
+    if options.json:
+        groups = [
+            {
+                "flow": group.flow,
+                "step": group.step,
+                "task": group.task,
+                "keep": [{"key": kept.artifact["key"], "rules": kept.rules} for kept in group.keep],
+                "delete": [artifact["key"] for artifact in group.delete],
+                "unreadable": group.unreadable,
+            }
+            for group in plan.groups
+        ]
+        print_json({"executed": options.execute, "size": plan.size, "groups": groups})
+        return 0
+    if stats is None:
+        print(f"\nwould delete {count(len(plan.delete), 'checkpoint')} of {size(plan.size)}; --execute does it")
+    else:
+        print(f"\ndeleted {count(stats.deleted, 'checkpoint')} of {size(stats.size)}; gc frees their space")
+    return 0

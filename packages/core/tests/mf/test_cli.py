@@ -1,0 +1,62 @@
+"""The command line finds the datastore that Metaflow is configured for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaflow_artifacts import open_store
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+
+def ls(environment: dict[str, str], *options: str, where: Path) -> list[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("METAFLOW_")}
+    command = [sys.executable, "-m", "metaflow_artifacts", "ls", "--json", *options]
+    done = subprocess.run(command, env={**clean, **environment}, cwd=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [artifact["key"] for artifact in json.loads(done.stdout)]
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Path:
+    (tmp_path / "content").write_bytes(b"content")
+    return tmp_path / "content"
+
+
+def test_the_local_datastore(tmp_path: Path, content: Path) -> None:
+    root = tmp_path / "project" / ".metaflow"
+    key = open_store(root).save_model(content)["key"]
+    (tmp_path / "project" / "below").mkdir()
+    home = {"METAFLOW_HOME": str(tmp_path / "home")}
+    assert ls(home, where=tmp_path / "project" / "below") == [key]
+    configured = {**home, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path / "project")}
+    assert ls(configured, where=tmp_path) == [key]
+    (tmp_path / "other").mkdir()
+    assert ls(configured, "--root", str(tmp_path / "other"), where=tmp_path) == []
+
+
+def test_no_datastore_at_all(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "metaflow_artifacts", "ls"]
+    environment = {**os.environ, "METAFLOW_HOME": str(tmp_path), "METAFLOW_DEFAULT_DATASTORE": "local"}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "or pass --root" in done.stderr
+
+
+def test_the_s3_datastore(tmp_path: Path, content: Path, s3_server: SeaweedServer) -> None:
+    environment = {
+        **s3_server.environment(),
+        "METAFLOW_HOME": str(tmp_path),
+        "METAFLOW_DEFAULT_DATASTORE": "s3",
+    }
+    root = environment["METAFLOW_DATASTORE_SYSROOT_S3"]
+    key = open_store(root, client=s3_server.client).save_model(content)["key"]
+    assert key in ls(environment, where=tmp_path)
+    # The endpoint is Metaflow's, not boto3's.
+    del environment["AWS_ENDPOINT_URL_S3"]
+    assert key in ls(environment, "--root", root, where=tmp_path)
