@@ -41,6 +41,8 @@ nox.options.sessions = [
     "lint",
     *sorted({f"core-{LOWEST}", f"core-{CURRENT}"}),
     f"model-{CURRENT}",
+    f"checkpoint-{CURRENT}",
+    f"hf-{CURRENT}",
     "interop",
     "quickstart",
 ]

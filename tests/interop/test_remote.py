@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from metaflow_artifacts.testing.seaweedfs import seaweedfs
 
 ROOT = Path(__file__).parents[2]
 TRAIN_FLOW = ROOT / "examples" / "quickstart" / "train_flow.py"
@@ -67,19 +64,15 @@ class Remote:
 
 
 @pytest.fixture(params=["local", "s3"])
-def remote(request: pytest.FixtureRequest, environment: Callable, tmp_path: Path) -> Iterator[Callable]:
-    with ExitStack() as stack:
-        variables: dict[str, str] = {}
-        options = ["--datastore", request.param]
-        if request.param == "s3":
-            variables = stack.enter_context(seaweedfs(tmp_path / "s3")).environment()
-            options += ["--datastore-root", variables["METAFLOW_DATASTORE_SYSROOT_S3"]]
-        else:
-            options += ["--datastore-root", str(tmp_path / "datastore")]
-        image = environment("boto3", "requests")
-        yield lambda *packages: Remote(
-            environment("metaflow", *packages), image, tmp_path / "image", options, variables
-        )
+def remote(request: pytest.FixtureRequest, environment: Callable, tmp_path: Path) -> Callable:
+    variables: dict[str, str] = {}
+    root = str(tmp_path / "datastore")
+    if request.param == "s3":
+        variables = request.getfixturevalue("s3_server").environment()
+        root = variables["METAFLOW_DATASTORE_SYSROOT_S3"]
+    options = ["--datastore", request.param, "--datastore-root", root]
+    image = environment("boto3", "requests")
+    return lambda *packages: Remote(environment("metaflow", *packages), image, tmp_path / "image", options, variables)
 
 
 def test_the_code_package_of_any_flow_carries_core(remote: Callable, tmp_path: Path) -> None:

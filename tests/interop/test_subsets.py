@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-NAMES: dict[str, set[str]] = {
+NAMES = {
     "metaflow-model": {"delete_model", "load_model", "model"},
     "metaflow-checkpoint": {"Checkpoint", "checkpoint"},
-    "metaflow-hf": set(),
+    "metaflow-hf": {"huggingface_hub"},
 }
 SUBSETS = list(chain.from_iterable(combinations(NAMES, size) for size in range(len(NAMES) + 1)))
 # Prints which of the names given `from metaflow import name` finds, and all that `metaflow` has.
@@ -63,6 +63,19 @@ def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable,
     if "model" in savers:
         for name in savers:
             assert f"loaded by_{name} ['weights']" in log
+
+
+@pytest.mark.parametrize(("saver", "loader"), [("model", "checkpoint"), ("checkpoint", "model")])
+def test_what_one_package_saved_the_other_loads(saver: str, loader: str, make: Callable, tmp_path: Path) -> None:
+    variables = {"METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path)}
+    flows = Path(__file__).parent
+    make((f"metaflow-{saver}",)).python(flows / "subset_flow.py", "run", cwd=tmp_path, **variables)
+    # The reference is read where the package that made it is not installed.
+    code = f"from metaflow import Flow; print(Flow('SubsetFlow').latest_run.data.by_{saver}['key'])"
+    other = make((f"metaflow-{loader}",))
+    key = other.python("-c", code, **variables).split()[-1]
+    log = other.python(flows / "load_flow.py", "run", "--key", key, cwd=tmp_path, **variables)
+    assert f"@{loader} loaded ['weights']" in log
 
 
 @pytest.mark.parametrize("distribution", NAMES)
