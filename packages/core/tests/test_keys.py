@@ -113,7 +113,7 @@ PLACE = "mf.checkpoints/checkpoints/artifacts/F/s/26ec4b03ee0e/a92ae9615600"
     ],
 )
 def test_what_is_not_exactly_a_key_is_refused(key: str) -> None:
-    with pytest.raises(InvalidReference, match="not the key of a stored artifact.*keys look like"):
+    with pytest.raises(InvalidReference, match=r"not the key of a stored artifact.*keys look like"):
         parse_key(key)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
 from metaflow_artifacts import StorageError, Store
 from metaflow_artifacts.storage import open_storage
 from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Request
@@ -80,7 +81,7 @@ def test_a_save_that_broke_off_goes_on_where_it_was(remote: Store, proxy: FaultP
         return None
 
     proxy.plan = plan
-    with pytest.raises(StorageError, match="AccessDenied|denied"):
+    with pytest.raises(StorageError, match=r"AccessDenied|denied"):
         remote.save_model(weights)
     assert list(remote.list()) == []
     proxy.plan = lambda request: None
