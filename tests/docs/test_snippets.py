@@ -1,0 +1,72 @@
+"""Every Python snippet of the documentation, run as it stands: those of one page one after the other."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("packages/*/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def snippets(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where a reader would try things out: a directory with a model in it."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.txt").write_text("0.1 0.2")
+    return tmp_path
+
+
+def run(home: Path, *arguments: str) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "METAFLOW_USER": "reader",
+        "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(home),
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=home,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if snippets(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_the_snippets_of_a_page_run(page: Path, home: Path) -> None:
+    scripts: list[str] = []
+    for number, text in enumerate(snippets(page)):
+        # A bucket is stood in for by a directory.
+        text = text.replace("s3://bucket/prefix", str(home / "bucket"))
+        if "FlowSpec" in text:
+            flow = home / f"flow{number}.py"
+            name = re.search(r"class (\w+)\(FlowSpec\)", text)
+            assert name is not None
+            main = "" if "__main__" in text else f'\nif __name__ == "__main__":\n    {name[1]}()\n'
+            flow.write_text(text + main)
+            run(home, str(flow), "run")
+        else:
+            scripts.append(text)
+    if scripts:
+        # Later snippets of a page use the names of earlier ones.
+        (home / "snippets.py").write_text("\n".join(scripts))
+        run(home, "snippets.py")
