@@ -82,6 +82,10 @@ class Series:
         encode_part(name, "name")
         return self._count(CheckpointKey(self.place, self.id, self.attempt, name, 0))
 
+    def saw(self, n: int) -> None:
+        """Go on after number `n`, which this or another process has saved under, without asking the store."""
+        self._next = max(self._next or 0, n + 1)
+
     def _count(self, key: CheckpointKey) -> Iterator[CheckpointKey]:
         if self._next is None:
             self._next = self._highest() + 1
@@ -99,7 +103,7 @@ class Series:
         """Count an artifact that was just committed under one of `keys`."""
         key = parse_key(artifact["key"])
         assert isinstance(key, CheckpointKey)
-        self._next = max(self._next or 0, key.n + 1)
+        self.saw(key.n)
         if not latest:
             self.store.storage.put(key.marker, b"")
 

@@ -13,7 +13,6 @@ from .info import CheckpointInfo
 from .journal import Journal
 from .outside import PREFIX, Checkpoint
 from .policy import candidates, of_any_run
-from .series import series_of
 
 __all__ = ["CurrentCheckpoint"]
 
@@ -26,8 +25,6 @@ class CurrentCheckpoint(Checkpoint):
         self._identity = task
         self._log = log
         self._info: CheckpointInfo | None = None
-        # What runs in this process is the first to save in this attempt.
-        series_of(task, start=0)
         self._journal_place = TemporaryDirectories()
         self._own_journal = Journal(self._journal_place.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)

@@ -24,6 +24,8 @@ _SAVES = "saves.jsonl"
 _PARENTS = "parents.json"
 _FIELD = "journal"
 
+_known: dict[tuple[str | None, int], Journal] = {}
+
 
 class Journal:
     """The journal in `directory`; without one, nothing is written and nothing is known."""
@@ -39,8 +41,18 @@ class Journal:
             task = TaskIdentity.from_environment()
         except UsageError:
             task = None
-        directory = json.loads(os.environ[ENVIRONMENT_VARIABLE]).get(_FIELD) if task is not None else None
-        return cls(directory if isinstance(directory, str) else None)
+        if task is None:
+            return cls(None)
+        directory = json.loads(os.environ[ENVIRONMENT_VARIABLE]).get(_FIELD)
+        key = directory, os.getpid()
+        if key not in _known:
+            _known[key] = cls(directory)
+        return _known[key]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the journal is on this machine, and so has every save of the attempt from here."""
+        return self._directory is not None and os.path.isdir(self._directory)
 
     def export(self, task: TaskIdentity) -> None:
         """Set the environment variable by which subprocesses started from now on find `task` and this journal."""

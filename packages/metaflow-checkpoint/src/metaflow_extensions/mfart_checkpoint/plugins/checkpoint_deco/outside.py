@@ -107,9 +107,13 @@ class Checkpoint:
         if path is None:
             path = self._own_directory("save")
         journal = self._journal()
+        # Where there is a journal, it knows what this attempt has saved, and the store need not be asked.
+        series = series_of(task, start=0 if journal.is_there else None)
+        for saved in journal.new_saves():
+            series.saw(saved["version_id"])
         transfer = Transfer()
         with journal.timed(transfer) as note:
-            artifact = series_of(task).save(
+            artifact = series.save(
                 path,
                 DEFAULT_NAME if name is None else name,
                 metadata,
