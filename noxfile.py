@@ -44,6 +44,7 @@ nox.options.sessions = [
     f"checkpoint-{CURRENT}",
     f"hf-{CURRENT}",
     "interop",
+    "docs",
     "quickstart",
 ]
 
@@ -104,6 +105,13 @@ def interop(session: nox.Session) -> None:
     install(session, "metaflow-artifacts", groups=("test",))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", *session.posargs, env=environment)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The snippets of the documentation, as a reader with all four packages runs them."""
+    install(session, *DISTRIBUTIONS, groups=("test",))
+    session.run("pytest", "tests/docs", *session.posargs)
 
 
 @nox.session
