@@ -1,0 +1,276 @@
+"""`@huggingface_hub` in real runs, against the test Hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hub import Hub, Repo, lfs
+
+from metaflow_artifacts import open_store
+from metaflow_artifacts.keys import HUB
+from metaflow_artifacts.testing.flows import FlowRunner, Result
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+FLOWS = Path(__file__).parent / "flows"
+WEIGHTS = random.Random(3).randbytes(2_000_000)
+FILES: dict[str, Any] = {"config.json": b"{}", "sub/vocab.txt": b"words", "weights.bin": lfs(WEIGHTS)}
+SIZES = {"config.json": 2, "sub/vocab.txt": 5, "weights.bin": 2_000_000}
+
+
+def environment(hub: Hub) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.endpoint}
+
+
+@pytest.fixture
+def runner(tmp_path: Path, hub: Hub) -> FlowRunner:
+    """Runs with the local datastore."""
+    return FlowRunner(tmp_path, environment(hub))
+
+
+@pytest.fixture(params=["local", "s3"])
+def on_each(request: pytest.FixtureRequest, tmp_path: Path, hub: Hub) -> FlowRunner:
+    """Runs with either datastore."""
+    variables = environment(hub)
+    if request.param == "s3":
+        server: SeaweedServer = request.getfixturevalue("s3_server")
+        variables.update(server.environment())
+        variables["METAFLOW_DATASTORE_SYSROOT_S3"] = f"{server.root}/{uuid4().hex}"
+        variables["METAFLOW_DEFAULT_DATASTORE"] = "s3"
+    return FlowRunner(tmp_path, variables)
+
+
+@pytest.fixture
+def repo(hub: Hub) -> Repo:
+    return hub.repo("org/name", files=FILES)
+
+
+def snapshots(runner: FlowRunner) -> list[str]:
+    """The keys of all snapshots in the local datastore."""
+    return sorted(open_store(runner.local_root).list(f"{HUB}/checkpoints/artifacts/"))
+
+
+def no_traceback(result: Result) -> bool:
+    return "Traceback" not in result.output and "Internal error" not in result.output
+
+
+def test_a_flow_asks_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
+    result = on_each.run(FLOWS / "reference_flow.py")
+    reference = result.fact("reference")
+    assert result.fact("plain") is True
+    assert result.fact("files") == SIZES
+    assert reference["key"].startswith(f"{HUB}/checkpoints/artifacts/ReferenceFlow/start/")
+    assert reference["type"] == "checkpoint"
+    assert reference["size"] == sum(SIZES.values())
+    assert reference["pathspec"] == f"ReferenceFlow/{result.run_id}/start/{reference['pathspec'].split('/')[-1]}"
+    assert reference["label"] == "ReferenceFlow_start"
+    assert reference["metadata"]["commit"] == repo.refs["main"]
+    assert hub.fetched() == dict.fromkeys(SIZES, 1)
+    assert any(line.startswith("[@huggingface_hub] Downloading org/name at main, commit ") for line in result.lines)
+
+    # Again: one small request.
+    with hub.counting() as requests:
+        again = on_each.run(FLOWS / "reference_flow.py")
+    assert requests == {"info": 1}
+    assert again.fact("reference")["key"] == reference["key"]
+    assert again.fact("files") == SIZES
+
+    # Offline: none.
+    with hub.counting() as requests:
+        offline = on_each.with_environment(HF_HUB_OFFLINE="1").run(FLOWS / "reference_flow.py")
+    assert not requests
+    assert offline.fact("reference")["key"] == reference["key"]
+
+    # Without a Hub: a warning.
+    hub.down()
+    down = on_each.run(FLOWS / "reference_flow.py")
+    assert down.fact("reference")["key"] == reference["key"]
+    assert f"using commit {repo.refs['main'][:12]}, stored {reference['created_on']}" in down.output
+    hub.up()
+
+    # A repo that has changed.
+    repo.commit({"config.json": b"new", "weights.bin": lfs(WEIGHTS)})
+    hub.clear()
+    changed = on_each.run(FLOWS / "reference_flow.py")
+    assert hub.fetched() == {"config.json": 1}
+    assert changed.fact("files") == {**SIZES, "config.json": 3}
+    forced = on_each.run(FLOWS / "reference_flow.py", "--force", "True")
+    assert forced.fact("reference")["key"] != changed.fact("reference")["key"]
+    assert hub.fetched() == {"config.json": 2, "sub/vocab.txt": 1, "weights.bin": 1}
+
+
+@pytest.mark.parametrize("scope", ["flow", "global"])
+def test_scopes_that_others_share(runner: FlowRunner, hub: Hub, repo: Repo, tmp_path: Path, scope: str) -> None:
+    runner = runner.with_environment(SCOPE=scope)
+    first = runner.run(FLOWS / "reference_flow.py")
+    other = tmp_path / "other_flow.py"
+    other.write_text((FLOWS / "reference_flow.py").read_text().replace("ReferenceFlow", "OtherFlow"))
+    key = first.fact("reference")["key"]
+
+    someone = runner.with_environment(METAFLOW_USER="someone", USERNAME="someone", HF_HUB_OFFLINE="1")
+    assert someone.run(FLOWS / "reference_flow.py").fact("reference")["key"] == key
+    with hub.counting() as requests:
+        second = runner.run(other)
+    assert requests == {"info": 1}
+    assert (second.fact("reference")["key"] == key) == (scope == "global")
+    hub.down()
+    assert someone.run(other).fact("reference")["key"] == second.fact("reference")["key"]
+
+
+def test_load(runner: FlowRunner, hub: Hub) -> None:
+    for name in ("plain", "pair", "tagged"):
+        hub.repo(f"org/{name}", files={"name.csv": name.encode(), "other.txt": b""}).tag("v1")
+    hub.repos["model", "org/tagged"].commit({"name.csv": b"later"})
+    hub.repo("org/data", "dataset", files={"name.csv": b"data", "name.parquet": lfs(WEIGHTS)})
+    result = runner.run(FLOWS / "load_flow.py")
+    paths = result.fact("paths")
+    assert result.fact("contents") == {f"org/{name}": name for name in ("plain", "pair", "data", "tagged")}
+    assert result.fact("listed") == ["name.csv"]
+    assert set(result.fact("info").values()) == {"model", "dataset"}
+    assert result.fact("mapping") == [True, False, 4]
+    assert paths["org/pair"] == "here/pair"
+    assert paths["org/tagged"] == "here/tagged"
+    assert "/scratch/metaflow_hf_" in paths["org/plain"]
+    assert result.fact("inside") == "plain"
+    assert result.fact("gone") is True
+    assert result.fact("kept path") == "here/kept"
+    assert result.fact("kept") == result.fact("local") == "plain"
+    assert result.fact("scratch gone") is True
+    assert (runner.work / "here" / "tagged" / "name.csv").read_text() == "tagged"
+    assert "name.parquet" not in hub.fetched()
+    assert list((runner.work / "scratch").iterdir()) == []
+    assert runner.leftovers() == []
+
+
+def test_a_foreach_asks_for_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
+    tasks = 8 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 20
+    runner = on_each.with_environment(TASKS=str(tasks))
+    result = runner.run(FLOWS / "foreach_flow.py", "--max-workers", str(tasks))
+    assert hub.fetched() == dict.fromkeys(SIZES, 1)
+    assert hub.count("tree") == 1
+    assert len(set(result.facts("key"))) == tasks
+    assert result.facts("size") == [2_000_000] * tasks
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (500, {}, "answers 500"),
+        (429, {"Retry-After": "1000"}, "answers 429; it limits the rate of requests"),
+        (401, {}, "no such model, or it is private"),
+        (403, {}, "access is restricted; ask for it at"),
+        (404, {"X-Error-Code": "EntryNotFound"}, "a file that it lists is not there"),
+    ],
+)
+def test_one_clear_error(
+    runner: FlowRunner, hub: Hub, repo: Repo, status: int, headers: dict[str, str], words: str
+) -> None:
+    hub.fault("file", file="weights.bin", times=99, status=status, headers=headers)
+    result = runner.run(FLOWS / "reference_flow.py", fails=True)
+    assert no_traceback(result)
+    [line] = [line for line in result.lines if words in line and "trying again" not in line]
+    assert line.startswith("weights.bin of org/name at main: ")
+    assert snapshots(runner) == []
+
+
+def test_a_hub_that_recovers(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+    hub.fault("info", status=503)
+    hub.fault("tree", status=429, headers={"Retry-After": "1"})
+    hub.fault("file", file="config.json", status=500)
+    hub.fault("cdn", cut=1_000_000)
+    result = runner.run(FLOWS / "reference_flow.py")
+    assert result.fact("files") == SIZES
+    assert sum("trying again" in line for line in result.lines) == 4
+
+
+def test_a_download_that_is_killed(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+    """Nothing of it is taken for a snapshot, nobody waits for it, and a big file that had come is not fetched again."""
+    big = random.Random(4).randbytes(9_000_000)
+    repo.commit({"big.bin": lfs(big)})
+    storage = open_store(runner.local_root).storage
+    held = hub.fault("cdn", file="weights.bin", times=99, hold=threading.Event())
+    try:
+        process = runner.start(FLOWS / "reference_flow.py", "run")
+        while "weights.bin" not in hub.fetched() or not list(storage.list(f"{HUB}/files/")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finally:
+        held.hold.set()
+    assert snapshots(runner) == []
+    assert list(storage.list(f"{HUB}/leases/"))
+    hub.clear()
+    result = runner.run(FLOWS / "reference_flow.py")
+    assert result.fact("files") == {**SIZES, "big.bin": 9_000_000}
+    assert hub.fetched() == dict.fromkeys(SIZES, 1)
+    assert not list(storage.list(f"{HUB}/leases/"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"cache_scope": "world"}, "@huggingface_hub(cache_scope='world'): expected one of checkpoint, flow, global"),
+        ({"load": [3]}, "@huggingface_hub: load[0]: expected a repo id, a dict"),
+        ({"load": [{"revision": "x"}]}, "@huggingface_hub: load[0]: repo_id is missing"),
+        ({"load": ["a/b/c"]}, "@huggingface_hub: load[0]: repo_id 'a/b/c': expected"),
+        ({"load": [{"repo_id": "a/b", "alow_patterns": "x"}]}, "load[0]: alow_patterns: not an argument of"),
+    ],
+)
+def test_mistakes_stop_a_run_before_it_begins(runner: FlowRunner, arguments: Any, words: str) -> None:
+    result = runner.with_environment(ARGUMENTS=json.dumps(arguments)).run(FLOWS / "mistake_flow.py", fails=True)
+    assert words in result.output
+    assert no_traceback(result)
+    assert "Task is starting" not in result.output
+
+
+def test_an_image_without_huggingface_hub(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "huggingface_hub.py").write_text("raise ImportError('No module named huggingface_hub')")
+    result = runner.with_environment(PYTHONPATH=str(tmp_path / "bare")).run(FLOWS / "reference_flow.py", fails=True)
+    assert "@huggingface_hub needs the Python package huggingface_hub, which is not installed here" in result.output
+    assert no_traceback(result)
+
+
+def test_a_token_is_nowhere(runner: FlowRunner, hub: Hub) -> None:
+    token = "hf_" + uuid4().hex
+    private = hub.repo("org/private", private=True, token=token, files=FILES)
+    private.tag("v1")
+    hub.repo("org/gated", gated=True, token=token, files=FILES)
+    hub.repo("org/other", private=True, token="hf_of_somebody_else", files=FILES)
+    result = runner.with_environment(SECRET=token, HF_TOKEN=token).run(FLOWS / "token_flow.py", fails=True)
+    assert result.fact("listed") == ["config.json"]
+    assert "org/other: the Hub answers 404" in result.output
+    assert token not in result.output
+    places = [place for place in everything_below(runner.directory) if contains(place, token)]
+    assert places == []
+    # The search does find what is there.
+    assert any(contains(place, private.refs["main"]) for place in everything_below(runner.directory))
+
+
+def everything_below(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.is_file())
+
+
+def contains(path: Path, text: str) -> bool:
+    """Whether a file holds a text, also inside of gzip, zlib or an archive of such."""
+    data = path.read_bytes()
+    openers: list[Callable[[bytes], bytes]] = [lambda data: data, gzip.decompress, zlib.decompress]
+    for opener in openers:
+        try:
+            if text.encode() in opener(data):
+                return True
+        except (OSError, EOFError, zlib.error):
+            continue
+    return False
