@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def runner(tmp_path: Path) -> FlowRunner:
     return FlowRunner(tmp_path)
 
 
-def no_traceback(result: Result) -> bool:
-    return "Traceback" not in result.output and "Internal error" not in result.output
+def shows_only_the_message(result: Result) -> bool:
+    return "Internal error" not in result.output and f"{os.sep}mfart_model{os.sep}" not in result.output
 
 
 def test_retry_foreach_join_and_lineage(runner: FlowRunner) -> None:
@@ -109,7 +110,7 @@ def test_errors_of_calls_name_what_was_wrong(runner: FlowRunner) -> None:
     # The error that nobody caught: the message and the user's line, none of our frames.
     assert result.fact("kept")[0] == "ArtifactNotFound"
     assert "absent_000" in result.fact("kept")[1]
-    assert no_traceback(result)
+    assert shows_only_the_message(result)
     lines = result.lines_of("end")
     source = (FLOWS / "errors_flow.py").read_text().splitlines()
     line = max(number for number, text in enumerate(source, 1) if text.endswith("load(ABSENT)"))
@@ -146,13 +147,13 @@ def test_names_that_hold_nothing_to_load_stop_the_step(runner: FlowRunner) -> No
     assert not (runner.work / "somewhere").exists()
 
     # The join of branches that differ stops too, with the error that Metaflow shows.
-    assert no_traceback(result)
+    assert shows_only_the_message(result)
     assert "'mine' in @model(load=…) differs between the branches" in result.output
 
 
 def test_a_load_of_no_known_form_is_refused_before_anything_runs(runner: FlowRunner) -> None:
     result = runner.run(FLOWS / "bad_form_flow.py", fails=True)
-    assert no_traceback(result)
+    assert shows_only_the_message(result)
     assert "step start: @model(load=…) takes a name, or a list of names and (name, path); found " in result.output
     assert "Workflow starting" not in result.output
 
@@ -164,6 +165,7 @@ def test_the_datastore_of_the_command_line_is_used(runner: FlowRunner, s3_server
     in_s3 = runner.run(FLOWS / "resume_flow.py", top=("--datastore", "s3"))
     code = """
 import json
+import os
 from metaflow import Run
 print(json.dumps(Run("ResumeFlow/%s").data.after))
 """

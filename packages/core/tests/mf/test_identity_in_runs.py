@@ -26,10 +26,10 @@ def test_places_are_the_same_in_every_run(tmp_path: Path) -> None:
     told = places(first)
     assert Counter(name for name, _ in told.elements()) == {
         "start": 1,
-        "middle": 3,
-        "leaf": 6,
-        "join_leaves": 3,
-        "after": 3,
+        "middle": 2,
+        "leaf": 4,
+        "join_leaves": 2,
+        "after": 2,
         "join": 1,
         "node 0": 1,
         "node 1": 1,

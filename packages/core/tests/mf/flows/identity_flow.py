@@ -48,13 +48,13 @@ class IdentityFlow(FlowSpec):
         emit("client", TaskIdentity.of_task(current.task) == identity)
         child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
         emit("child", child.stdout.split())
-        self.outer = [{"b": {"one", "two"}, "a": 0.1}, "x" * 500 + "1", "x" * 500 + "2"]
+        self.outer = ["x" * 500 + "1", "x" * 500 + "2"]
         self.next(self.middle, foreach="outer")
 
     @step
     def middle(self):
         tell(self, "middle")
-        self.inner = [Setting(0.5, date(2026, 1, 1), {"one", "two", "three"}), Opaque()]
+        self.inner = [{"setting": Setting(0.1, date(2026, 1, 1), {"one", "two", "three"})}, Opaque()]
         self.next(self.leaf, foreach="inner")
 
     @step
