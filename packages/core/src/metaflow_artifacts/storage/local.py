@@ -24,7 +24,8 @@ __all__ = ["LocalStorage"]
 
 _T = TypeVar("_T")
 
-_READ = os.O_RDONLY | os.O_CLOEXEC
+# Not to wait for a writer where somebody left a named pipe; files are not concerned.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 # Another process may remove an empty directory between its making and its use; more often than this is a fault.
@@ -148,7 +149,7 @@ class LocalStorage(Storage):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         above, slash, start = prefix.rpartition("/")
-        return self._walk(f"{self.root}/{above}", above + slash, start)
+        return self._walk(f"{self.root}/{above}" if above else self.root, above + slash, start)
 
     def _walk(self, directory: str, prefix: str, start: str = "") -> Iterator[ObjectInfo]:
         if prefix == TEMPORARY:

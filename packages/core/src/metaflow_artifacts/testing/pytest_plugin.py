@@ -11,6 +11,8 @@ from metaflow_artifacts.testing.seaweedfs import SeaweedServer, seaweedfs
 
 __all__ = ["s3_server"]
 
+pytest.register_assert_rewrite(*(f"metaflow_artifacts.testing._suite_{part}" for part in ("objects", "names", "races")))
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:

@@ -1,0 +1,88 @@
+"""What the parts of the conformance suite share: the hooks that a backend gives, and helpers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts.storage.base import ObjectInfo, Storage
+
+__all__ = ["Suite", "about", "read_blocks", "stage"]
+
+
+class Suite:
+    """A backend's fixture and hooks."""
+
+    many = 10_000
+    """How many objects the listing of many makes; more than the backend lists in one request."""
+
+    verifies_digests = False
+    """Whether a staged object whose digest is wrong is refused."""
+
+    @pytest.fixture
+    def storage(self) -> Storage:
+        """An empty storage, of a root that no other test has."""
+        raise NotImplementedError
+
+    def raw_put(self, storage: Storage, key: str, data: bytes) -> None:
+        """Write an object without the storage."""
+        raise NotImplementedError
+
+    def raw_get(self, storage: Storage, key: str) -> bytes | None:
+        """Read an object without the storage; None where there is none."""
+        raise NotImplementedError
+
+    def raw_keys(self, storage: Storage) -> set[str]:
+        """The keys of all that lies below the root, temporary objects too, without the storage."""
+        raise NotImplementedError
+
+    def reopen(self, storage: Storage) -> Callable[[], Storage]:
+        """A function that opens the same root in another process; it is pickled."""
+        raise NotImplementedError
+
+
+def about(info: ObjectInfo) -> Any:
+    """An ObjectInfo that equals one of the same object, whose time may be given more or less exactly."""
+    return _SameObject(info)
+
+
+class _SameObject:
+    def __init__(self, info: ObjectInfo) -> None:
+        self.info = info
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, ObjectInfo)
+            and (other.key, other.size) == (self.info.key, self.info.size)
+            and abs(other.modified - self.info.modified) < 1
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"about {self.info}"
+
+
+def read_blocks(
+    storage: Storage, key: str, start: int = 0, length: int | None = None, block: int = 1 << 20
+) -> list[bytes]:
+    """An object, or a range of it, as `open` gives it: block by block, the last one empty."""
+
+    def blocks() -> Iterator[bytes]:
+        buffer = memoryview(bytearray(block))
+        with storage.open(key, start, length) as reader:
+            while count := reader.readinto(buffer):
+                yield bytes(buffer[:count])
+            yield b""
+
+    return list(blocks())
+
+
+def stage(storage: Storage, key: str, data: bytes) -> None:
+    """Write an object by way of `stage`."""
+    with storage.stage(len(data)) as staged:
+        staged.write(memoryview(data))
+        staged.commit(key, hashlib.sha256(data).digest())

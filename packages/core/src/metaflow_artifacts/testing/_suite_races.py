@@ -1,0 +1,83 @@
+"""Conformance: writers and readers at once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from metaflow_artifacts.errors import StorageError
+from metaflow_artifacts.storage.base import Storage
+from metaflow_artifacts.testing._race import race_in_processes, race_in_threads
+from metaflow_artifacts.testing._suite import Suite, read_blocks, stage
+
+__all__ = ["RaceTests"]
+
+
+class RaceTests(Suite):
+    def test_put_if_absent(self, storage: Storage) -> None:
+        assert storage.put_if_absent("a/b", b"first") is True
+        assert storage.put_if_absent("a/b", b"second") is False
+        assert self.raw_get(storage, "a/b") == b"first"
+        assert self.raw_keys(storage) == {"a/b"}
+        storage.delete(["a/b"])
+        assert storage.put_if_absent("a/b", b"") is True
+        assert storage.put_if_absent("a/b", b"") is False
+
+    def test_put_if_absent_of_a_large_object(self, storage: Storage) -> None:
+        data = b"0123456789abcdef" * (100 << 10)
+        assert storage.put_if_absent("a", data) is True
+        assert storage.put_if_absent("a", data[1:]) is False
+        assert self.raw_get(storage, "a") == data
+
+    @pytest.mark.parametrize(("writers", "rounds"), [(2, 40), (20, 4)])
+    def test_one_of_many_threads_wins(self, storage: Storage, writers: int, rounds: int) -> None:
+        self.check_race(storage, race_in_threads(storage, "race", writers, rounds), rounds)
+
+    @pytest.mark.parametrize(("processes", "threads", "rounds"), [(2, 1, 40), (4, 5, 4)])
+    def test_one_of_many_processes_wins(self, storage: Storage, processes: int, threads: int, rounds: int) -> None:
+        wins = race_in_processes(self.reopen(storage), "race", processes, threads, rounds)
+        self.check_race(storage, wins, rounds)
+
+    def check_race(self, storage: Storage, wins: list[tuple[str, bytes]], rounds: int) -> None:
+        """Exactly one writer of each key was told that it won, and what it wrote is there."""
+        assert sorted(key for key, _ in wins) == sorted(f"race/{number}" for number in range(rounds))
+        assert {key: self.raw_get(storage, key) for key, _ in wins} == dict(wins)
+        assert self.raw_keys(storage) == {key for key, _ in wins}
+
+    def test_many_writers_of_the_same_content(self, storage: Storage) -> None:
+        data = b"content" * 100_000
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: stage(storage, "a/b/c", data), range(32)))
+        assert self.raw_get(storage, "a/b/c") == data
+        assert self.raw_keys(storage) == {"a/b/c"}
+
+    def test_readers_see_whole_objects(self, storage: Storage) -> None:
+        size = 3 << 20
+        contents = [bytes([65 + number]) * (size + number) for number in range(4)]
+        storage.put("a", contents[0])
+        stop = threading.Event()
+
+        def write() -> None:
+            for number in range(24):
+                if number % 2:
+                    storage.put("a", contents[number % 4])
+                else:
+                    stage(storage, "a", contents[number % 4])
+            stop.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            try:
+                while not stop.is_set() and not writing.done():
+                    assert storage.get("a") in contents
+                    # A reader that is told of the change must begin again; it never gets both.
+                    with suppress(StorageError):
+                        assert b"".join(read_blocks(storage, "a", block=200_000)) in contents
+                    info = storage.stat("a")
+                    assert info is not None
+                    assert info.size in {len(content) for content in contents}
+            finally:
+                writing.result()
