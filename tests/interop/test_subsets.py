@@ -65,19 +65,6 @@ def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable,
             assert f"loaded by_{name} ['weights']" in log
 
 
-@pytest.mark.parametrize(("saver", "loader"), [("model", "checkpoint"), ("checkpoint", "model")])
-def test_what_one_package_saved_the_other_loads(saver: str, loader: str, make: Callable, tmp_path: Path) -> None:
-    variables = {"METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path)}
-    flows = Path(__file__).parent
-    make((f"metaflow-{saver}",)).python(flows / "subset_flow.py", "run", cwd=tmp_path, **variables)
-    # The reference is read where the package that made it is not installed.
-    code = f"from metaflow import Flow; print(Flow('SubsetFlow').latest_run.data.by_{saver}['key'])"
-    other = make((f"metaflow-{loader}",))
-    key = other.python("-c", code, **variables).split()[-1]
-    log = other.python(flows / "load_flow.py", "run", "--key", key, cwd=tmp_path, **variables)
-    assert f"@{loader} loaded ['weights']" in log
-
-
 @pytest.mark.parametrize("distribution", NAMES)
 def test_a_package_brings_core_and_none_of_its_siblings(distribution: str, make: Callable) -> None:
     code = "from importlib.metadata import distributions; print(*sorted({d.name for d in distributions()}))"
