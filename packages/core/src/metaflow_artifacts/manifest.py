@@ -163,12 +163,13 @@ def decode(data: bytes, key: str) -> Manifest:
         if data.lstrip()[:1] != b"{" or b'"format"' not in data[:100]:
             raise UnsupportedFormat(
                 f"{key}: what is stored there is not a manifest of these packages ({len(data)} bytes, starting "
-                f"{data[:20]!r}); it was written by something else"
+                f"{data[:20]!r}); it is damaged, or was written by something else; {_REMEDY}"
             ) from None
         raise CorruptArtifact(f"{key}: the manifest is damaged ({error}); {_REMEDY}") from None
     if not isinstance(wire, dict) or wire.get("format") != FORMAT:
         raise UnsupportedFormat(
-            f"{key}: what is stored there is not a manifest of these packages; it was written by something else"
+            f"{key}: what is stored there is not a manifest of these packages; it is damaged, or was written by "
+            f"something else; {_REMEDY}"
         )
     version = wire.get("version")
     if not _is_int(version) or version < 1:

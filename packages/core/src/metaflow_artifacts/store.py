@@ -230,7 +230,9 @@ class Store:
         key = key_of(reference)
         manifest = decode(self._read(key, MAX_BYTES + 1), key)
         if manifest.artifact["key"] != key:
-            raise CorruptArtifact(f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}")
+            raise CorruptArtifact(
+                f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
+            )
         return manifest
 
     def _read(self, key: str, length: int) -> bytes:

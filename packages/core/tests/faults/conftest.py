@@ -1,0 +1,100 @@
+"""The fault suite: what each fault leads to is recorded, and docs/reliability.md must say the same.
+
+`pytest packages/core/tests/faults --write-page` writes the page's tables anew.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from faultlib.outcomes import Outcomes
+
+from metaflow_artifacts import Store
+from metaflow_artifacts.storage import open_storage, s3
+from metaflow_artifacts.testing.faults import FaultProxy
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+CHUNK = 64 << 10
+
+_outcomes = Outcomes()
+_unfinished: set[str] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-page", action="store_true", help="write the tables of docs/reliability.md")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The page is looked at when all is known."""
+    items.sort(key=lambda item: item.path.name == "test_page.py")
+    here = Path(__file__).parent
+    mine = [item for item in items if item.path.parent == here]
+    _unfinished.update(item.nodeid for item in mine)
+    _unfinished.update({path.name for path in here.glob("test_*.py")} - {item.path.name for item in mine})
+    _unfinished.update(argument for argument in config.args if "::" in argument)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _unfinished.update(item.nodeid for item in items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" and report.passed:  # type: ignore[attr-defined]
+        _unfinished.discard(item.nodeid)
+    return report
+
+
+@pytest.fixture(scope="session")
+def outcomes() -> Outcomes:
+    """Where tests put what they found."""
+    return _outcomes
+
+
+@pytest.fixture(scope="session")
+def unfinished() -> set[str]:
+    """Tests of this suite that have not passed, or were not asked for."""
+    return _unfinished
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    """An empty store on disk."""
+    return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK)
+
+
+@pytest.fixture
+def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
+    """What stands between `remote` and its server."""
+    with FaultProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def root(s3_server: SeaweedServer) -> str:
+    """A place in S3 of its own."""
+    return f"{s3_server.root}/{uuid4().hex}"
+
+
+@pytest.fixture
+def direct(root: str, s3_server: SeaweedServer) -> Store:
+    """The store in S3, without the proxy."""
+    return Store(open_storage(root, client=s3_server.client), chunk_size=CHUNK)
+
+
+@pytest.fixture
+def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
+    monkeypatch.setattr(s3, "_PAUSE", 0.005)
+    monkeypatch.setattr(s3, "_PATIENCE", 1.5)
+    from metaflow_artifacts.storage.s3 import client_config
+
+    client = functools.partial(
+        s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.7, connect_timeout=0.7)
+    )
+    return Store(open_storage(root, client=client), chunk_size=CHUNK)

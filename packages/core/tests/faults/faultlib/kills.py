@@ -1,0 +1,317 @@
+"""Kills a process at each moment of a save, load, gc…, and looks at what it left. Run as a program:
+
+    PYTHONPATH=packages/core/tests/faults python -m faultlib.kills SCENARIO STORE DIRECTORY [--random N]
+
+STORE is `local`, or the root of a store in S3, which boto3's environment must lead to. For each moment a child is
+forked, kills itself there by SIGKILL, and the parent examines the store. Prints how often, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faultlib.outcomes import content
+from faultlib.watched import Watched
+from metaflow_artifacts import ArtifactNotFound, Store, sweeps
+from metaflow_artifacts.check import check
+from metaflow_artifacts.checkpoints import Series, find_latest
+from metaflow_artifacts.gc import execute_gc, plan_gc
+from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts.retain import Rules, execute_retention, plan_retention
+from metaflow_artifacts.storage import LocalStorage, open_storage
+from metaflow_artifacts.sweeps import MARKS
+from metaflow_artifacts.target import STAGING_PREFIX
+
+CHUNK = 64 << 10
+PLACE = CheckpointPlace("F", "s", "0" * 12, "1" * 12)
+
+_CALLS = ("open", "write", "replace", "rename", "link", "unlink", "utime", "mkdir", "rmdir")
+
+
+class Scenario:
+    """What is done, and what must hold after it was done in part."""
+
+    def __init__(self, store: Store, work: Path, chunks: int) -> None:
+        self.store = store
+        self.work = work
+        self.finished = 0
+        self.unfinished = 0
+        tree = self.tree = work / "tree"
+        (tree / "sub").mkdir(parents=True)
+        (tree / "weights.bin").write_bytes(random.randbytes(chunks * CHUNK + 5))
+        (tree / "sub" / "b.bin").write_bytes(random.randbytes(CHUNK))
+        for number in range(5):
+            (tree / "sub" / f"{number}.txt").write_text(f"{number} " * number)
+        (tree / "empty").mkdir()
+        self.expected = content(tree)
+        # Something else is in the store, and shares a chunk.
+        other = work / "other"
+        other.mkdir()
+        shutil.copy(tree / "sub" / "b.bin", other)
+        self.other = store.save_model(other)["key"]
+        self.prepare()
+        self.baseline = self.objects()
+
+    def objects(self) -> set[str]:
+        """All that is in the store, temporary files too, but for marks of gc."""
+        if isinstance(self.store.storage, LocalStorage):
+            root = Path(self.store.root)
+            found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        else:
+            found = {info.key for info in self.store.storage.list("")}
+        return {key for key in found if not key.startswith(MARKS)}
+
+    def prepare(self) -> None:
+        """Before the first time."""
+
+    def before(self) -> None:
+        """Before each time."""
+
+    def act(self, store: Store) -> None:
+        """In the child."""
+        raise NotImplementedError
+
+    def after(self) -> bool:
+        """In the parent, after each time: whether the child's work was complete."""
+        raise NotImplementedError
+
+    def examine(self) -> None:
+        """What must hold after every kill."""
+        report = check(self.store, read=True)
+        assert report.ok, report.problems
+        if self.after():
+            self.finished += 1
+        else:
+            self.unfinished += 1
+        execute_gc(self.store, plan_gc(self.store, grace=0, exclusive=True))
+        assert self.objects() == self.baseline, self.objects() ^ self.baseline
+
+    def load(self, key: str) -> None:
+        """Load an artifact, and compare."""
+        target = self.work / "loaded"
+        self.store.load(key, target)
+        assert content(target) == self.expected
+        shutil.rmtree(target)
+
+
+class Save(Scenario):
+    """A model."""
+
+    def act(self, store: Store) -> None:
+        store.save_model(self.tree)
+
+    def after(self) -> bool:
+        done = [key for key in self.store.list() if key != self.other]
+        for key in [*done, self.store.save_model(self.tree)["key"]]:
+            self.load(key)
+            self.store.delete(key)
+        assert len(done) < 2
+        return bool(done)
+
+
+class Checkpoint(Scenario):
+    """A checkpoint that must not become the latest, after one that is."""
+
+    def prepare(self) -> None:
+        self.latest = Series(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l")["key"]
+
+    def act(self, store: Store) -> None:
+        Series(store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)
+
+    def after(self) -> bool:
+        found = find_latest(self.store, PLACE)
+        assert found is not None
+        assert found["key"] == self.latest
+        done = [info.key for info in self.store.storage.list(PLACE.prefix()) if info.key != self.latest]
+        again = Series(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)
+        assert again["version_id"] == 1 + len(done)
+        for key in [*done, again["key"]]:
+            self.load(key)
+            self.store.delete(key)
+        return bool(done)
+
+
+class Load(Scenario):
+    """Into a directory that holds an earlier version, and what is none of ours."""
+
+    def prepare(self) -> None:
+        self.key = self.store.save_model(self.tree)["key"]
+        self.target = self.work / "target"
+
+    def before(self) -> None:
+        shutil.rmtree(self.target, ignore_errors=True)
+        (self.target / "sub").mkdir(parents=True)
+        (self.target / "weights.bin").write_bytes(b"old")
+        (self.target / "sub" / "3.txt").write_bytes(b"old")
+        (self.target / "sub" / "mine").write_bytes(b"mine")
+
+    def act(self, store: Store) -> None:
+        store.load(self.key, self.target)
+
+    def after(self) -> bool:
+        found = {
+            path: value
+            for path, value in content(self.target).items()
+            if not path.startswith(os.fsencode(STAGING_PREFIX))
+        }
+        assert found.pop(b"sub/mine") == b"mine"
+        complete = found == self.expected
+        for path, value in found.items():
+            old = path in (b"weights.bin", b"sub/3.txt") and value == b"old"
+            assert old or value == self.expected[path], path
+        self.store.load(self.key, self.target)
+        now = content(self.target)
+        assert {path: now[path] for path in self.expected} == self.expected
+        return complete
+
+
+class Gc(Scenario):
+    """Half of what is stored is garbage."""
+
+    def before(self) -> None:
+        self.kept = self.store.save_model(self.tree)["key"]
+        (self.work / "garbage").write_bytes(random.randbytes(6 * CHUNK))
+        self.store.delete(self.store.save_model(self.work / "garbage"))
+
+    def act(self, store: Store) -> None:
+        execute_gc(store, plan_gc(store, grace=0, exclusive=True))
+
+    def after(self) -> bool:
+        self.load(self.kept)
+        needed = {chunk.sha256 for key in self.store.list() for chunk in self.store.manifest(key).chunks}
+        stored = sum(1 for _ in self.store.storage.list("mf.artifacts/chunks/"))
+        again = self.store.save_model(self.work / "garbage")
+        self.store.load(again, self.work / "loaded")
+        assert (self.work / "loaded" / "garbage").read_bytes() == (self.work / "garbage").read_bytes()
+        shutil.rmtree(self.work / "loaded")
+        for key in (self.kept, again["key"]):
+            self.store.delete(key)
+        return stored == len(needed)
+
+
+class Delete(Scenario):
+    """A checkpoint with a marker."""
+
+    def before(self) -> None:
+        self.key = Series(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)["key"]
+
+    def act(self, store: Store) -> None:
+        store.delete(self.key)
+
+    def after(self) -> bool:
+        assert find_latest(self.store, PLACE) is None
+        try:
+            self.load(self.key)
+        except ArtifactNotFound:
+            return True
+        self.store.delete(self.key)
+        return False
+
+
+class Retain(Scenario):
+    """The last of five stays."""
+
+    def before(self) -> None:
+        series = Series(self.store, PLACE, "0" * 8, 0)
+        self.keys = [series.save(self.tree, label="l")["key"] for _ in range(5)]
+
+    def act(self, store: Store) -> None:
+        execute_retention(store, plan_retention(store, Rules(last=1)))
+
+    def after(self) -> bool:
+        left = [info.key for info in self.store.storage.list(PLACE.prefix())]
+        assert self.keys[-1] in left
+        for key in left:
+            self.load(key)
+            self.store.delete(key)
+        return len(left) == 1
+
+
+SCENARIOS = {one.__name__.lower(): one for one in (Save, Checkpoint, Load, Gc, Delete, Retain)}
+
+
+class Countdown:
+    """Counts calls from any thread, and kills the process before the one that is `left` calls away."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.lock = threading.Lock()
+
+    def __call__(self, *_: object) -> None:
+        with self.lock:
+            self.left -= 1
+            if self.left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self()
+            return call(*arguments, **options)
+
+        return counted
+
+
+def child(scenario: Scenario, store: Store, moment: int | None) -> int:
+    """Fork one that does the scenario, and dies before its operation number `moment`: its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        if moment is not None:
+            countdown = Countdown(moment)
+            if isinstance(store.storage, LocalStorage):
+                for name in _CALLS:
+                    setattr(os, name, countdown.before(getattr(os, name)))
+            else:
+                store = Store(Watched(store.storage, countdown), chunk_size=CHUNK)
+        scenario.act(store)
+    except BaseException as error:
+        print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("store")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--random", type=int, default=0, help="so many kills at moments that a clock chooses")
+    options = parser.parse_args()
+    sweeps.LEASE = 0.2
+    root = str(options.directory / "store") if options.store == "local" else options.store
+    store = Store(open_storage(root), chunk_size=CHUNK)
+    scenario = SCENARIOS[options.scenario](store, options.directory, 100 if options.random else 3)
+    kills, moment, longest = 0, 0, 0.0
+    while True:
+        scenario.before()
+        began = time.monotonic()
+        pid = child(scenario, store, None if options.random else moment)
+        if options.random and longest:
+            time.sleep(random.uniform(0, longest))
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        killed = os.WIFSIGNALED(status)
+        assert killed or os.WEXITSTATUS(status) == 0, "see above"
+        longest = longest or time.monotonic() - began
+        scenario.examine()
+        kills += killed
+        moment += 1
+        if moment > options.random if options.random else not killed:
+            break
+    print(json.dumps({"kills": kills, "finished": scenario.finished, "unfinished": scenario.unfinished}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""SIGKILL at each moment of what changes a store or a directory: the store is whole, and the same again succeeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faultlib.outcomes import Outcomes
+
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+SECTION = "kills"
+PLACE = Path(__file__).parent
+
+AFTER = {
+    "save": "`check` finds the store whole; the artifact is there and loads right, or it is not there; the same save "
+    "succeeds; `gc` removes all that the killed one left",
+    "checkpoint": "as a save; the latest checkpoint is still the one before, since this one was saved with "
+    "`latest=False`, whether its marker was written or not",
+    "load": "each file in the target is the old one or the new one, whole; nothing else in it has changed but for a "
+    "directory `.metaflow_artifacts_…`; the same load succeeds",
+    "gc": "`check` finds the store whole; what was kept loads right; a save of what was half removed succeeds; the "
+    "next `gc` removes the rest",
+    "delete": "the artifact loads right and can be deleted, or is gone",
+    "retain": "what was to be kept loads right; the rest is there and loads right, or is gone",
+}
+
+
+def campaign(work: Path, scenario: str, store: str, environment: dict[str, str], *options: str) -> Any:
+    work.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "faultlib.kills", scenario, store, str(work), *options],
+        env={**os.environ, **environment, "PYTHONPATH": str(PLACE)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "moments"), [("save", 20), ("checkpoint", 4), ("load", 20), ("gc", 10), ("delete", 2), ("retain", 8)]
+)
+def test_at_every_file_system_call(scenario: str, moments: int, tmp_path: Path, outcomes: Outcomes) -> None:
+    result = campaign(tmp_path / "work", scenario, "local", {})
+    assert result["kills"] >= moments
+    assert result["finished"] > 0
+    assert result["unfinished"] > 0
+    outcomes.record(SECTION, f"{scenario}, at every file-system call, every request", AFTER[scenario])
+
+
+@pytest.mark.parametrize("scenario", ["save", "load", "gc"])
+def test_at_random_moments(scenario: str, tmp_path: Path, outcomes: Outcomes) -> None:
+    assert campaign(tmp_path / "work", scenario, "local", {}, "--random", "15")["kills"] > 3
+    outcomes.record(SECTION, f"{scenario}, at random moments", AFTER[scenario])
+
+
+@pytest.mark.parametrize(("scenario", "moments"), [("save", 20), ("load", 4), ("gc", 10)])
+def test_at_every_request_to_s3(
+    scenario: str, moments: int, tmp_path: Path, root: str, s3_server: SeaweedServer, outcomes: Outcomes
+) -> None:
+    result = campaign(tmp_path / "work", scenario, root, s3_server.environment())
+    assert result["kills"] >= moments
+    assert result["finished"] > 0
+    assert result["unfinished"] > 0
+    outcomes.record(SECTION, f"{scenario}, at every file-system call, every request", AFTER[scenario])
