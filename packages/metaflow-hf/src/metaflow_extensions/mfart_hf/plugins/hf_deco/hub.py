@@ -84,6 +84,7 @@ class Hub:
         self.cancelled = threading.Event()
         """Set when nothing more is wanted of the Hub: waits end at once."""
         self._xet: XetSource | None = None
+        self._xet_works = True
         self._xet_lock = threading.Lock()
         self._endpoint = (request.endpoint or constants.ENDPOINT).rstrip("/")
         # Among its bases is the root of the HTTP library's errors, whichever that is: requests, httpx or httpx2.
@@ -165,16 +166,26 @@ class Hub:
         """As much of a file as its Xet storage gives."""
         if file.xet_hash is None or not file.size or not xet_is_available():
             return
-        url = f"{self._api}/xet-read-token/{commit}"
         try:
-            with self._xet_lock:
-                if self._xet is None:
+            source = self._xet_source(commit)
+            if source is not None:
+                for block in source.blocks(file.xet_hash, file.size, check.size):
+                    check.add(block)
+                    yield block
+        except ConnectionError as error:
+            self._warn(f"{self._named(file)}: its Xet storage fails ({_words(error)}); going on over HTTP")
+
+    def _xet_source(self, commit: str) -> XetSource | None:
+        """The repo's Xet storage; None where it gives no access, which is asked for once."""
+        with self._xet_lock:
+            if self._xet is None and self._xet_works:
+                self._xet_works = False
+                url = f"{self._api}/xet-read-token/{commit}"
+                try:
                     self._xet = XetSource(url, self.headers, self._json(url, ATTEMPTS, PATIENCE)[0])
-            for block in self._xet.blocks(file.xet_hash, file.size, check.size):
-                check.add(block)
-                yield block
-        except (ConnectionError, KeyError, TypeError, HubUnavailable) as error:
-            self._warn(f"{self._named(file)}: its Xet storage fails ({type(error).__name__}); going on without it")
+                except (HubError, KeyError, TypeError, RuntimeError, OSError) as error:
+                    self._warn(f"{self.request}: no access to its Xet storage ({_words(error)}); going on over HTTP")
+            return self._xet
 
     def _named(self, file: HubFile) -> str:
         return f"{file.path} of {self.request}"
@@ -295,9 +306,7 @@ class Hub:
     def _failure(self, error: BaseException, what: str) -> HubUnavailable:
         if isinstance(error, HubUnavailable):
             return error
-        # The library's own words can hold an address with a signature in it.
-        words = re.sub(r"https?://\S+", self.where, " ".join(str(error).split()))[:200]
-        return HubUnavailable(f"{what}: {self.where} cannot be reached ({type(error).__name__}: {words})")
+        return HubUnavailable(f"{what}: {self.where} cannot be reached ({type(error).__name__}: {_words(error)})")
 
     def _pause(self, attempt: int, failure: HubUnavailable, patience: float) -> None:
         if failure.final:
@@ -370,6 +379,11 @@ def _file_of(row: Any) -> HubFile | None:
         return None
     xet = row.get("xetHash")
     return HubFile(path, size, str(oid), xet if isinstance(xet, str) else None)
+
+
+def _words(error: BaseException) -> str:
+    """What a library says, in one line, and without addresses: they can have a signature in them."""
+    return re.sub(r"https?://\S+", "…", " ".join(str(error).split()))[:200]
 
 
 def _is_httpx(session: Any) -> bool:

@@ -1,0 +1,138 @@
+"""The same files through hf_xet, out of a Xet storage in a directory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hf_xet
+import pytest
+from hub import Hub as HubServer
+from hub import Repo, lfs
+from huggingface_hub import constants
+
+from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as module
+from metaflow_extensions.mfart_hf.plugins.hf_deco import xet
+from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
+from metaflow_extensions.mfart_hf.plugins.hf_deco.hub import Hub
+
+BIG = random.Random(5).randbytes(9_000_000)
+OTHER = random.Random(6).randbytes(1_000_000)
+
+
+@pytest.fixture
+def repo(hub: HubServer, tmp_path: Path) -> Repo:
+    """A repo with two files in Xet storage, one with LFS only, and one in git."""
+    hub.cas = f"local://{tmp_path / 'cas'}"
+    (tmp_path / "cas").mkdir()
+    hashes = []
+    for content in (BIG, OTHER):
+        with hf_xet.XetSession().new_upload_commit(endpoint=hub.cas) as commit:
+            handle = commit.start_upload_bytes(content, sha256=hf_xet.COMPUTE_SHA256)
+        hashes.append(handle.result().xet_info.hash)
+    files = {
+        "big.bin": lfs(BIG, hashes[0]),
+        "other.bin": lfs(OTHER, hashes[1]),
+        "plain.bin": lfs(b"plain"),
+        "config.json": b"{}",
+    }
+    return hub.repo("org/name", private=True, token="hf_right", files=files)
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def asked(hub: HubServer, repo: Repo, warnings: list[str]) -> Hub:
+    request = RepoRequest.of({"repo_id": "org/name", "endpoint": hub.endpoint, "token": "hf_right"})
+    return Hub(request, warnings.append)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "pause", lambda seconds, cancelled: None)
+
+
+def contents(asked: Hub) -> dict[str, bytes]:
+    return {file.path: b"".join(asked.stream("main", file)) for file in asked.tree("main")}
+
+
+def test_what_is_in_xet_storage_comes_from_there(hub: HubServer, repo: Repo, asked: Hub, warnings: list[str]) -> None:
+    assert contents(asked) == repo.files
+    assert hub.fetched() == {"plain.bin": 1, "config.json": 1}
+    assert hub.count("xet") == 1
+    assert not warnings
+
+
+@pytest.mark.parametrize("reason", ["switched off", "not installed", "too old"])
+def test_without_hf_xet(hub: HubServer, repo: Repo, asked: Hub, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    if reason == "switched off":
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    else:
+        monkeypatch.setattr(xet, "_library", lambda: None)
+    assert contents(asked) == repo.files
+    assert hub.count("xet") == 0
+    assert set(hub.fetched().values()) == {1}
+
+
+def test_a_library_that_gives_no_streams_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    xet._library.cache_clear()
+    monkeypatch.setattr(xet.importlib, "import_module", lambda name: object())
+    assert xet._library() is None
+    xet._library.cache_clear()
+
+
+def test_a_xet_storage_that_has_lost_the_file(hub: HubServer, repo: Repo, asked: Hub, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    hub.cas = f"local://{tmp_path / 'empty'}"
+    assert contents(asked) == repo.files
+    assert set(hub.fetched().values()) == {1}
+
+
+@pytest.mark.parametrize("answer", [{"status": 500}, {"status": 403}])
+def test_no_access_to_the_xet_storage(
+    hub: HubServer, repo: Repo, asked: Hub, warnings: list[str], answer: dict[str, Any]
+) -> None:
+    hub.fault("xet", times=99, **answer)
+    assert contents(asked) == repo.files
+    assert "no access to its Xet storage" in warnings[-1]
+    assert hub.count("xet") == (1 if answer["status"] == 403 else module.ATTEMPTS)
+
+
+class Source:
+    """A Xet storage that gives the first half of each file, and then what it is told to."""
+
+    def __init__(self, then: Any) -> None:
+        self.then = then
+
+    def blocks(self, xet_hash: str, size: int, start: int) -> Iterator[bytes]:
+        content = BIG if size == len(BIG) else OTHER
+        yield content[start : size // 2]
+        if self.then is not None:
+            raise self.then
+
+
+@pytest.mark.parametrize("then", [None, ConnectionError("cut")])
+def test_a_xet_storage_that_stops_in_the_middle(hub: HubServer, repo: Repo, asked: Hub, then: Any) -> None:
+    asked._xet = Source(then)  # type: ignore[assignment]
+    assert contents(asked) == repo.files
+    starts = {request.file: request.range for request in hub.requests if request.what == "cdn"}
+    assert starts == {"big.bin": "bytes=4500000-", "other.bin": "bytes=500000-", "plain.bin": None}
+
+
+def test_errors_of_hf_xet(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Group:
+        def download_stream(self, info: object, start: int) -> Iterator[bytes]:
+            yield b"x"
+            raise RuntimeError("Data integrity error")
+
+    source = xet.XetSource.__new__(xet.XetSource)
+    source._group = Group()
+    blocks = source.blocks("a" * 64, 2, 0)
+    assert next(blocks) == b"x"
+    with pytest.raises(ConnectionError, match="Data integrity error"):
+        next(blocks)
