@@ -24,8 +24,8 @@ def refuse_foreign_decorators() -> None:
     for decorator in STEP_DECORATORS:
         if decorator.name in _NAMES and not decorator.__module__.startswith(_OURS):
             raise UsageError(
-                f"@{decorator.name} comes from {_origin(decorator.__module__)}, which stores in another format "
-                "than metaflow-model, metaflow-checkpoint and metaflow-hf of this project; uninstall one of the two"
+                f"@{decorator.name} comes from {_origin(decorator.__module__)}, which is not built on "
+                "metaflow-artifacts and stores in another format; uninstall it, or what is built on metaflow-artifacts"
             )
 
 

@@ -1,5 +1,4 @@
-"""The datastore that Metaflow uses, as a core store: of a running flow, of a past task, of the
-configuration."""
+"""The datastore that Metaflow uses, as a core store: a running flow's, a past task's, the configured one."""
 
 from __future__ import annotations
 
@@ -7,12 +6,20 @@ import copy
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from metaflow_artifacts.errors import StorageError, UsageError
 from metaflow_artifacts.store import Store, open_store, root_of
 
-__all__ = ["default_store", "s3_client", "store_at", "store_for", "store_of_flow", "store_of_task"]
+__all__ = [
+    "default_store",
+    "running_flow_datastore",
+    "s3_client",
+    "store_at",
+    "store_for",
+    "store_of_flow",
+    "store_of_task",
+]
 
 _LOCAL_TYPES = ("local", "spin")
 
@@ -47,7 +54,7 @@ def default_store() -> Store:
 
     Raises StorageError where nothing is configured or found.
     """
-    running = _running_datastore()
+    running = running_flow_datastore()
     if running is not None:
         return store_of_flow(running)
     from metaflow_artifacts.mf.task import TaskIdentity
@@ -98,7 +105,8 @@ def _open(root: str) -> Store:
     return Store(S3Storage(root, s3_client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION))
 
 
-def _running_datastore() -> Any:
+def running_flow_datastore() -> Any:
+    """Metaflow's flow datastore of the task that runs in this process; None outside of tasks."""
     from metaflow.metaflow_current import current
 
     if not current.is_running_flow:
@@ -106,7 +114,11 @@ def _running_datastore() -> Any:
     try:
         from metaflow.system_context import system_context
     except ImportError:
-        return None
+        # Early releases of Metaflow 2.19 have it in the command line's context, in the main thread.
+        from metaflow._vendor import click
+
+        context: Any = cast(Any, click).get_current_context(silent=True)
+        return getattr(context.obj, "flow_datastore", None) if context is not None else None
     return system_context.flow_datastore
 
 

@@ -7,13 +7,15 @@ import sys
 from datetime import date
 
 from metaflow import FlowSpec, current, parallel, step
-from metaflow.system_context import system_context
+from metaflow._vendor import click
 
+from metaflow_artifacts.mf.datastore import running_flow_datastore
 from metaflow_artifacts.mf.task import TaskIdentity
 from metaflow_artifacts.testing.flows import emit
 
 CHILD = """
 from metaflow_artifacts.mf.datastore import default_store
+from metaflow_artifacts.mf.datastore import running_flow_datastore
 from metaflow_artifacts.mf.task import TaskIdentity
 identity = TaskIdentity.from_environment()
 print(identity.pathspec, identity.attempt, identity.id, identity.scope, identity.place, default_store().root)
@@ -32,8 +34,8 @@ class Opaque:
         return Opaque, ()
 
 
-def tell(flow, name, inputs=()):
-    identity = TaskIdentity.of_running(flow, system_context.flow_datastore, system_context.ubf_context, inputs)
+def tell(flow, name, inputs=(), ubf_context=None):
+    identity = TaskIdentity.of_running(flow, running_flow_datastore(), ubf_context, inputs)
     emit("identity", [name, identity.pathspec, identity.scope, identity.place, identity.id, identity.foreach_path])
     return identity
 
@@ -43,7 +45,7 @@ class IdentityFlow(FlowSpec):
     def start(self):
         identity = tell(self, "start")
         identity.export()
-        identity.register(system_context.metadata)
+        identity.register(click.get_current_context().obj.metadata)
         emit("decoded", TaskIdentity.from_environment() == identity)
         emit("client", TaskIdentity.of_task(current.task) == identity)
         child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
@@ -85,7 +87,8 @@ class IdentityFlow(FlowSpec):
     @parallel
     @step
     def nodes(self):
-        tell(self, f"node {current.parallel.node_index}")
+        node = current.parallel.node_index
+        tell(self, f"node {node}", ubf_context="ubf_task" if node else "ubf_control")
         self.next(self.join_nodes)
 
     @step

@@ -3,8 +3,8 @@
 import os
 
 from metaflow import FlowSpec, step
-from metaflow.system_context import system_context
 
+from metaflow_artifacts.mf.datastore import running_flow_datastore
 from metaflow_artifacts.mf.resume import origin_tasks
 from metaflow_artifacts.mf.task import TaskIdentity
 from metaflow_artifacts.testing.flows import emit
@@ -18,7 +18,7 @@ class ResumedFlow(FlowSpec):
 
     @step
     def branch(self):
-        identity = TaskIdentity.of_running(self, system_context.flow_datastore)
+        identity = TaskIdentity.of_running(self, running_flow_datastore())
         emit(self.input, [identity.pathspec, [task.pathspec for task in origin_tasks(identity)]])
         if os.environ.get("FAIL") and self.input == "bad":
             raise RuntimeError("told to fail")
@@ -26,7 +26,7 @@ class ResumedFlow(FlowSpec):
 
     @step
     def join(self, inputs):
-        identity = TaskIdentity.of_running(self, system_context.flow_datastore, None, inputs)
+        identity = TaskIdentity.of_running(self, running_flow_datastore(), None, inputs)
         emit("join", [task.pathspec for task in origin_tasks(identity)])
         self.next(self.end)
 
