@@ -17,6 +17,7 @@ from hub import Repo, lfs
 from metaflow_artifacts import ModelArtifact, Store
 from metaflow_artifacts.checkpoints import Series
 from metaflow_artifacts.chunks import CHUNKS, chunk_key
+from metaflow_artifacts.errors import TargetError
 from metaflow_artifacts.keys import HUB, CheckpointPlace
 from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as hub_module
 from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
@@ -89,10 +90,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def holds(tmp_path: Path, store: Store) -> Callable[[ModelArtifact, Repo], None]:
     """Checks that what is stored is what the repo holds."""
 
-    def check(artifact: ModelArtifact, repo: Repo, only: str = "") -> None:
-        target = Path(store.load(artifact["key"], tmp_path / uuid4().hex))
-        found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-        assert found == repo.files
+    def check(artifact: ModelArtifact, repo: Repo) -> None:
+        assert below(Path(store.load(artifact["key"], tmp_path / uuid4().hex))) == repo.files
 
     return check
 
@@ -123,6 +122,42 @@ def test_a_snapshot_is_fetched_once(caller: Caller, hub: HubServer, repo: Repo, 
     assert second.artifact == first.artifact
     assert not second.from_hub
     assert not caller.warnings
+
+
+def below(path: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+def test_files_are_delivered_while_they_come(caller: Caller, hub: HubServer, repo: Repo, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine").write_bytes(b"mine")
+    (target / "config.json").write_bytes(b"old")
+    hub.fault("cdn", file="model-1.bin", body=lambda data: b"x" * len(data))
+    first = caller.cache().obtain(caller.request(), target)
+    assert first.delivered
+    assert below(target) == {**repo.files, "mine": b"mine"}
+    # What the datastore has is not written by this.
+    for later in (caller, caller.elsewhere()):
+        found = later.cache().obtain(later.request(), tmp_path / "other")
+        assert not found.delivered
+    repo.commit({"new": b"new"})
+    assert not caller.cache().obtain(caller.request(), tmp_path / "other").delivered
+    assert below(tmp_path / "other") == {}
+
+
+def test_nothing_is_delivered_by_a_download_that_fails(caller: Caller, hub: HubServer, tmp_path: Path) -> None:
+    hub.fault("cdn", file="model-2.bin", times=99, cut=100_000)
+    with pytest.raises(HubError):
+        caller.cache().obtain(caller.request(), tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_target_that_cannot_be_written_costs_no_download(caller: Caller, hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TargetError):
+        caller.cache().obtain(caller.request(), tmp_path / "file")
+    assert hub.fetched() == {}
 
 
 def test_a_commit_id_needs_no_request(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
@@ -339,6 +374,29 @@ def test_hints_are_not_believed(caller: Caller, hub: HubServer, repo: Repo, hold
             storage.put(info.key, damaged)
     third = Caller(caller.store, hub, replace(PLACE, step="third"))
     holds(third.obtain().artifact, repo)
+
+
+def test_a_gc_that_is_faster(
+    caller: Caller, hub: HubServer, repo: Repo, holds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that is gone when the snapshot is to be committed is fetched again, and only that."""
+    commit = Store.commit_checkpoint
+    tries = []
+
+    def commit_checkpoint(self: Store, files: Any, chunks: Any, *args: Any, **kwargs: Any) -> ModelArtifact:
+        tries.append(len(chunks))
+        if len(tries) == 1:
+            self.storage.delete([chunk_key(chunks[-1].sha256)])
+            kwargs["since"] = None
+        return commit(self, files, chunks, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "commit_checkpoint", commit_checkpoint)
+    obtained = caller.cache().obtain(caller.request(), tmp_path / "target")
+    holds(obtained.artifact, repo)
+    assert len(tries) == 2
+    assert obtained.delivered
+    assert below(tmp_path / "target") == repo.files
+    assert not {"model-1.bin", "model-2.bin"} & {file for file, count in hub.fetched().items() if count > 1}
 
 
 def test_a_private_repo_is_taken_over_with_access_only(caller: Caller, hub: HubServer) -> None:

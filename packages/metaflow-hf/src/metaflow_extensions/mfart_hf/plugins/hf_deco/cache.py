@@ -7,8 +7,10 @@ the own place too, and no byte moves. Only then the Hub is asked for files, by o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from metaflow_artifacts.artifact import ModelArtifact
@@ -16,15 +18,15 @@ from metaflow_artifacts.checkpoints import Series
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
 from metaflow_artifacts.keys import HUB, CheckpointKey, parse_key
 from metaflow_artifacts.manifest import FileEntry, Manifest
-from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage.base import ObjectInfo
+from metaflow_artifacts.target import staged_target
 
 from .arguments import RepoRequest
 from .earlier import Earlier
 from .errors import HubError, HubUnavailable
 from .fetch import Content, fetch
 from .hints import Hints
-from .hub import Hub, Resolved
+from .hub import Hub, HubFile, Resolved
 from .lease import TTL, done_by_one
 
 __all__ = ["Cache", "Obtained"]
@@ -45,6 +47,8 @@ class Obtained:
     """Bytes that came from the Hub."""
     files: Sequence[FileEntry]
     seconds: float
+    delivered: bool = False
+    """Whether the files lie at the path that was given, too."""
 
     @property
     def commit(self) -> str:
@@ -72,21 +76,23 @@ class Cache:
         self._lease_ttl = lease_ttl
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
 
-    def obtain(self, request: RepoRequest) -> Obtained:
+    def obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None = None) -> Obtained:
         """A snapshot of what is asked for, in the datastore when this returns.
 
+        With `path`, files that come from the Hub are written there at the same time, unless the datastore has some.
         Raises HubError where neither the Hub nor the datastore has it, UsageError where huggingface_hub is needed
         and not installed, StorageError where the datastore fails.
         """
-        return _Task(self, request).obtain()
+        return _Task(self, request, path).obtain()
 
 
 class _Task:
     """One call of `Cache.obtain`."""
 
-    def __init__(self, cache: Cache, request: RepoRequest) -> None:
+    def __init__(self, cache: Cache, request: RepoRequest, path: str | os.PathLike[str] | None) -> None:
         self._cache = cache
         self._request = request
+        self._path = path
         self._series = cache._series_of(request)
         self._store = self._series.store
         self._hints = Hints(self._store)
@@ -219,33 +225,29 @@ class _Task:
         if not files:
             self._cache._warn(f"{request}: no file of commit {commit[:12]} matches the patterns; the snapshot is empty")
         self._cache._log(f"Downloading {request}, commit {commit[:12]}: {len(files)} files, {_bytes(size)}")
-        earlier = None if request.force_download else self._hints.newest(request)
-        downloaded = 0
-        for left in (1, 0):
-            content = fetch(
-                self._store,
-                self._hub,
-                commit,
-                files,
-                earlier=Earlier(self._store.storage, earlier) if earlier is not None else None,
-                reuse=not request.force_download,
-                progress=Transfer(),
-            )
-            downloaded += content.downloaded
-            try:
-                artifact = self._commit(commit, content)
-                break
-            except TransientStorageError:
-                # A gc was faster than this; what it left is not fetched again.
-                if not left:
-                    raise
+        with nullcontext() if self._path is None else staged_target(self._path) as target:
+            content, artifact = self._fetch(commit, files, target)
         self._hints.note_snapshot(request, commit, artifact["key"], content.oids)
         seconds = time.monotonic() - self._began
         self._cache._log(
-            f"Stored {request} in {seconds:.2f} seconds: {_bytes(downloaded)} came from the Hub, "
-            f"{_bytes(max(0, size - downloaded))} were in the datastore [key: {artifact['key']}]"
+            f"Stored {request} in {seconds:.2f} seconds: {_bytes(content.downloaded)} came from the Hub, "
+            f"{_bytes(max(0, size - content.downloaded))} were in the datastore [key: {artifact['key']}]"
         )
-        return Obtained(artifact, True, downloaded, content.files, seconds)
+        return Obtained(artifact, True, content.downloaded, content.files, seconds, content.delivered)
+
+    def _fetch(self, commit: str, files: list[HubFile], target: str | None) -> tuple[Content, ModelArtifact]:
+        snapshot = None if self._request.force_download else self._hints.newest(self._request)
+        earlier = Earlier(self._store.storage, snapshot) if snapshot is not None else None
+        reuse = not self._request.force_download
+        content = fetch(self._store, self._hub, commit, files, earlier=earlier, reuse=reuse, target=target)
+        try:
+            return content, self._commit(commit, content)
+        except TransientStorageError:
+            # A gc was faster than this; what it left is not fetched again.
+            again = fetch(self._store, self._hub, commit, files, earlier=earlier, reuse=reuse)
+            again.downloaded += content.downloaded
+            again.delivered = content.delivered
+            return again, self._commit(commit, again)
 
     def _commit(self, commit: str, content: Content) -> ModelArtifact:
         artifact = self._store.commit_checkpoint(

@@ -116,13 +116,15 @@ class CurrentHuggingfaceHub:
 
     def _obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None) -> tuple[ModelArtifact, str]:
         began = time.monotonic()
-        obtained = self._cache.obtain(request)
+        obtained = self._cache.obtain(request, path)
         target = ""
         if path is not None:
-            before = time.monotonic()
-            target = self._task.store().load(obtained.artifact, path)
+            target = os.fspath(path)
+            if not obtained.delivered:
+                before = time.monotonic()
+                self._task.store().load(obtained.artifact, path)
+                self._log(f"Loaded {request} in {time.monotonic() - before:.2f} seconds")
             note_loaded(obtained.artifact["key"])
-            self._log(f"Loaded {request} in {time.monotonic() - before:.2f} seconds")
         self.events.append(Event(request, obtained, target or None, time.monotonic() - began))
         return obtained.artifact, target
 

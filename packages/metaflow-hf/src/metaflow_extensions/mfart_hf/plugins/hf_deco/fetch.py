@@ -1,26 +1,30 @@
 """A commit's files, brought into the store as chunks: from what is there already, or as streams from the Hub.
 
-Sizes are known from the Hub's list, so it is clear where the content is cut before a byte comes. Nothing is
-written to disk but chunks; each file is asked for once.
+Sizes are known from the Hub's list, so it is clear where the content is cut before a byte comes. Each file is
+asked for once, and nothing is written to disk but chunks, and the files themselves where somebody waits for them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from metaflow_artifacts.chunks import in_threads, is_stored, put_chunk, read_range
+from metaflow_artifacts.chunks import create, in_threads, is_stored, put_chunk, read_range, write_all
 from metaflow_artifacts.errors import CorruptArtifact
 from metaflow_artifacts.manifest import Chunk, FileEntry
 from metaflow_artifacts.plan import is_packed, plan, segments
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.store import Store
+from metaflow_artifacts.target import make_tree
 
 from .earlier import Earlier
 from .errors import HubError
@@ -48,6 +52,8 @@ class Content:
     """When the first chunk was looked for, in seconds since the epoch; None where they were not."""
     downloaded: int = 0
     """Bytes that came from the Hub."""
+    delivered: bool = False
+    """Whether all files lie in the target directory too."""
 
 
 def fetch(
@@ -58,14 +64,17 @@ def fetch(
     *,
     earlier: Earlier | None = None,
     reuse: bool = True,
+    target: str | None = None,
     progress: Transfer | None = None,
 ) -> Content:
     """Bring the content of `files`, in the order of their paths, into `store`.
 
     `earlier` is a stored snapshot of the same repo; without `reuse`, nothing that the store has is taken for
-    granted. Raises HubError where the Hub does not give a file as it lists it, StorageError where the store fails.
+    granted. Into the empty directory `target`, files are written while they come; where the store had some of
+    them, it is left empty. Raises HubError where the Hub does not give a file as it lists it, TargetError where
+    `target` cannot be written, StorageError where the store fails.
     """
-    return _Fetcher(store, hub, commit, files, earlier, reuse, progress or Transfer()).run()
+    return _Fetcher(store, hub, commit, files, earlier, reuse, target, progress or Transfer()).run()
 
 
 @dataclass
@@ -90,6 +99,7 @@ class _Fetcher:
         files: Sequence[HubFile],
         earlier: Earlier | None,
         reuse: bool,
+        target: str | None,
         progress: Transfer,
     ) -> None:
         self.store = store
@@ -98,6 +108,8 @@ class _Fetcher:
         self.files = files
         self.earlier = earlier if reuse else None
         self.reuse = reuse
+        self.target = target
+        self.deliver = target is not None
         self.progress = progress
         self.hints = Hints(store)
         self.content = Content([], [], {}, time.time())
@@ -109,6 +121,8 @@ class _Fetcher:
     def run(self) -> Content:
         self.progress.start(sum(file.size for file in self.files))
         units = list(self._units())
+        if self.target is not None:
+            make_tree(self.target, [file.path for file in self.files], ())
         with ThreadPoolExecutor(_BIG_AT_ONCE, thread_name_prefix="metaflow-hf") as self._putters:
             try:
                 in_threads(max(1, self.hub.request.max_workers), self._calls(units))
@@ -120,7 +134,23 @@ class _Fetcher:
         for number, file in enumerate(self.files):
             self.content.files.append(FileEntry(file.path, file.size, _MODE, offset, self.digests.get(number)))
             offset += file.size
+        if self.target is not None:
+            self._finish_target(self.target)
         return self.content
+
+    def _finish_target(self, target: str) -> None:
+        self.content.delivered = self.deliver
+        if self.deliver:
+            for file in self.files:
+                if not file.size:
+                    create(os.path.join(target, file.path), _MODE).close()
+            return
+        with os.scandir(target) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
 
     def _units(self) -> Iterator[_Unit]:
         run: list[int] = []
@@ -173,7 +203,7 @@ class _Fetcher:
             if file.sha256 is not None:
                 self.hints.note_file(file.sha256, chunks)
         else:
-            self._note(file, True)
+            self._found(file)
             self.progress.add(file.size)
         unit.chunks = chunks
 
@@ -212,7 +242,7 @@ class _Fetcher:
         for number, digest in zip(unit.files, found[1], strict=True):
             if digest is not None:
                 self.digests[number] = digest
-            self._note(self.files[number], True)
+            self._found(self.files[number])
             self.progress.add(self.files[number].size)
 
     def _save_small(self, unit: _Unit, number: int) -> None:
@@ -221,7 +251,7 @@ class _Fetcher:
         if content is None:
             content = self._twice(file, lambda file, check: b"".join(self._blocks(file, check)))
         else:
-            self._note(file, True)
+            self._found(file)
         with self._lock:
             unit.contents[number] = content
             whole = len(unit.contents) == len(unit.files)
@@ -277,11 +307,14 @@ class _Fetcher:
         return content
 
     def _blocks(self, file: HubFile, check: Check) -> Iterator[bytes]:
-        for block in self.hub.stream(self.commit, file, check):
-            self._stop_if_failed()
-            with self._lock:
-                self.content.downloaded += len(block)
-            yield block
+        with nullcontext() if self.target is None else create(os.path.join(self.target, file.path), _MODE) as copy:
+            for block in self.hub.stream(self.commit, file, check):
+                self._stop_if_failed()
+                with self._lock:
+                    self.content.downloaded += len(block)
+                if copy is not None and self.deliver:
+                    write_all(copy, memoryview(block))
+                yield block
 
     def _stop_if_failed(self) -> None:
         if self._failure is not None:
@@ -310,6 +343,11 @@ class _Fetcher:
         chunk, new = put_chunk(self.store.storage, memoryview(content), self.store.refresh_after)
         self.progress.add(chunk.size, stored=chunk.size if new else 0)
         return chunk
+
+    def _found(self, file: HubFile) -> None:
+        """A file is in the store: it need not come, and all are to be taken from there."""
+        self.deliver = False
+        self._note(file, True)
 
     def _note(self, file: HubFile, verified: bool) -> None:
         if verified:
