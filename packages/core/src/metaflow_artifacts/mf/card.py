@@ -210,7 +210,8 @@ def timeline(marks: Sequence[Mark], length: float, *, height_label: str, hollow_
             f'<span><i style="border:1.5px solid #6b7280;box-sizing:border-box"></i>{_html(hollow_label)}</span>'
         )
     below = f'<div class="legend">{"".join(legend)}</div>' if len(legend) > 1 else ""
-    return Html(f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img">{"".join(parts)}</svg>{below}')
+    head = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{_html(height_label)}">'
+    return Html(f'<div class="wide">{head}{"".join(parts)}</svg></div>{below}')
 
 
 def _ticks(length: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
 from metaflow_artifacts.mf.loaded import TemporaryDirectories
@@ -13,6 +14,7 @@ from .info import CheckpointInfo
 from .journal import Journal
 from .outside import PREFIX, Checkpoint
 from .policy import candidates, of_any_run
+from .report import Report
 
 __all__ = ["CurrentCheckpoint"]
 
@@ -20,14 +22,18 @@ __all__ = ["CurrentCheckpoint"]
 class CurrentCheckpoint(Checkpoint):
     """Saves, loads and lists checkpoints in a running task. Its methods may be called from any thread."""
 
-    def __init__(self, task: TaskIdentity, log: Log, temp_dir_root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, task: TaskIdentity, policy: str, log: Log, temp_dir_root: str | os.PathLike[str] | None = None
+    ) -> None:
         super().__init__(temp_dir_root, init_dir=True)
         self._identity = task
+        self._policy = policy
         self._log = log
         self._info: CheckpointInfo | None = None
         self._journal_place = TemporaryDirectories()
         self._own_journal = Journal(self._journal_place.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
+        self.report = Report(task.pathspec, task.attempt, policy)
 
     @property
     def directory(self) -> str:
@@ -57,22 +63,32 @@ class CurrentCheckpoint(Checkpoint):
         self.cleanup()
         self._directory = self._temporary.new(PREFIX)
 
+    def journal(self) -> Journal:
+        """What this attempt has saved, from its begin."""
+        return self._own_journal.another()
+
     def close(self) -> None:
         """Remove all that was made for the task on this machine."""
         self.cleanup()
         self._journal_place.close()
 
-    def load_first(self, policy: str) -> None:
-        """Load what the task goes on from under `policy`, if there is anything, into `directory`.
+    def load_first(self) -> None:
+        """Load what the task goes on from under its policy, if there is anything, into `directory`.
 
         A checkpoint whose content is damaged is passed over, with a warning, for the next older one. Raises
         StorageError where the datastore cannot be reached: the task must not start anew because of that.
         """
 
-        def warn(error: ArtifactError) -> None:
-            self._log.warning(f"passing over a checkpoint that is damaged: {error}")
+        policy = self._policy
+        warnings: list[str] = []
 
-        for artifact in candidates(policy, self._identity, warn):
+        def warn(what: str, error: ArtifactError) -> None:
+            warnings.append(f"{what}: {error}")
+            self._log.warning(warnings[-1])
+
+        for artifact in candidates(
+            policy, self._identity, lambda error: warn("passing over a checkpoint that is damaged", error)
+        ):
             self._log(
                 "Loading the following checkpoint:\n"
                 f"\t[pathspec] {artifact['pathspec']}\n"
@@ -80,15 +96,32 @@ class CurrentCheckpoint(Checkpoint):
                 f"\t[created on] {artifact['created_on']}\n"
                 f"\t[url] {artifact['url']}"
             )
+            start = time.monotonic()
             try:
                 self.load(artifact)
             except (ArtifactNotFound, CorruptArtifact) as error:
-                self._log.warning(f"cannot load it, looking for the next older one: {error}")
+                warn("cannot load it, looking for the next older one", error)
                 continue
             self._info = CheckpointInfo(artifact)
+            self.report.note_loaded(self._why(policy), artifact, time.monotonic() - start, warnings)
             return
+        self.report.note_loaded(self._why(policy), None, None, warnings)
         if policy == "fresh" and self._identity.origin_run and not self._identity.attempt:
             self._tell_what_eager_would_do()
+
+    def _why(self, policy: str) -> str:
+        if policy == "none":
+            return "nothing is loaded by itself"
+        of_this_task = "the newest checkpoint of this task's earlier attempts"
+        if self._info is not None:
+            if self._info["pathspec"] == self._identity.pathspec:
+                return of_this_task
+            return "the newest checkpoint of any run at the same place: this task's earlier attempts left none"
+        if policy == "eager":
+            return "no run has left a checkpoint at this place"
+        if self._identity.attempt:
+            return "this task's earlier attempts left no checkpoint"
+        return f"the first attempt starts anew; a retry would load {of_this_task}"
 
     def _tell_what_eager_would_do(self) -> None:
         artifact = next(of_any_run(self._identity, lambda error: None), None)

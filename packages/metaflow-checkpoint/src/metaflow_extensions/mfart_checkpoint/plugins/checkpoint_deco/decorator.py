@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from metaflow.decorators import StepDecorator
@@ -13,6 +14,7 @@ from metaflow_artifacts.mf.log import Log
 from metaflow_artifacts.mf.task import TaskIdentity
 
 from .current_checkpoint import CurrentCheckpoint
+from .live_card import attach_card, with_card
 from .policy import check_policy
 
 __all__ = ["CheckpointDecorator"]
@@ -83,6 +85,8 @@ class CheckpointDecorator(StepDecorator):
         self._policy = check_policy(self.attributes["load_policy"], step_name)
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)
+        # From the command line (--with) it comes as text.
+        self._has_card = str(self.attributes["show_card"]) != "False" and attach_card(flow, step_name, decorators)
 
     @in_hook
     def task_pre_step(
@@ -101,9 +105,22 @@ class CheckpointDecorator(StepDecorator):
     ) -> None:
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
         task.register(metadata)
-        self._checkpoint = CurrentCheckpoint(task, self._log, self.attributes["temp_dir_root"])
+        self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self.attributes["temp_dir_root"])
         current._update_env({"checkpoint": self._checkpoint})
-        self._checkpoint.load_first(self._policy)
+        self._checkpoint.load_first()
+
+    def task_decorate(
+        self,
+        step_func: Callable[..., Any],
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: str | None,
+    ) -> Callable[..., Any]:
+        if self._checkpoint is None or not self._has_card:
+            return step_func
+        return with_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
 
     def task_finished(
         self,

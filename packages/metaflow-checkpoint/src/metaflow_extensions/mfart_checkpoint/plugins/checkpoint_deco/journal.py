@@ -54,17 +54,22 @@ class Journal:
         """Whether the journal is on this machine, and so has every save of the attempt from here."""
         return self._directory is not None and os.path.isdir(self._directory)
 
+    def another(self) -> Journal:
+        """The same journal, read from its begin."""
+        return Journal(self._directory)
+
     def export(self, task: TaskIdentity) -> None:
         """Set the environment variable by which subprocesses started from now on find `task` and this journal."""
         os.environ[ENVIRONMENT_VARIABLE] = json.dumps({**json.loads(task.encode()), _FIELD: self._directory})
 
     @contextlib.contextmanager
-    def timed(self, transfer: Transfer) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Time a save. What is yielded is called with the reference that came of it, and writes it down."""
+    def timed(self, transfer: Transfer) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:
+        """Time a save. What is yielded takes the reference that came of it, and whether it may be latest."""
         start = time.monotonic()
 
-        def note(artifact: Mapping[str, Any]) -> None:
-            self._append({**artifact, "seconds": time.monotonic() - start, "stored": transfer.stored})
+        def note(artifact: Mapping[str, Any], latest: bool) -> None:
+            seconds = time.monotonic() - start
+            self._append({**artifact, "seconds": seconds, "stored": transfer.stored, "latest": bool(latest)})
 
         yield note
 
@@ -81,7 +86,7 @@ class Journal:
                 os.close(fd)
 
     def new_saves(self) -> list[dict[str, Any]]:
-        """What was saved since the last call: references, with `seconds` and `stored` (bytes) besides."""
+        """What was saved since the last call: references, with `seconds`, `stored` (bytes) and `latest`."""
         if self._directory is None:
             return []
         try:

@@ -122,7 +122,7 @@ class Checkpoint:
                 latest=latest,
                 progress=transfer,
             )
-            note(artifact)
+            note(artifact, latest)
         return artifact
 
     @in_flow

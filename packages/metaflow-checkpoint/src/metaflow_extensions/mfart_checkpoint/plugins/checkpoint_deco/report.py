@@ -1,0 +1,212 @@
+"""What the card shows: the data that a task gathers, a plain dict that JSON holds, and the page made of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metaflow_artifacts.mf.card import (
+    Html,
+    Mark,
+    code,
+    count_text,
+    duration_text,
+    facts,
+    heading,
+    metadata_text,
+    note,
+    notice,
+    paragraph,
+    seconds_of,
+    section,
+    size_text,
+    table,
+    tiles,
+    time_text,
+    timeline,
+)
+
+__all__ = ["CARD_ID", "CARD_TYPE", "Report", "content"]
+
+CARD_TYPE = "checkpoint"
+CARD_ID = "checkpoint"
+
+_ROWS = 200
+_MARKS = 300
+_FEW = 8
+
+
+class Report:
+    """Gathers what the card shows. Its size has a limit, however much is saved."""
+
+    def __init__(self, pathspec: str, attempt: int, policy: str) -> None:
+        self.begin = time.time()
+        self._head: dict[str, Any] = {"pathspec": pathspec, "attempt": attempt, "policy": policy, "begin": self.begin}
+        self._loaded: dict[str, Any] = {"why": "", "warnings": [], "reference": None, "seconds": None}
+        self._total = {"count": 0, "size": 0, "stored": 0, "seconds": 0.0}
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
+        self._marks: list[dict[str, Any]] = []
+
+    def note_loaded(
+        self, why: str, reference: Mapping[str, Any] | None, seconds: float | None, warnings: Iterable[str]
+    ) -> None:
+        """What was loaded when the task began, or why nothing was; `seconds` are those that loading took."""
+        self._loaded = {
+            "why": why,
+            "warnings": list(warnings),
+            "reference": _short(reference) if reference is not None else None,
+            "seconds": seconds,
+        }
+
+    def add(self, saves: Iterable[Mapping[str, Any]]) -> None:
+        """What was saved since the last call: entries of the journal."""
+        for save in saves:
+            self._total["count"] += 1
+            for name in ("size", "stored", "seconds"):
+                self._total[name] += save[name]
+            row = {**_short(save), **{name: save[name] for name in ("stored", "seconds", "latest")}}
+            self._rows.append(row)
+            self._marks.append({name: row[name] for name in ("created_on", "size", "name", "version_id", "latest")})
+            if len(self._marks) > _MARKS:
+                self._thin_out()
+
+    def _thin_out(self) -> None:
+        """Leave out every second mark of each name that has many, and never the first and the last."""
+        many = {name for name, count in Counter(mark["name"] for mark in self._marks).items() if count > _FEW}
+        seen: Counter[str] = Counter()
+        kept = []
+        for mark in self._marks[:-1]:
+            seen[mark["name"]] += 1
+            if mark["name"] not in many or seen[mark["name"]] % 2:
+                kept.append(mark)
+        self._marks = [*kept, self._marks[-1]]
+
+    def data(self, state: str) -> dict[str, Any]:
+        """All of it, for `content`; `state` is `running`, `done` or `failed`."""
+        return {
+            **self._head,
+            "now": time.time(),
+            "state": state,
+            "loaded": self._loaded,
+            "total": self._total,
+            "rows": list(self._rows)[::-1],
+            "marks": self._marks,
+        }
+
+
+def _short(reference: Mapping[str, Any]) -> dict[str, Any]:
+    fields = ("key", "name", "version_id", "pathspec", "attempt", "created_on", "size")
+    return {**{name: reference[name] for name in fields}, "metadata": metadata_text(reference["metadata"])}
+
+
+def content(data: Mapping[str, Any]) -> list[Html]:
+    """The parts of the page."""
+    if not data:
+        return [paragraph("The task has not told anything about its checkpoints yet.")]
+    step = data["pathspec"].split("/")[2]
+    when = f"as of {time_text(data['now'])}" if data["state"] == "running" else f"ended {time_text(data['now'])}"
+    below = f"{data['pathspec']}, attempt {data['attempt']}, {when}"
+    return [
+        heading(f"Checkpoints of {step}", below, data["state"]),
+        _loaded(data),
+        _saved(data),
+    ]
+
+
+def _loaded(data: Mapping[str, Any]) -> Html:
+    loaded = data["loaded"]
+    warnings = [notice(text) for text in loaded["warnings"]]
+    policy = ("policy", code(f"load_policy={data['policy']!r}"))
+    reference = loaded["reference"]
+    if reference is None:
+        return section("Loaded: nothing", facts([policy, ("why", loaded["why"])]), *warnings)
+    age = data["begin"] - seconds_of(reference["created_on"])
+    rows = [
+        policy,
+        ("why", loaded["why"]),
+        ("key", code(reference["key"])),
+        ("saved by", f"{reference['pathspec']}, attempt {reference['attempt']}"),
+        (
+            "created",
+            f"{time_text(reference['created_on'])}, {duration_text(max(age, 0.0))} before this attempt began",
+        ),
+        ("name", f"{reference['name']}, number {reference['version_id']}"),
+        ("size", f"{size_text(reference['size'])}, loaded in {duration_text(loaded['seconds'])}"),
+    ]
+    if reference["metadata"]:
+        rows.append(("metadata", reference["metadata"]))
+    return section("Loaded", facts(rows), *warnings)
+
+
+def _saved(data: Mapping[str, Any]) -> Html:
+    total, rows = data["total"], data["rows"]
+    if not rows:
+        return section("Saved", paragraph("Nothing has been saved in this attempt" + _yet(data)))
+    share = f" ({total['stored'] / total['size']:.0%} of it)" if total["size"] else ""
+    since = data["now"] - seconds_of(rows[0]["created_on"])
+    since_what = "since the last save" if data["state"] == "running" else "from the last save to the end"
+    highest = size_text(max(mark["size"] for mark in data["marks"]))
+    parts: list[Html] = [
+        tiles(
+            [
+                (f"{total['count']:,}", "checkpoint" if total["count"] == 1 else "checkpoints"),
+                (size_text(total["size"]), "content saved"),
+                (size_text(total["stored"]), f"new bytes stored{share}"),
+                (duration_text(total["seconds"]), "spent on saving"),
+                (duration_text(max(since, 0.0)), since_what),
+            ]
+        ),
+        timeline(
+            [_mark(mark, data["begin"]) for mark in data["marks"]],
+            data["now"] - data["begin"],
+            height_label=f"size, up to {highest}, over the time since the attempt began",
+            hollow_label="saved with latest=False",
+        ),
+    ]
+    if len(data["marks"]) < total["count"]:
+        parts.append(note(f"The timeline shows {len(data['marks'])} of them, some of each name."))
+    parts.append(
+        table(
+            [
+                ("name", "text"),
+                ("number", "number"),
+                ("created (UTC)", "short"),
+                ("size", "number"),
+                ("new bytes stored", "number"),
+                ("seconds", "number"),
+                ("latest", "short"),
+                ("metadata", "text"),
+            ],
+            [_row(row) for row in rows],
+        )
+    )
+    older = total["count"] - len(rows)
+    if older:
+        parts.append(note(f"and {count_text(older, 'older checkpoint')}, which Checkpoint().list(task=…) lists"))
+    return section("Saved", *parts)
+
+
+def _yet(data: Mapping[str, Any]) -> str:
+    return " yet." if data["state"] == "running" else "."
+
+
+def _mark(mark: Mapping[str, Any], begin: float) -> Mark:
+    at = seconds_of(mark["created_on"]) - begin
+    label = f"{mark['name']} {mark['version_id']}: {size_text(mark['size'])}, after {duration_text(max(at, 0.0))}"
+    return Mark(at, mark["size"], mark["name"], label, hollow=not mark["latest"])
+
+
+def _row(row: Mapping[str, Any]) -> list[object]:
+    created = time_text(row["created_on"]).removesuffix(" UTC")
+    return [
+        row["name"],
+        row["version_id"],
+        created,
+        size_text(row["size"]),
+        size_text(row["stored"]),
+        f"{row['seconds']:.3f}",
+        "yes" if row["latest"] else "no",
+        row["metadata"],
+    ]
