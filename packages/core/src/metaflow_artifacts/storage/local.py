@@ -28,8 +28,8 @@ _T = TypeVar("_T")
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
-# Another process may remove an empty directory between its making and its use; more often than this is a fault.
-_ATTEMPTS = 8
+# Another process may remove an empty directory between its making and its use; this often, it is a fault.
+_ATTEMPTS = 100
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free space there or choose another datastore root",

@@ -352,7 +352,10 @@ class _ObjectReader:
 
     def _read(self, buffer: memoryview) -> int:
         try:
-            count: int = self._body.readinto(buffer)
+            # botocore's readinto reads into a buffer of its own too, and old versions have none.
+            data = self._body.read(len(buffer))
+            count = len(data)
+            buffer[:count] = data
             if count and self._position + count == self._end:
                 # The end of the body, read, is what gives the connection back.
                 self._body.read(1)
