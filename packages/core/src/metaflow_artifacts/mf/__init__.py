@@ -2,3 +2,6 @@
 
 The only subpackage of core that imports Metaflow; `import metaflow_artifacts` does not touch it.
 """
+
+# Before any module here: Metaflow imports the decorators, and these import the modules.
+import metaflow  # noqa: F401

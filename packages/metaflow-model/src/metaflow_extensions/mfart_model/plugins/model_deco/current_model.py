@@ -10,14 +10,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from metaflow_artifacts.artifact import ModelArtifact, parse
+from metaflow_artifacts.cli.output import size
 from metaflow_artifacts.keys import ModelKey, parse_key
 from metaflow_artifacts.mf.datastore import store_for
 from metaflow_artifacts.mf.errors import in_flow
 from metaflow_artifacts.mf.loaded import Loaded, TemporaryDirectories, loaded_keys
 from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.store import Store, key_of
 
-__all__ = ["CurrentModel"]
+__all__ = ["SLOW", "CurrentModel"]
+
+SLOW = 1.0
+"""Seconds from which a save has a line in the log."""
 
 
 class CurrentModel:
@@ -63,14 +68,24 @@ class CurrentModel:
         if label is None:
             flow, _, step, _ = self._pathspec.split("/")
             label = f"{flow}_{step}"
-        return self._store.save_model(
+        start = time.monotonic()
+        transfer = Transfer()
+        artifact = self._store.save_model(
             path,
             label,
             metadata,
             pathspec=self._pathspec,
             attempt=self._attempt,
             parents=loaded_keys(),
+            progress=transfer,
         )
+        seconds = time.monotonic() - start
+        if seconds >= SLOW:
+            self._log(
+                f"Saved `{label}` in {seconds:.2f} seconds: {size(transfer.total)}, "
+                f"{size(transfer.stored)} of it new to the datastore"
+            )
+        return artifact
 
     @in_flow
     def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from metaflow_artifacts.cli.bar import bar
 from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
 from metaflow_artifacts.mf.datastore import store_for
 from metaflow_artifacts.mf.errors import in_flow
@@ -29,7 +30,9 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
     `path` cannot be written, `StorageError` where the datastore cannot be reached.
     """
     refuse_foreign_decorators()
-    target = store_for(reference).load(reference, path)
+    store = store_for(reference)
+    with bar("loading") as progress:
+        target = store.load(reference, path, progress=progress)
     note_loaded(key_of(reference))
     return target
 
