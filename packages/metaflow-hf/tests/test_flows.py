@@ -218,6 +218,35 @@ def test_a_download_that_is_killed(runner: FlowRunner, hub: Hub, repo: Repo) -> 
     assert not list(storage.list(f"{HUB}/leases/"))
 
 
+def card_of(runner: FlowRunner, step: str) -> str:
+    """The newest card of a step's repos."""
+    cards = Path(runner.local_root, "mf.cards").rglob(f"{step}/**/huggingface_hub-*.html")
+    return max(cards, key=lambda path: path.stat().st_mtime).read_text()
+
+
+def test_a_step_with_a_card_shows_its_repos(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+    runner.run(FLOWS / "reference_flow.py", "--with", "card")
+    first = card_of(runner, "start")
+    for text in ("org/name from the Hub", repo.refs["main"], "weights.bin", "2.00 MB", "sub/vocab.txt", "done"):
+        assert text in first
+    hub.down()
+    runner.run(FLOWS / "reference_flow.py", "--with", "card")
+    second = card_of(runner, "start")
+    assert "org/name from the datastore" in second
+    assert "cannot be reached" in second
+    hub.up()
+    hub.fault("info", times=99, status=404)
+    runner.run(FLOWS / "reference_flow.py", "--with", "card", "--revision", "none", fails=True)
+    failed = card_of(runner, "start")
+    assert "failed" in failed
+    assert "No repo was asked for" in failed
+
+
+def test_a_step_without_a_card_has_none(runner: FlowRunner, repo: Repo) -> None:
+    runner.run(FLOWS / "reference_flow.py")
+    assert not list(runner.directory.rglob("*.html"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metaflow_artifacts.artifact import ModelArtifact
 from metaflow_artifacts.checkpoints import Series
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
 from metaflow_artifacts.keys import HUB, CheckpointKey, parse_key
 from metaflow_artifacts.manifest import FileEntry, Manifest
+from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage.base import ObjectInfo
 from metaflow_artifacts.target import staged_target
 
@@ -34,6 +35,7 @@ __all__ = ["Cache", "Obtained"]
 _ATTEMPTS_WITH_FALLBACK = 2
 _PATIENCE_WITH_FALLBACK = 5.0
 _CLOSE = 2.0
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Obtained:
     seconds: float
     delivered: bool = False
     """Whether the files lie at the path that was given, too."""
+    instead: str = ""
+    """Why it is not what the Hub has at present, where it is not known to be."""
 
     @property
     def commit(self) -> str:
@@ -96,7 +100,7 @@ class _Task:
         self._series = cache._series_of(request)
         self._store = self._series.store
         self._hints = Hints(self._store)
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
         self._known_hub: Hub | None = None
 
     @property
@@ -172,10 +176,9 @@ class _Task:
         if newest is None:
             raise type(error)(f"{error}; the datastore has no snapshot of it for this cache_scope") from error
         offline = isinstance(error, HubUnavailable) and error.final
-        (self._cache._log if offline else self._cache._warn)(
-            f"{error}; using commit {_commit_of(newest)[:12]}, stored {newest.artifact['created_on']}"
-        )
-        return self._from_datastore(newest)
+        instead = f"{error}; using commit {_commit_of(newest)[:12]}, stored {newest.artifact['created_on']}"
+        (self._cache._log if offline else self._cache._warn)(instead)
+        return replace(self._from_datastore(newest), instead=instead)
 
     def _from_datastore(self, manifest: Manifest, artifact: ModelArtifact | None = None) -> Obtained:
         if artifact is None:
@@ -239,7 +242,16 @@ class _Task:
         snapshot = None if self._request.force_download else self._hints.newest(self._request)
         earlier = Earlier(self._store.storage, snapshot) if snapshot is not None else None
         reuse = not self._request.force_download
-        content = fetch(self._store, self._hub, commit, files, earlier=earlier, reuse=reuse, target=target)
+        content = fetch(
+            self._store,
+            self._hub,
+            commit,
+            files,
+            earlier=earlier,
+            reuse=reuse,
+            target=target,
+            progress=Transfer(self._tell),
+        )
         try:
             return content, self._commit(commit, content)
         except TransientStorageError:
@@ -248,6 +260,13 @@ class _Task:
             again.downloaded += content.downloaded
             again.delivered = content.delivered
             return again, self._commit(commit, again)
+
+    def _tell(self, transfer: Transfer) -> None:
+        """A line now and then in the log of a download that takes its time."""
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            self._cache._log(f"{self._request}: {_bytes(transfer.done)} of {_bytes(transfer.total)}")
 
     def _commit(self, commit: str, content: Content) -> ModelArtifact:
         artifact = self._store.commit_checkpoint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +45,8 @@ class CurrentHuggingfaceHub:
     def __init__(
         self, task: TaskIdentity, cache_scope: str, log: Log, temp_dir_root: str | os.PathLike[str] | None = None
     ) -> None:
-        self._task = task
-        self._cache_scope = cache_scope
+        self.task = task
+        self.cache_scope = cache_scope
         self._log = log
         self._temp_dir_root = temp_dir_root
         self._temporary = TemporaryDirectories(temp_dir_root)
@@ -55,6 +55,8 @@ class CurrentHuggingfaceHub:
         self._cache = Cache(self._series_of, f"{task.flow}_{task.step}", log, log.warning)
         self.events: list[Event] = []
         """What was asked for so far, for the card."""
+        self.watch: Callable[[], None] = lambda: None
+        """Called after each of them."""
 
     @property
     def loaded(self) -> Loaded:
@@ -122,25 +124,26 @@ class CurrentHuggingfaceHub:
             target = os.fspath(path)
             if not obtained.delivered:
                 before = time.monotonic()
-                self._task.store().load(obtained.artifact, path)
+                self.task.store().load(obtained.artifact, path)
                 self._log(f"Loaded {request} in {time.monotonic() - before:.2f} seconds")
             note_loaded(obtained.artifact["key"])
         self.events.append(Event(request, obtained, target or None, time.monotonic() - began))
+        self.watch()
         return obtained.artifact, target
 
     def _series_of(self, request: RepoRequest) -> Series:
         place = self._place(request)
         if place not in self._series:
-            task = self._task
+            task = self.task
             self._series[place] = Series(task.store(), place, task.id, task.attempt, task.pathspec, start=0)
         return self._series[place]
 
     def _place(self, request: RepoRequest) -> CheckpointPlace:
-        if self._cache_scope == "checkpoint":
-            return self._task.checkpoint_place(HUB)
+        if self.cache_scope == "checkpoint":
+            return self.task.checkpoint_place(HUB)
         # A place for each request: it is listed to find what is stored, and everybody's would be too much. No flow or
         # step can have such a name.
-        flow = self._task.flow if self._cache_scope == "flow" else _ANY_FLOW
+        flow = self.task.flow if self.cache_scope == "flow" else _ANY_FLOW
         return CheckpointPlace(flow, _ANY_STEP, _ANY_NAMESPACE, request.place, HUB)
 
     def close(self) -> None:

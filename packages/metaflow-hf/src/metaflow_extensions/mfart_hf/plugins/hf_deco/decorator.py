@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from metaflow.decorators import StepDecorator
@@ -15,6 +16,7 @@ from metaflow_artifacts.mf.task import TaskIdentity
 
 from .arguments import CACHE_SCOPES, LoadSpec, parse_load, without_secrets
 from .current_hub import CurrentHuggingfaceHub
+from .live_card import attach_card, with_card
 
 __all__ = ["HuggingfaceHubDecorator"]
 
@@ -52,6 +54,8 @@ class HuggingfaceHubDecorator(StepDecorator):
     temp_dir_root : str, default None
         Where temporary directories are made; the system's place for them by default. They are gone when the task
         ends.
+    show_card : bool, default True
+        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its repos.
 
     MF Add To Current
     -----------------
@@ -65,7 +69,7 @@ class HuggingfaceHubDecorator(StepDecorator):
     """
 
     name = "huggingface_hub"
-    defaults = {"load": None, "cache_scope": "checkpoint", "temp_dir_root": None}  # noqa: RUF012
+    defaults = {"load": None, "cache_scope": "checkpoint", "temp_dir_root": None, "show_card": True}  # noqa: RUF012
 
     _specs: list[LoadSpec]
     _hub: CurrentHuggingfaceHub | None = None
@@ -97,6 +101,8 @@ class HuggingfaceHubDecorator(StepDecorator):
         refuse_foreign_decorators()
         self._flow_datastore = flow_datastore
         self._log = Log("huggingface_hub", logger)
+        # From the command line (--with) it comes as text.
+        self._has_card = str(self.attributes["show_card"]) != "False" and attach_card(flow, step_name, decorators)
 
     @in_hook
     def task_pre_step(
@@ -119,6 +125,19 @@ class HuggingfaceHubDecorator(StepDecorator):
         )
         current._update_env({"huggingface_hub": self._hub})
         self._hub.load_first(self._specs)
+
+    def task_decorate(
+        self,
+        step_func: Callable[..., Any],
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: str | None,
+    ) -> Callable[..., Any]:
+        if self._hub is None or not self._has_card:
+            return step_func
+        return with_card(step_func, self._hub, self._log.warning)
 
     def task_finished(
         self,

@@ -1,0 +1,150 @@
+"""What the card shows: the repos that a task asked for, as a plain dict that JSON holds, and the page made of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metaflow_artifacts.mf.card import (
+    Html,
+    code,
+    count_text,
+    duration_text,
+    facts,
+    heading,
+    note,
+    notice,
+    paragraph,
+    section,
+    size_text,
+    table,
+    tiles,
+    time_text,
+)
+
+from .current_hub import CurrentHuggingfaceHub, Event
+
+__all__ = ["CARD_ID", "CARD_TYPE", "content", "data_of"]
+
+CARD_TYPE = "huggingface_hub"
+CARD_ID = "huggingface_hub"
+
+_REPOS = 50
+_FILES = 100
+
+
+def data_of(hub: CurrentHuggingfaceHub, state: str) -> dict[str, Any]:
+    """What the task has asked for so far; `state` is `running`, `done` or `failed`."""
+    events = list(hub.events)
+    return {
+        "pathspec": hub.task.pathspec,
+        "attempt": hub.task.attempt,
+        "cache_scope": hub.cache_scope,
+        "state": state,
+        "now": time.time(),
+        "count": len(events),
+        "size": sum(event.obtained.artifact["size"] for event in events),
+        "downloaded": sum(event.obtained.downloaded for event in events),
+        "seconds": sum(event.seconds for event in events),
+        "repos": [_repo(event) for event in events[-_REPOS:]],
+    }
+
+
+def _repo(event: Event) -> dict[str, Any]:
+    obtained = event.obtained
+    files = sorted(obtained.files, key=lambda file: file.size, reverse=True)
+    return {
+        **obtained.artifact["metadata"],
+        "key": obtained.artifact["key"],
+        "stored": obtained.artifact["created_on"],
+        "size": obtained.artifact["size"],
+        "from_hub": obtained.from_hub,
+        "downloaded": obtained.downloaded,
+        "instead": obtained.instead,
+        "path": event.path,
+        "seconds": event.seconds,
+        "file_count": len(files),
+        "files": [[file.path, file.size] for file in files[:_FILES]],
+    }
+
+
+def content(data: Mapping[str, Any]) -> list[Html]:
+    """The parts of the page."""
+    if not data:
+        return [paragraph("The task has not told anything about its repos yet.")]
+    step = data["pathspec"].split("/")[2]
+    when = f"as of {time_text(data['now'])}" if data["state"] == "running" else f"ended {time_text(data['now'])}"
+    below = f"{data['pathspec']}, attempt {data['attempt']}, cache_scope={data['cache_scope']!r}, {when}"
+    parts = [heading(f"Hugging Face repos of {step}", below, data["state"])]
+    repos: Sequence[Mapping[str, Any]] = data["repos"]
+    if not repos:
+        return [*parts, paragraph("No repo was asked for.")]
+    parts.append(
+        tiles(
+            [
+                (f"{data['count']:,}", "repo" if data["count"] == 1 else "repos"),
+                (size_text(data["size"]), "content"),
+                (size_text(data["downloaded"]), "came from the Hub"),
+                (duration_text(data["seconds"]), "until all of it was there"),
+            ]
+        )
+    )
+    columns = [
+        ("repo", "text"),
+        ("revision", "text"),
+        ("commit", "short"),
+        ("files", "number"),
+        ("size", "number"),
+        ("from", "short"),
+        ("came from the Hub", "number"),
+        ("seconds", "number"),
+    ]
+    parts.append(section("Repos", table(columns, map(_row, repos))))
+    if data["count"] > len(repos):
+        parts.append(note(f"and {count_text(data['count'] - len(repos), 'earlier one')}"))
+    parts.extend(map(_details, repos))
+    return parts
+
+
+def _name(repo: Mapping[str, Any]) -> str:
+    return repo["repo_id"] if repo["repo_type"] == "model" else f"{repo['repo_id']} ({repo['repo_type']})"
+
+
+def _source(repo: Mapping[str, Any]) -> str:
+    return "the Hub" if repo["from_hub"] else "the datastore"
+
+
+def _row(repo: Mapping[str, Any]) -> list[object]:
+    return [
+        _name(repo),
+        repo["revision"],
+        code(repo["commit"][:12]),
+        f"{repo['file_count']:,}",
+        size_text(repo["size"]),
+        _source(repo),
+        size_text(repo["downloaded"]),
+        f"{repo['seconds']:.2f}",
+    ]
+
+
+def _details(repo: Mapping[str, Any]) -> Html:
+    rows: list[tuple[str, object]] = [
+        ("commit", code(repo["commit"])),
+        ("key", code(repo["key"])),
+        ("stored", time_text(repo["stored"])),
+    ]
+    for name in ("allow_patterns", "ignore_patterns"):
+        if repo[name] is not None:
+            rows.append((name, code(", ".join(repo[name]) or "none")))
+    if repo["path"]:
+        rows.append(("loaded to", code(repo["path"])))
+    parts = [notice(repo["instead"])] if repo["instead"] else []
+    parts.append(facts(rows))
+    parts.append(
+        table([("file", "text"), ("size", "number")], [(path, size_text(size)) for path, size in repo["files"]])
+    )
+    smaller = repo["file_count"] - len(repo["files"])
+    if smaller:
+        parts.append(note(f"and {count_text(smaller, 'smaller file')}"))
+    return section(f"{_name(repo)} from {_source(repo)}", *parts)
