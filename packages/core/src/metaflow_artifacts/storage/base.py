@@ -116,6 +116,11 @@ class Storage(ABC):
         """
         return iter(())
 
+    def identity(self) -> object:
+        """What is at the root, as far as the storage can tell: another value after a while means that the place was
+        removed or replaced, and what was written to it with it. None where there is nothing yet, or no telling."""
+        return None
+
     @abstractmethod
     def url(self, key: str) -> str:
         """The full address of a key, for people and for references."""

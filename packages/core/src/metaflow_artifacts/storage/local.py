@@ -29,7 +29,7 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 # Another process may remove an empty directory between its making and its use; this often, it is a fault.
-_ATTEMPTS = 100
+_ATTEMPTS = 20
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free space there or choose another datastore root",
@@ -37,7 +37,7 @@ _REASONS = {
     errno.EACCES: "permission denied; check owner and mode, or choose another datastore root",
     errno.EPERM: "permission denied; check owner and mode, or choose another datastore root",
     errno.EROFS: "the file system is read-only; remount it or choose another datastore root",
-    errno.ENOENT: "it is not there, or was removed meanwhile",
+    errno.ENOENT: "it is not there, or was removed meanwhile; try again when the store is there",
     errno.ENOTDIR: "a file lies where a directory is needed; move it away",
     errno.EISDIR: "a directory lies where a file is needed; move it away",
     errno.EXDEV: "it lies on another file system than the rest of the store; keep the store on one",
@@ -202,6 +202,13 @@ class LocalStorage(Storage):
 
     def url(self, key: str) -> str:
         return f"{self.root}/{key}" if self.root != "/" else f"/{key}"
+
+    def identity(self) -> object:
+        try:
+            info = os.stat(self.root)
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino
 
     def leftovers(self) -> Iterator[ObjectInfo]:
         try:

@@ -104,8 +104,6 @@ class S3Storage(Storage):
                 return b""
             with contextlib.closing(answer["Body"]) as body:
                 data: bytes = body.read()
-            if len(data) != answer["ContentLength"]:
-                raise TransientStorageError(f"{self.url(key)}: the server sent less than it announced")
             return data
 
         check_key(key)
@@ -356,9 +354,6 @@ class _ObjectReader:
             data = self._body.read(len(buffer))
             count = len(data)
             buffer[:count] = data
-            if count and self._position + count == self._end:
-                # The end of the body, read, is what gives the connection back.
-                self._body.read(1)
         except faults() as error:
             raise explain(error, self._storage._place("read", self._key)) from error
         if not count:
