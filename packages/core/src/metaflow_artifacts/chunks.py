@@ -50,7 +50,10 @@ REFRESH_AFTER = 24 * 3600.0
 _BLOCK = 512 << 10
 """Bytes that are read, hashed and written in one go: they stay in the processor's cache."""
 _ATTEMPTS = 4
-"""Tries for one chunk on load, where its bytes come wrong or the connection breaks in the middle."""
+"""Tries for one chunk on load, where its bytes come wrong."""
+_QUICK = 5.0
+"""Seconds within which a chunk whose reading broke off is read anew. The storage has patience of its own: what it gave
+up after long is not tried again."""
 
 
 def chunk_key(sha256: str) -> str:
@@ -256,6 +259,7 @@ def read_chunk(storage: Storage, chunk: Chunk, take: Callable[[memoryview], None
     CorruptArtifact where the chunk is missing, of another size, or does not have the content of its name.
     """
     key = chunk_key(chunk.sha256)
+    began = time.monotonic()
     for left in range(_ATTEMPTS - 1, -1, -1):
         restart()
         try:
@@ -264,7 +268,7 @@ def read_chunk(storage: Storage, chunk: Chunk, take: Callable[[memoryview], None
         except ArtifactNotFound as error:
             raise CorruptArtifact(f"{storage.url(key)}: a chunk of the artifact is missing; {_RESTORE}") from error
         except TransientStorageError:
-            if not left:
+            if not left or time.monotonic() - began > _QUICK:
                 raise
             time.sleep(0.1 * (_ATTEMPTS - left))
             continue
@@ -423,7 +427,10 @@ def create(location: str, mode: int) -> Any:
     try:
         return open(location, "wb", buffering=0, opener=opener)
     except OSError as error:
-        raise TargetError(f"cannot write {location!r}: {error.strerror}") from error
+        raise TargetError(f"cannot write {location!r}: {error.strerror}; {_ROOM}") from error
+
+
+_ROOM = "make room and access there, or choose another path"
 
 
 def write_all(file: Any, block: memoryview) -> None:
@@ -432,7 +439,7 @@ def write_all(file: Any, block: memoryview) -> None:
         while block:
             block = block[file.write(block) :]
     except OSError as error:
-        raise TargetError(f"cannot write {file.name!r}: {error.strerror}") from error
+        raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_ROOM}") from error
 
 
 def packed_digests(files: Sequence[SourceFile], chunk_size: int, digests: dict[int, str]) -> list[str | None]:

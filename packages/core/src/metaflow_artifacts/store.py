@@ -24,6 +24,7 @@ from metaflow_artifacts.errors import (
     InvalidReference,
     SourceError,
     StorageError,
+    TargetError,
     TransientStorageError,
 )
 from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
@@ -52,7 +53,7 @@ INLINE_LIMIT = 64 << 10
 """Content of at most this many bytes lies in the manifest: a small checkpoint is one write."""
 
 _ROUNDS = 10
-"""How often a save stores again what a `gc` removed under it."""
+"""How often a save stores again what a `gc` removed under it, and a manifest is read that comes differently."""
 
 Reference = str | Mapping[str, Any]
 
@@ -184,6 +185,7 @@ class Store:
             transfer.add(len(inline), stored=len(inline))
         else:
             sizes = plan([(file.path, file.size) for file in source.files], self.chunk_size)
+            place = self.storage.identity()
             for _ in range(_ROUNDS):
                 since = time.time()
                 chunks, found = save_chunks(self.storage, source.files, sizes, transfer, self.refresh_after)
@@ -195,6 +197,8 @@ class Store:
                     f"{self.root}: what is saved is deleted meanwhile, {_ROUNDS} times in a row; is a gc running "
                     "with a grace period that is shorter than saves take?"
                 )
+            if place is not None and place != self.storage.identity():
+                raise StorageError(f"{self.root}: the store was removed or replaced meanwhile; save again")
             digests = packed_digests(source.files, self.chunk_size, found)
         files = []
         offset = 0
@@ -228,12 +232,25 @@ class Store:
         CorruptArtifact where the manifest is damaged.
         """
         key = key_of(reference)
-        manifest = decode(self._read(key, MAX_BYTES + 1), key)
+        manifest = self._decoded(key)
         if manifest.artifact["key"] != key:
             raise CorruptArtifact(
                 f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
             )
         return manifest
+
+    def _decoded(self, key: str) -> Manifest:
+        data = self._read(key, MAX_BYTES + 1)
+        for _ in range(_ROUNDS):
+            try:
+                return decode(data, key)
+            except CorruptArtifact:
+                # Bytes that changed on the way come right the next time; what is stored damaged comes the same.
+                again = self._read(key, MAX_BYTES + 1)
+                if again == data:
+                    raise
+                data = again
+        return decode(data, key)
 
     def _read(self, key: str, length: int) -> bytes:
         try:
@@ -279,7 +296,7 @@ class Store:
             raise ArtifactNotFound(f"{manifest.artifact['key']}: no file of it matches {only!r}")
         transfer = progress or Transfer()
         transfer.start(sum(manifest.files[n].size for n in wanted))
-        with staged_target(path) as stage, _naming(manifest):
+        with _naming(manifest), staged_target(path) as stage:
             make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())
             if manifest.inline is None:
                 fetch_chunks(self.storage, manifest.files, manifest.chunks, stage, wanted, transfer)
@@ -389,10 +406,10 @@ def _read_all(source: Source) -> bytes:
 
 @contextmanager
 def _naming(manifest: Manifest) -> Iterator[None]:
-    """Errors about chunks say which artifact could not be read for them."""
+    """Errors about chunks and about the target say which artifact could not be loaded for them."""
     try:
         yield
-    except (CorruptArtifact, StorageError) as error:
+    except (CorruptArtifact, StorageError, TargetError) as error:
         raise type(error)(f"cannot load {manifest.artifact['key']}: {error}") from error
 
 

@@ -130,7 +130,7 @@ def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
         except FileExistsError:
             raise TargetError(f"this file system takes {path!r} and another directory for one: {_ELSEWHERE}") from None
         except OSError as error:
-            raise TargetError(f"cannot make the directory {path!r}: {error.strerror}") from error
+            raise TargetError(f"cannot make the directory {path!r}: {error.strerror}; choose another path") from error
         made.add(path)
 
     for path in files:

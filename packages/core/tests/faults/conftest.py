@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from faultlib.outcomes import Outcomes
 
-from metaflow_artifacts import Store
+from metaflow_artifacts import Store, chunks
 from metaflow_artifacts.storage import open_storage, s3
 from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -92,6 +92,7 @@ def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: 
     """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
     monkeypatch.setattr(s3, "_PAUSE", 0.005)
     monkeypatch.setattr(s3, "_PATIENCE", 1.5)
+    monkeypatch.setattr(chunks, "_QUICK", 0.2)
     from metaflow_artifacts.storage.s3 import client_config
 
     client = functools.partial(

@@ -67,6 +67,9 @@ class Watched(Storage):
     def leftovers(self) -> Iterator[ObjectInfo]:
         return self.inner.leftovers()
 
+    def identity(self) -> object:
+        return self.inner.identity()
+
     def url(self, key: str) -> str:
         return self.inner.url(key)
 
