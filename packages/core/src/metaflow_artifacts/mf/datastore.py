@@ -6,10 +6,13 @@ import copy
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from metaflow_artifacts.errors import StorageError, UsageError
-from metaflow_artifacts.store import Store, open_store, root_of
+
+if TYPE_CHECKING:
+    # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
+    from metaflow_artifacts.store import Store
 
 __all__ = [
     "default_store",
@@ -79,6 +82,8 @@ def store_for(reference: str | Mapping[str, Any], default: Store | None = None) 
     counts as the default: the datastore was moved or is mounted elsewhere. Raises InvalidReference for a dict
     that is no reference.
     """
+    from metaflow_artifacts.store import root_of
+
     root = root_of(reference)
     if root is not None and (root.startswith("s3://") or os.path.isdir(root)):
         return _open(root)
@@ -96,6 +101,8 @@ def store_of_task(task: Any) -> Store:
 
 @functools.lru_cache(maxsize=16)
 def _open(root: str) -> Store:
+    from metaflow_artifacts.store import Store, open_store
+
     if not root.startswith("s3://"):
         return open_store(root)
     from metaflow import metaflow_config

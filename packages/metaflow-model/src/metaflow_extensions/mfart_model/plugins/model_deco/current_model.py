@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from metaflow_artifacts.artifact import ModelArtifact, parse
-from metaflow_artifacts.cli.output import size
 from metaflow_artifacts.keys import ModelKey, parse_key
 from metaflow_artifacts.mf.datastore import store_for
 from metaflow_artifacts.mf.errors import in_flow
@@ -81,6 +80,8 @@ class CurrentModel:
         )
         seconds = time.monotonic() - start
         if seconds >= SLOW:
+            from metaflow_artifacts.cli.output import size
+
             self._log(
                 f"Saved `{label}` in {seconds:.2f} seconds: {size(transfer.total)}, "
                 f"{size(transfer.stored)} of it new to the datastore"

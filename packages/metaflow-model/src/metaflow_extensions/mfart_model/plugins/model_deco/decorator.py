@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
@@ -13,8 +13,11 @@ from metaflow_artifacts.mf.datastore import store_of_flow
 from metaflow_artifacts.mf.errors import in_hook
 from metaflow_artifacts.mf.log import Log
 
-from .current_model import CurrentModel
-from .names import Wanted, parse_load, resolve
+if TYPE_CHECKING:
+    # Imported where they are used: every Metaflow process imports this module, few of them run a step with
+    # it.
+    from .current_model import CurrentModel
+    from .names import Wanted
 
 __all__ = ["ModelDecorator"]
 
@@ -73,6 +76,8 @@ class ModelDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
+        from .names import parse_load
+
         refuse_foreign_decorators()
         self.attributes["load"] = parse_load(self.attributes["load"], step_name) or None
         self._flow_datastore = flow_datastore
@@ -93,6 +98,9 @@ class ModelDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        from .current_model import CurrentModel
+        from .names import resolve
+
         best_effort = bool(self.attributes["best_effort_load"])
         pathspec = f"{flow.name}/{run_id}/{step_name}/{task_id}"
         store = store_of_flow(self._flow_datastore)
