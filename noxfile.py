@@ -115,6 +115,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """The cards in a headless browser: needs Debian's chromium and chromium-driver."""
+    install(session, *DISTRIBUTIONS, groups=("test", "browser"))
+    session.run("pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, format and types."""
     session.install("--group=lint")

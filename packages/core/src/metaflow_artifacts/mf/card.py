@@ -87,8 +87,10 @@ def page(title: str, parts: Iterable[str], *, live: bool) -> str:
     if live:
         script = (
             f'<script>var METAFLOW_RELOAD_TOKEN = "{_TOKEN}";'
-            "window.metaflow_card_update = function (data) {"
-            'document.getElementById("content").innerHTML = data.content; return true; };</script>'
+            "var shown; window.metaflow_card_update = function (data) {"
+            # Most updates bring nothing new, and what somebody selected is to stay selected.
+            "if (data.content !== shown) "
+            '{ document.getElementById("content").innerHTML = shown = data.content; } return true; };</script>'
         )
     else:
         script = f'<script>var METAFLOW_RELOAD_TOKEN = "{_TOKEN}";</script>'
