@@ -19,6 +19,7 @@ from metaflow_artifacts.checkpoints import Series
 from metaflow_artifacts.chunks import CHUNKS, chunk_key
 from metaflow_artifacts.errors import TargetError
 from metaflow_artifacts.keys import HUB, CheckpointPlace
+from metaflow_extensions.mfart_hf.plugins.hf_deco import cache as cache_module
 from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as hub_module
 from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.mfart_hf.plugins.hf_deco.cache import Cache, Obtained
@@ -48,14 +49,14 @@ class Caller:
         self.lines: list[str] = []
         self.warnings: list[str] = []
 
-    def cache(self, ttl: float = 30.0) -> Cache:
-        """That of a new task."""
-        pathspec = f"Flow/1/start/{uuid4().hex}"
+    def cache(self, ttl: float = 30.0, run: str | None = None) -> Cache:
+        """That of a new task, in a run of its own or in `run`."""
+        pathspec = f"Flow/{run or uuid4().hex}/start/{uuid4().hex}"
         series = Series(self.store, self.place, uuid4().hex[:8], 0, pathspec)
         return Cache(lambda request: series, "Flow_start", self.lines.append, self.warnings.append, ttl)
 
     def obtain(self, repo_id: str = "org/name", **arguments: Any) -> Obtained:
-        """Ask for a repo, in a task of its own."""
+        """Ask for a repo, in a run of its own."""
         return self.cache().obtain(self.request(repo_id, **arguments))
 
     def request(self, repo_id: str = "org/name", **arguments: Any) -> RepoRequest:
@@ -175,6 +176,44 @@ def test_a_task_asks_once_for_a_commit(caller: Caller, hub: HubServer) -> None:
     with hub.counting() as requests:
         cache.obtain(caller.request())
     assert not requests
+
+
+def test_a_run_asks_once_and_sees_one_state(caller: Caller, hub: HubServer, repo: Repo) -> None:
+    first = caller.cache(run="7").obtain(caller.request())
+    repo.commit({"config.json": b"changed"})
+    with hub.counting() as requests:
+        assert caller.cache(run="7").obtain(caller.request()).artifact == first.artifact
+        elsewhere = caller.elsewhere()
+        assert elsewhere.cache(run="7").obtain(elsewhere.request()).commit == first.commit
+    assert not requests
+    assert caller.cache(run="8").obtain(caller.request()).commit == repo.refs["main"]
+    # Who wants it anew gets it, and the run's later tasks too.
+    assert caller.cache(run="7").obtain(caller.request(force_download=True)).commit == repo.refs["main"]
+    assert caller.cache(run="7").obtain(caller.request()).commit == repo.refs["main"]
+    assert elsewhere.cache(run="7").obtain(elsewhere.request(revision=first.commit)).commit == first.commit
+
+
+def test_a_commit_of_a_run_that_cannot_be_read_is_asked_for(caller: Caller, hub: HubServer) -> None:
+    first = caller.cache(run="7").obtain(caller.request())
+    [info] = caller.store.storage.list(f"{HUB}/runs/Flow/7/")
+    for damaged in (b"", b"[]", b'{"commit":"x","restricted":false}', b'{"commit":null}'):
+        caller.store.storage.put(info.key, damaged)
+        with hub.counting() as requests:
+            assert caller.cache(run="7").obtain(caller.request()).artifact == first.artifact
+        assert requests == {"info": 1}
+
+
+def test_runs_of_long_ago_are_forgotten(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller.cache(run="old").obtain(caller.request())
+    listed = type(caller.store.storage).list
+
+    def aged(self: Any, prefix: str) -> Any:
+        for info in listed(self, prefix):
+            yield replace(info, modified=info.modified - 3e6) if "/runs/Flow/old/" in info.key else info
+
+    monkeypatch.setattr(type(caller.store.storage), "list", aged)
+    caller.cache(run="new").obtain(caller.request())
+    assert [info.key.split("/")[3] for info in caller.store.storage.list(f"{HUB}/runs/")] == ["new"]
 
 
 def test_offline_nothing_is_asked(caller: Caller, hub: HubServer) -> None:
@@ -421,17 +460,23 @@ def test_a_server_with_ids_of_its_own(caller: Caller, hub: HubServer, holds: Any
     assert hub.fetched() == {"a": 1, "b": 1}
 
 
-def test_twenty_at_once_fetch_each_file_once(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+def test_twenty_at_once_fetch_each_file_once(
+    caller: Caller, hub: HubServer, repo: Repo, holds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_PATIENCE_FOR_COMMIT", 600.0)
     callers = [Caller(caller.store, hub, replace(PLACE, task=f"{n:012x}")) for n in range(20)]
     results: list[Obtained] = []
-    threads = [threading.Thread(target=lambda one=one: results.append(one.obtain())) for one in callers]
+    request = caller.request()
+    threads = [
+        threading.Thread(target=lambda one=one: results.append(one.cache(run="1").obtain(request))) for one in callers
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(results) == 20
     assert set(hub.fetched().values()) == {1}
-    assert hub.count("tree") == 1
+    assert hub.count("tree") == hub.count("info") == 1
     assert len({one.artifact["key"] for one in results}) == 20
     holds(results[0].artifact, repo)
     assert sum("waiting for Flow/1/start/" in line for one in callers for line in one.lines) <= 19

@@ -131,6 +131,12 @@ def test_the_work_is_done_once(store: Store) -> None:
     assert set(told) <= {"", *done}
 
 
+def test_small_work_is_not_waited_for_long(store: Store) -> None:
+    store.storage.put(f"{NAME}/0", json.dumps({"who": "stuck", "host": "elsewhere", "beat": 0}).encode())
+    result = done_by_one(store.storage, NAME, lambda: None, lambda: "mine", lambda who: None, "me", 3600, patience=0.2)
+    assert result == "mine"
+
+
 def test_after_a_failure_the_next_one_tries(store: Store) -> None:
     done: list[str] = []
     tries: list[int] = []

@@ -113,6 +113,11 @@ class RepoRequest:
         return self.endpoint, self.repo_type, self.repo_id, self.revision
 
     @property
+    def moving_hash(self) -> str:
+        """20 hex digits of that."""
+        return _sha256(self.moving)[:20]
+
+    @property
     def name(self) -> str:
         """10 hex digits of all that decides the content."""
         return self.place[:10]

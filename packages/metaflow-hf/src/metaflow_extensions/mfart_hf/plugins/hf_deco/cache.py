@@ -1,12 +1,14 @@
 """From a request to a reference: what the datastore has, what the Hub says, and what is fetched when.
 
-A revision that moves is resolved to its commit first, with one small request. A snapshot of that commit in the
-request's own place is used as it is. One that somebody else has stored, in another step or flow, is entered in
-the own place too, and no byte moves. Only then the Hub is asked for files, by one task of all that want them.
+A revision that moves is resolved to its commit first, with one small request for all tasks of a run. A snapshot of
+that commit in the request's own place is used as it is. One that somebody else has stored, in another step or flow,
+is entered in the own place too, and no byte moves. Only then the Hub is asked for files, by one task of all that
+want them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +37,7 @@ __all__ = ["Cache", "Obtained"]
 _ATTEMPTS_WITH_FALLBACK = 2
 _PATIENCE_WITH_FALLBACK = 5.0
 _CLOSE = 2.0
+_PATIENCE_FOR_COMMIT = 5.0
 _SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -125,12 +128,37 @@ class _Task:
             return self._fall_back(stored, error)
 
     def _resolve(self, *, fallback: bool) -> Resolved:
-        """What the revision is at present; asked once in a task, so that the task sees one state of a repo."""
+        """What the revision is: asked once in a run, so that all its tasks see one state of a repo."""
         known, key = self._cache._resolved, self._request.moving
         if key not in known:
-            limits = (_ATTEMPTS_WITH_FALLBACK, _PATIENCE_WITH_FALLBACK) if fallback else ()
-            known[key] = self._hub.resolve(*limits)
+            known[key] = self._resolve_in_run(fallback)
         return known[key]
+
+    def _resolve_in_run(self, fallback: bool) -> Resolved:
+        request = self._request
+        run = "/".join(self._series.pathspec.split("/")[:2])
+        found = None if request.force_download else self._hints.commit_in(run, request)
+        if found is not None:
+            return found
+
+        def ask() -> Resolved:
+            limits = (_ATTEMPTS_WITH_FALLBACK, _PATIENCE_WITH_FALLBACK) if fallback else ()
+            resolved = self._hub.resolve(*limits)
+            self._hints.note_commit(run, request, resolved)
+            return resolved
+
+        if request.force_download or self._hub.offline:
+            return ask()
+        return done_by_one(
+            self._store.storage,
+            f"{HUB}/leases/{hashlib.sha256(run.encode()).hexdigest()[:20]}.{request.moving_hash}",
+            lambda: self._hints.commit_in(run, request),
+            ask,
+            lambda who: None,
+            self._series.pathspec,
+            self._cache._lease_ttl,
+            _PATIENCE_FOR_COMMIT,
+        )
 
     def _listed(self) -> list[ObjectInfo]:
         """What this request has stored in its place, newest first; none of it is read."""

@@ -2,7 +2,8 @@
 
 Small JSON objects below `mf.huggingface_hub/`, shared by all flows, steps and cache scopes:
 `files/<SHA-256>` says in which chunks a file lies that was fetched, `snapshots/<repo>/<commit>.<patterns>` the key of a
-snapshot with that content and the Hub's ids of its files. Each is a hint: what it says is checked before it is
+snapshot with that content and the Hub's ids of its files, `runs/<flow>/<run>/<revision>` the commit that a revision
+was when the run first asked. Each is a hint: what it says is checked before it is
 used, and one that is gone costs another download, no more.
 """
 
@@ -15,15 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
-from metaflow_artifacts.keys import HUB
+from metaflow_artifacts.keys import HUB, encode_part
 from metaflow_artifacts.manifest import Chunk, Manifest
 from metaflow_artifacts.store import Store
 
 from .arguments import RepoRequest
+from .hub import Resolved
 
 __all__ = ["Hints", "Place", "Snapshot"]
 
+_HEX40 = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+_KEPT = 30 * 24 * 3600.0
+"""Seconds that the commits of a run are remembered, by the storage's clock."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,21 @@ class Hints:
         """Remember a snapshot that was just stored at `key`."""
         self._write(_snapshot_key(request, commit), {"key": key, "oids": dict(oids)})
 
+    def commit_in(self, run: str, request: RepoRequest) -> Resolved | None:
+        """What the revision was when a task of `run` (`flow/run id`) asked the Hub first."""
+        found = self._read(_run_key(run, request))
+        commit, restricted = found.get("commit"), found.get("restricted")
+        if not isinstance(commit, str) or not _HEX40.fullmatch(commit) or not isinstance(restricted, bool):
+            return None
+        return Resolved(commit, restricted)
+
+    def note_commit(self, run: str, request: RepoRequest, resolved: Resolved) -> None:
+        """Remember it for the other tasks of the run, and forget it of runs that ended long ago."""
+        self._write(_run_key(run, request), {"commit": resolved.commit, "restricted": resolved.restricted})
+        infos = list(self._storage.list(_flow_key(run)))
+        newest = max((info.modified for info in infos), default=0.0)
+        self._storage.delete([info.key for info in infos if newest - info.modified > _KEPT])
+
     def _snapshot(self, key: str) -> Snapshot | None:
         found = self._read(key)
         oids = found.get("oids")
@@ -107,6 +128,14 @@ def _keys(infos: Sequence[Any]) -> Iterator[str]:
 
 def _file_key(sha256: str) -> str:
     return f"{HUB}/files/{sha256[:2]}/{sha256[2:]}"
+
+
+def _flow_key(run: str) -> str:
+    return f"{HUB}/runs/{encode_part(run.partition('/')[0], 'flow')}/"
+
+
+def _run_key(run: str, request: RepoRequest) -> str:
+    return f"{_flow_key(run)}{encode_part(run.partition('/')[2], 'run')}/{request.moving_hash}"
 
 
 def _snapshots(request: RepoRequest) -> str:

@@ -39,13 +39,16 @@ def done_by_one(
     waiting: Callable[[str], None],
     who: str,
     ttl: float = TTL,
+    patience: float | None = None,
 ) -> T:
     """What `find` finds, once one of all the callers with this `name` has done the `work` that makes it be found.
 
     `waiting` is called once, with the `who` of the holder, when there is something to wait for. Where the work
-    raises, it is this caller's error, and the next one tries.
+    raises, it is this caller's error, and the next one tries. Who has waited for `patience` seconds waits no longer
+    and does the work too: for work that is small, and fails slowly where it fails.
     """
     lease = Lease(storage, name, who, ttl)
+    began = time.monotonic()
     poll = _FIRST_POLL
     told = False
     while True:
@@ -56,6 +59,8 @@ def done_by_one(
                 return found
             if held:
                 return work()
+        if patience is not None and time.monotonic() - began > patience:
+            return work()
         if not told:
             told = True
             waiting(lease.holder)
