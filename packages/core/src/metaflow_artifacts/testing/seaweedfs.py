@@ -162,7 +162,12 @@ def _start(place: Path, bucket: str, access_key: str, secret_key: str) -> Seawee
             start_new_session=True,
         )
     endpoint = f"http://127.0.0.1:{ports[2 * names.index('s3')]}"
-    sockets = tuple(Path(f"/tmp/seaweedfs-{name}-grpc-{ports[2 * index + 1]}.sock") for index, name in enumerate(names))
+    # The server leaves them behind when it is killed.
+    sockets = tuple(
+        Path(f"/tmp/seaweedfs-{name}{kind}-{ports[2 * index + offset]}.sock")
+        for index, name in enumerate(names)
+        for offset, kind in enumerate(("", "-grpc"))
+    )
     return SeaweedServer(endpoint, access_key, secret_key, bucket, place, log, process, sockets)
 
 
