@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
@@ -11,11 +11,10 @@ from metaflow.metaflow_current import current
 from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
 from metaflow_artifacts.mf.errors import in_hook
 from metaflow_artifacts.mf.log import Log
-from metaflow_artifacts.mf.task import TaskIdentity
 
-from .current_checkpoint import CurrentCheckpoint
-from .live_card import attach_card, with_card
-from .policy import check_policy
+# Every Metaflow process imports this module; what only decorated steps need is imported where it is used.
+if TYPE_CHECKING:
+    from .current_checkpoint import CurrentCheckpoint
 
 __all__ = ["CheckpointDecorator"]
 
@@ -81,6 +80,9 @@ class CheckpointDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
+        from .live_card import attach_card
+        from .policy import check_policy
+
         refuse_foreign_decorators()
         self._policy = check_policy(self.attributes["load_policy"], step_name)
         self._flow_datastore = flow_datastore
@@ -103,6 +105,10 @@ class CheckpointDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        from metaflow_artifacts.mf.task import TaskIdentity
+
+        from .current_checkpoint import CurrentCheckpoint
+
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
         task.register(metadata)
         self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self.attributes["temp_dir_root"])
@@ -120,6 +126,8 @@ class CheckpointDecorator(StepDecorator):
     ) -> Callable[..., Any]:
         if self._checkpoint is None or not self._has_card:
             return step_func
+        from .live_card import with_card
+
         return with_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
 
     def task_finished(

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import DEFAULT_NAME, list_checkpoints
 from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
 from metaflow_artifacts.mf.datastore import store_for
 from metaflow_artifacts.mf.errors import in_flow
 from metaflow_artifacts.mf.loaded import TemporaryDirectories, note_loaded
 from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.store import key_of
 
-from .directory import replace_content
 from .errors import NoDirectory, NoTask
-from .journal import Journal
-from .series import series_of
-from .tasks import attempt_number, find_task, store_of
 
+# Every Metaflow process imports this module, for the name `Checkpoint`; what moves data is imported where it is used.
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
-__all__ = ["PREFIX", "Checkpoint", "References"]
+    from metaflow_artifacts.artifact import ModelArtifact
 
-References = list[ModelArtifact]
+    from .journal import Journal
+
+__all__ = ["PREFIX", "Checkpoint"]
 
 PREFIX = "metaflow_checkpoint_"
 
@@ -85,7 +81,7 @@ class Checkpoint:
         path: str | os.PathLike[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         latest: bool = True,
-        name: str = DEFAULT_NAME,
+        name: str = "mfchckpt",
         storage_format: str | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as the task's next checkpoint and return the reference to it, a plain dict.
@@ -99,6 +95,11 @@ class Checkpoint:
         of it. Raises NoTask (a UsageError) outside of a task with `@checkpoint`, SourceError where `path` cannot be
         read, InvalidReference for a name or metadata that break a rule, StorageError where the datastore fails.
         """
+        from metaflow_artifacts.checkpoints import DEFAULT_NAME
+        from metaflow_artifacts.progress import Transfer
+
+        from .series import series_of
+
         task = self._task("save")
         if isinstance(metadata, str):
             # current.checkpoint.save(path, name, metadata, latest) of metaflow-checkpoint, up to 0.2.14.
@@ -138,6 +139,10 @@ class Checkpoint:
         or changed, TargetError where the directory cannot be written, StorageError where the datastore cannot be
         reached.
         """
+        from metaflow_artifacts.store import key_of
+
+        from .directory import replace_content
+
         key = key_of(reference)
         if path is None:
             target = self._own_directory("load")
@@ -157,7 +162,7 @@ class Checkpoint:
         task: Task | str | None = None,
         attempt: int | str | None = None,
         full_namespace: bool = False,
-    ) -> References:
+    ) -> builtins.list[ModelArtifact]:
         """References to checkpoints, newest first, while the task still runs too.
 
         Without `task`, those of the task that this process belongs to, of all its attempts or of `attempt`. With
@@ -169,6 +174,10 @@ class Checkpoint:
         task or attempt that is none, ArtifactNotFound for a task that does not exist, UsageError for one whose
         step had no `@checkpoint`.
         """
+        from metaflow_artifacts.checkpoints import list_checkpoints
+
+        from .tasks import attempt_number, find_task, store_of
+
         number = attempt_number(attempt)
         if task is None:
             of = self._task("list")
@@ -198,6 +207,8 @@ class Checkpoint:
         return task
 
     def _journal(self) -> Journal:
+        from .journal import Journal
+
         return Journal.of_task()
 
     def _own_directory(self, action: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
@@ -12,11 +12,11 @@ from metaflow_artifacts.errors import ArtifactError, UsageError
 from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
 from metaflow_artifacts.mf.errors import in_hook
 from metaflow_artifacts.mf.log import Log
-from metaflow_artifacts.mf.task import TaskIdentity
 
-from .arguments import CACHE_SCOPES, LoadSpec, parse_load, without_secrets
-from .current_hub import CurrentHuggingfaceHub
-from .live_card import attach_card, with_card
+# Every Metaflow process imports this module; what only decorated steps need is imported where it is used.
+if TYPE_CHECKING:
+    from .arguments import LoadSpec
+    from .current_hub import CurrentHuggingfaceHub
 
 __all__ = ["HuggingfaceHubDecorator"]
 
@@ -77,6 +77,8 @@ class HuggingfaceHubDecorator(StepDecorator):
     @in_hook
     def init(self) -> None:
         """Check the arguments, in the process that starts the run too."""
+        from .arguments import CACHE_SCOPES, parse_load, without_secrets
+
         scope = self.attributes["cache_scope"]
         if scope not in CACHE_SCOPES:
             raise UsageError(f"@huggingface_hub(cache_scope={scope!r}): expected one of {', '.join(CACHE_SCOPES)}")
@@ -98,6 +100,8 @@ class HuggingfaceHubDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
+        from .live_card import attach_card
+
         refuse_foreign_decorators()
         self._flow_datastore = flow_datastore
         self._log = Log("huggingface_hub", logger)
@@ -119,6 +123,10 @@ class HuggingfaceHubDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        from metaflow_artifacts.mf.task import TaskIdentity
+
+        from .current_hub import CurrentHuggingfaceHub
+
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
         self._hub = CurrentHuggingfaceHub(
             task, self.attributes["cache_scope"], self._log, self.attributes["temp_dir_root"]
@@ -137,6 +145,8 @@ class HuggingfaceHubDecorator(StepDecorator):
     ) -> Callable[..., Any]:
         if self._hub is None or not self._has_card:
             return step_func
+        from .live_card import with_card
+
         return with_card(step_func, self._hub, self._log.warning)
 
     def task_finished(

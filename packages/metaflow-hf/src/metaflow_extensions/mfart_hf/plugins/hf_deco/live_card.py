@@ -6,12 +6,14 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow.metaflow_current import current
 
-from .current_hub import CurrentHuggingfaceHub
 from .report import CARD_ID, CARD_TYPE, data_of
+
+if TYPE_CHECKING:
+    from .current_hub import CurrentHuggingfaceHub
 
 __all__ = ["attach_card", "with_card"]
 

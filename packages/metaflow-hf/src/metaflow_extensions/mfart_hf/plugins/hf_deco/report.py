@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow_artifacts.mf.card import (
     Html,
@@ -23,7 +23,8 @@ from metaflow_artifacts.mf.card import (
     time_text,
 )
 
-from .current_hub import CurrentHuggingfaceHub, Event
+if TYPE_CHECKING:
+    from .current_hub import CurrentHuggingfaceHub, Event
 
 __all__ = ["CARD_ID", "CARD_TYPE", "content", "data_of"]
 

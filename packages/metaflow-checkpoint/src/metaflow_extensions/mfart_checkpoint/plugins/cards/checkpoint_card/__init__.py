@@ -6,10 +6,6 @@ from typing import Any
 
 from metaflow.plugins.cards.card_modules.card import MetaflowCard
 
-from metaflow_artifacts.mf.card import page
-
-from ...checkpoint_deco.report import CARD_TYPE, content
-
 __all__ = ["CheckpointCard"]
 
 
@@ -20,7 +16,7 @@ class CheckpointCard(MetaflowCard):
     `current.card.append` means.
     """
 
-    type = CARD_TYPE  # type: ignore[assignment]  # None in the base class, which is none itself
+    type = "checkpoint"  # type: ignore[assignment]  # None in the base class, which is none itself
     ALLOW_USER_COMPONENTS = False
     RUNTIME_UPDATABLE = True
     RELOAD_POLICY = MetaflowCard.RELOAD_POLICY_NEVER
@@ -32,9 +28,16 @@ class CheckpointCard(MetaflowCard):
         return self._page(task, data, live=True)
 
     def refresh(self, task: Any, data: Any) -> dict[str, str]:
+        from ...checkpoint_deco.report import content
+
         return {"content": "".join(content(_of(data)))}
 
     def _page(self, task: Any, data: Any, *, live: bool) -> str:
+        # Every Metaflow process imports the cards of all packages.
+        from metaflow_artifacts.mf.card import page
+
+        from ...checkpoint_deco.report import content
+
         return page(f"Checkpoints of {task.pathspec}", content(_of(data)), live=live)
 
 

@@ -6,10 +6,6 @@ from typing import Any
 
 from metaflow.plugins.cards.card_modules.card import MetaflowCard
 
-from metaflow_artifacts.mf.card import page
-
-from ...hf_deco.report import CARD_TYPE, content
-
 __all__ = ["HuggingfaceHubCard"]
 
 
@@ -19,7 +15,7 @@ class HuggingfaceHubCard(MetaflowCard):
     It takes no components of users: `current.card.append` would have to choose between it and their own card.
     """
 
-    type = CARD_TYPE  # type: ignore[assignment]  # None in the base class, which is none itself
+    type = "huggingface_hub"  # type: ignore[assignment]  # None in the base class, which is none itself
     ALLOW_USER_COMPONENTS = False
     RUNTIME_UPDATABLE = True
     RELOAD_POLICY = MetaflowCard.RELOAD_POLICY_NEVER
@@ -31,9 +27,16 @@ class HuggingfaceHubCard(MetaflowCard):
         return self._page(task, data, live=True)
 
     def refresh(self, task: Any, data: Any) -> dict[str, str]:
+        from ...hf_deco.report import content
+
         return {"content": "".join(content(_of(data)))}
 
     def _page(self, task: Any, data: Any, *, live: bool) -> str:
+        # Every Metaflow process imports the cards of all packages.
+        from metaflow_artifacts.mf.card import page
+
+        from ...hf_deco.report import content
+
         return page(f"Hugging Face repos of {task.pathspec}", content(_of(data)), live=live)
 
 
