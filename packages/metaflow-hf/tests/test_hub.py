@@ -249,6 +249,14 @@ def test_fewer_bytes_than_the_list_says(hub: HubServer, repo: Repo, pauses: list
         list(client(hub).stream("main", big(repo)))
 
 
+def test_fewer_bytes_from_a_server_without_ranges(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.ranges = False
+    hub.fault("cdn", times=99, body=lambda data: data[:1_000_000])
+    with pytest.raises(HubUnavailable, match="1000000 bytes came instead of 3000000"):
+        list(client(hub).stream("main", big(repo)))
+    assert hub.count("cdn") == module.ATTEMPTS
+
+
 def test_more_bytes_than_the_list_says(hub: HubServer, repo: Repo) -> None:
     hub.fault("cdn", body=lambda data: data + b"x")
     with pytest.raises(HubError, match="gives more than the 3000000 bytes"):
