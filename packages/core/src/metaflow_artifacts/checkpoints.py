@@ -2,13 +2,14 @@
 
 There is no `latest` pointer that a killed save could leave behind its time. A checkpoint's manifest says itself
 whether it may be loaded without being asked for; the newest such manifest is the latest, found by one listing
-and, as a rule, one read. A save with latest=False leaves an empty marker after it, so that the search need not
-read its manifest; where a kill kept the marker from being written, the manifest is read and says the same.
+and, as a rule, one read. A save with latest=False leaves an empty marker after it, so that a search that has to
+go further back need not read its manifest; where a kill kept the marker from being written, the manifest is read
+and says the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
@@ -97,7 +98,7 @@ class Series:
 
     def _highest(self) -> int:
         prefix = f"{self.place.prefix()}{self.id}.{self.attempt}."
-        return max((entry.key.n for entry in _entries(self.store, prefix)), default=-1)
+        return max((entry.key.n for entry in _entries(self.store.storage.list(prefix))), default=-1)
 
     def saved(self, artifact: ModelArtifact, latest: bool) -> None:
         """Count an artifact that was just committed under one of `keys`."""
@@ -108,8 +109,8 @@ class Series:
             self.store.storage.put(key.marker, b"")
 
 
-def _entries(store: Store, prefix: str) -> Iterator[_Entry]:
-    for info in store.storage.list(prefix):
+def _entries(infos: Iterable[ObjectInfo]) -> Iterator[_Entry]:
+    for info in infos:
         try:
             key = parse_key(info.key)
         except InvalidReference:
@@ -146,37 +147,44 @@ def latest_checkpoints(
     """The checkpoints of a place that were saved with `latest`, newest first, each found when it is asked for.
 
     With `id` and `pathspec`, only what that task saved counts; with `before_attempt`, only its earlier attempts.
-    A manifest that is damaged is passed over, after `on_damage` was told. Two listings, and a read of what could
-    be the newest. Raises StorageError.
+    A manifest that is damaged is passed over, after `on_damage` was told. One listing, and a read of what could be
+    the newest; another listing where nothing of that is latest. Raises StorageError.
     """
     filter_ = f"{id}." if id else ""
-    passed = {info.key for info in store.storage.list(place.prefix("not_latest") + filter_)}
-    entries = [
-        entry
-        for entry in _entries(store, place.prefix() + filter_)
-        if entry.key.marker not in passed and (before_attempt is None or entry.key.attempt < before_attempt)
-    ]
     # Numbers order what one process saved. Over processes, attempts and runs the storage's clock does, as far as
     # it tells times apart; within that, the time in the manifests decides.
-    entries.sort(key=lambda entry: entry.info.modified, reverse=True)
-    candidates: list[tuple[tuple[str, int, int], _Entry, ModelArtifact]] = []
+    infos = sorted(store.storage.list(place.prefix() + filter_), key=_modified, reverse=True)
+    passed: set[str] | None = None
+    candidates: list[tuple[tuple[str, int, int], float, ModelArtifact]] = []
     begin = 0
-    while begin < len(entries) or candidates:
-        newest = max(
-            [entry.info.modified for entry in entries[begin : begin + 1]]
-            + [entry.info.modified for _, entry, _ in candidates]
-        )
-        oldest = newest - store.storage.resolution
-        end = next((n for n in range(begin, len(entries)) if entries[n].info.modified < oldest), len(entries))
-        group = entries[begin:end]
+    while begin < len(infos) or candidates:
+        newest = max([*map(_modified, infos[begin : begin + 1]), *(modified for _, modified, _ in candidates)])
+        end = begin
+        while end < len(infos) and infos[end].modified >= newest - store.storage.resolution:
+            end += 1
+        group = [
+            entry
+            for entry in _entries(info for info in infos[begin:end] if not passed or _filename(info) not in passed)
+            if before_attempt is None or entry.key.attempt < before_attempt
+        ]
         begin = end
         for entry, head in zip(group, _read_all(store, group, on_damage), strict=True):
             if head is not None and head.latest and pathspec in (None, head.artifact["pathspec"]):
-                candidates.append((_age(head.artifact), entry, head.artifact))
+                candidates.append((_age(head.artifact), entry.info.modified, head.artifact))
         if candidates:
             best = max(candidates, key=lambda candidate: candidate[0])
             candidates.remove(best)
             yield best[2]
+        elif passed is None:
+            passed = {_filename(info) for info in store.storage.list(place.prefix("not_latest") + filter_)}
+
+
+def _modified(info: ObjectInfo) -> float:
+    return info.modified
+
+
+def _filename(info: ObjectInfo) -> str:
+    return info.key.rpartition("/")[2]
 
 
 def _read_all(
@@ -214,12 +222,16 @@ def list_checkpoints(
     """The checkpoints whose keys start with `prefix`, newest first.
 
     One listing, and a read of each manifest whose key has the `name` and `attempt` asked for. `accept` has the
-    last word on each. What is damaged is left out; `check` names it. Raises StorageError.
+    last word on each. What is damaged is left out; `check` names it. Raises StorageError, and InvalidReference for
+    a name that breaks a rule.
     """
+    infos: Iterable[ObjectInfo] = store.storage.list(prefix)
+    if name is not None:
+        # Nearly all that has another name is told by this, without a closer look at its key.
+        part = f".{encode_part(name, 'name')}."
+        infos = (info for info in infos if part in _filename(info))
     entries = [
-        entry
-        for entry in _entries(store, prefix)
-        if name in (None, entry.key.name) and attempt in (None, entry.key.attempt)
+        entry for entry in _entries(infos) if name in (None, entry.key.name) and attempt in (None, entry.key.attempt)
     ]
     artifacts = [head.artifact for head in _read_all(store, entries) if head is not None]
     return sorted(filter(accept, artifacts), key=_age, reverse=True)
