@@ -62,7 +62,8 @@ def snapshots(runner: FlowRunner) -> list[str]:
 
 
 def no_traceback(result: Result) -> bool:
-    return "Traceback" not in result.output and "Internal error" not in result.output
+    """Whether none of our frames is shown. (Metaflow's own process ends with one of gzip's on some Pythons.)"""
+    return "hf_deco" not in result.output and "Internal error" not in result.output
 
 
 def test_a_flow_asks_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
