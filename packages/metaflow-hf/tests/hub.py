@@ -380,6 +380,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         repo = self._repo(kind)
         sha = self._commit(repo, revision)
+        if kind == "space" and "expand=gated" in self.path:
+            raise _Error(400, message="gated is no property of a space")
         info: dict[str, Any] = {
             "_id": "0",
             "id": repo.name,

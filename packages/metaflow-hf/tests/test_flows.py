@@ -155,7 +155,7 @@ def test_load(runner: FlowRunner, hub: Hub) -> None:
 
 
 def test_a_foreach_asks_for_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
-    tasks = 8 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 20
+    tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 20
     runner = on_each.with_environment(TASKS=str(tasks))
     result = runner.run(FLOWS / "foreach_flow.py", "--max-workers", str(tasks))
     assert hub.fetched() == dict.fromkeys(SIZES, 1)

@@ -134,7 +134,7 @@ def test_tokens_come_from_the_settings_of_huggingface_hub(hub: HubServer, monkey
 
 def test_own_headers_are_sent(hub: HubServer) -> None:
     repo = hub.repo("org/name", private=True, token="hf_right", files=FILES)
-    assert contents(hub, repo, headers={"authorization": "Bearer hf_right"}) == repo.files
+    assert contents(hub, repo, headers={"Authorization": "Bearer hf_right"}, token="hf_wrong") == repo.files
 
 
 def test_a_cut_connection_is_taken_up_where_it_broke(hub: HubServer, repo: Repo, pauses: list[float]) -> None:

@@ -53,8 +53,8 @@ class RepoRequest:
     local_files_only: bool = False
     max_workers: int = 8
     """Files at once."""
-    etag_timeout: float = 10.0
-    """Seconds to wait for the Hub's answer about a repo."""
+    etag_timeout: float | None = None
+    """Seconds to wait for the Hub's answer about a repo; None is huggingface_hub's own setting."""
     local_dir: str | None = None
     """Where the files are wanted besides, None for nowhere."""
     endpoint: str | None = None
@@ -86,9 +86,8 @@ class RepoRequest:
         for name in ("allow_patterns", "ignore_patterns"):
             given[name] = _patterns(name, given.get(name))
         given["ignore_patterns"] = given["ignore_patterns"] or None
-        for name in ("max_workers", "etag_timeout"):
-            if given.get(name) is None:
-                given.pop(name, None)
+        if given.get("max_workers") is None:
+            given.pop("max_workers", None)
         if given.get("local_dir") is not None:
             given["local_dir"] = os.fspath(given["local_dir"])
         # A revision that huggingface_hub resolved knows its commit.

@@ -86,6 +86,7 @@ class Hub:
         self._xet: XetSource | None = None
         self._xet_works = True
         self._xet_lock = threading.Lock()
+        self._timeout = request.etag_timeout or constants.HF_HUB_ETAG_TIMEOUT
         self._endpoint = (request.endpoint or constants.ENDPOINT).rstrip("/")
         # Among its bases is the root of the HTTP library's errors, whichever that is: requests, httpx or httpx2.
         roots = [base for base in errors.HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException")]
@@ -107,7 +108,8 @@ class Hub:
         Raises HubDenied where there is none for this token, HubUnavailable where the Hub does not answer.
         """
         revision = quote(self.request.revision or "main", safe="")
-        query = "expand=sha&expand=gated&expand=private"
+        # A space cannot be gated, and the Hub refuses the question.
+        query = "expand=sha&expand=private" + ("" if self.request.repo_type == "space" else "&expand=gated")
         info = self._json(f"{self._api}/revision/{revision}?{query}", attempts, patience)[0]
         commit = info.get("sha") if isinstance(info, dict) else None
         if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
@@ -204,7 +206,7 @@ class Hub:
         token = self._token()
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
-        return {**headers, **(self.request.headers or {})}
+        return {**headers, **{name.lower(): value for name, value in (self.request.headers or {}).items()}}
 
     def _token(self) -> str | None:
         token = self.request.token
@@ -227,7 +229,7 @@ class Hub:
                 session = self._session()
                 # A client that the user made (set_client_factory) may not follow redirects by itself.
                 follow = {"follow_redirects": True} if _is_httpx(session) else {}
-                response = session.get(url, headers=self.headers(), timeout=self.request.etag_timeout, **follow)
+                response = session.get(url, headers=self.headers(), timeout=self._timeout, **follow)
                 self._raise_for_status(response, what)
                 return response.json(), self._next_page(response)
             except self._failures as error:
