@@ -49,6 +49,8 @@ REFRESH_AFTER = 24 * 3600.0
 
 _BLOCK = 512 << 10
 """Bytes that are read, hashed and written in one go: they stay in the processor's cache."""
+_WHOLE = 64 << 20
+"""Bytes of a file that are held in memory to be verified at once."""
 _ATTEMPTS = 4
 """Tries for one chunk on load, where its bytes come wrong."""
 _QUICK = 5.0
@@ -283,18 +285,18 @@ _RESTORE = "restore it, or delete the object and save the same content again"
 
 
 def _drain(reader: Reader, size: int, take: Callable[[memoryview], None]) -> str:
+    """The digest (hex) of what was taken; where that was not `size` bytes, a text that is no digest."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(min(_BLOCK, size + 1)))
     left = size
     while count := reader.readinto(block):
         # More than the manifest says is not taken: it would run into what lies behind.
         if count > left:
-            digest.update(block[:count])
-            break
+            return f"{digest.hexdigest()} over the first of more than {size} bytes"
         digest.update(block[:count])
         take(block[:count])
         left -= count
-    return digest.hexdigest() if not left or count else f"{digest.hexdigest()} over only {size - left} of {size} bytes"
+    return f"{digest.hexdigest()} over only {size - left} of {size} bytes" if left else digest.hexdigest()
 
 
 def fetch_chunks(
@@ -334,7 +336,7 @@ def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start
         first, last = max(file.offset + start, begin), min(file.offset + end, begin + chunk.size)
         if first < last:
             alone = begin <= file.offset and file.offset + file.size <= begin + chunk.size
-            if file.sha256 is not None and alone and file.size < chunk.size:
+            if file.sha256 is not None and alone and file.size < min(chunk.size, _WHOLE):
                 return _read_packed(storage, chunk, file, file.offset - begin)[start:end]
             piece = _Piece(first - begin, last - begin)
             read_chunk(storage, chunk, piece.take, piece.restart)

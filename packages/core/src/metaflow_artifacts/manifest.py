@@ -39,25 +39,24 @@ __all__ = [
 FORMAT = "metaflow-artifacts"
 VERSION = 1
 MAX_BYTES = 256 << 20
-"""A manifest of more bytes than this is neither written nor read: some two million files."""
+"""A manifest of more bytes than this is neither written nor read: some 1.5 million files."""
 
 _MAX_SIZE = 1 << 62
 _MAX_PATH = 4096
-_MAX_PARSED = 1 << 30
+_MAX_PARSED = 512 << 20
 """Bytes of memory that parsing may take, as far as counting brackets, quotes and commas tells."""
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_LENGTH = 78
 _HEAD = re.compile(
-    rb'\{"format":"%b","version":(?P<version>[0-9]{1,9}),"head_sha256":"(?P<sha256>[0-9a-f]{64})","head":'
-    % FORMAT.encode()
+    rf'\{{"format":"{FORMAT}","version":(?P<version>[0-9]{{1,9}}),"head_sha256":"(?P<sha256>[0-9a-f]{{64}})","head":'
 )
 HEAD_BYTES = 4096
 """What to read of a manifest to have its head, unless its metadata is large."""
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """One file: `path` within the artifact, `size` bytes from `offset` of the stream, permission bits `mode`."""
 
@@ -69,7 +68,7 @@ class FileEntry:
     """Digest of the content in hex, for a file that shares a chunk with others; else its chunks tell."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """One piece of the stream: its SHA-256 in hex, its name in the store too, and its size in bytes."""
 
@@ -158,7 +157,8 @@ def decode(data: bytes, key: str) -> Manifest:
         raise CorruptArtifact(f"{key}: the manifest has more entries than memory should be given for; {_REMEDY}")
     tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
     try:
-        wire = _JSON.decode(data.decode("ascii"))
+        text = data.decode("ascii")
+        wire = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         if data.lstrip()[:1] != b"{" or b'"format"' not in data[:100]:
             raise UnsupportedFormat(
@@ -173,19 +173,19 @@ def decode(data: bytes, key: str) -> Manifest:
         )
     version = wire.get("version")
     if not _is_int(version) or version < 1:
-        raise CorruptArtifact(f"{key}: the manifest is damaged (version {version!r}); {_REMEDY}")
+        raise CorruptArtifact(f"{key}: the manifest is damaged (version {str(version)[:20]}); {_REMEDY}")
     if version > VERSION:
         raise UnsupportedFormat(
-            f"{key}: format version {version}, this installation reads up to {VERSION}; upgrade metaflow-artifacts"
+            f"{key}: format version {str(version)[:20]}, this installation reads up to {VERSION}; upgrade metaflow-artifacts"
         )
     if tail is None or hashlib.sha256(data[:-_TAIL_LENGTH]).hexdigest().encode() != tail[1]:
         raise CorruptArtifact(f"{key}: the manifest is damaged (its checksum does not match); {_REMEDY}")
     try:
-        if _head_of(data) is None:
+        if _head_of(text) is None:
             raise _Bad("head: does not come first, or its digest does not match")
         return _manifest(wire)
     except _Bad as error:
-        raise CorruptArtifact(f"{key}: the manifest breaks the format ({error}); {_REMEDY}") from None
+        raise CorruptArtifact(f"{key}: the manifest breaks the format ({str(error)[:200]}); {_REMEDY}") from None
 
 
 def decode_head(data: bytes) -> Head | None:
@@ -194,22 +194,21 @@ def decode_head(data: bytes) -> Head | None:
     None says nothing about the manifest: read all of it then.
     """
     try:
-        head = _head_of(data)
+        head = _head_of(data.decode("ascii"))
         return None if head is None else _head(head)
-    except _Bad:
+    except (_Bad, ValueError):
         return None
 
 
-def _head_of(data: bytes) -> dict[str, Any] | None:
-    match = _HEAD.match(data)
+def _head_of(text: str) -> dict[str, Any] | None:
+    match = _HEAD.match(text)
     if match is None or int(match["version"]) > VERSION:
         return None
     try:
-        text = data[match.end() :].decode("ascii")
-        head, end = _JSON.raw_decode(text)
+        head, end = _JSON.raw_decode(text, match.end())
     except (ValueError, RecursionError):
         return None
-    whole = hashlib.sha256(data[match.end() : match.end() + end]).hexdigest().encode() == match["sha256"]
+    whole = hashlib.sha256(text[match.end() : end].encode()).hexdigest() == match["sha256"]
     return head if whole and isinstance(head, dict) else None
 
 

@@ -1,0 +1,118 @@
+"""Two savers, twenty savers, and savers beside a gc: processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faultlib.outcomes import RIGHT, Outcomes, content, loading
+
+from metaflow_artifacts import Store
+from metaflow_artifacts.check import check
+from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+CHUNK = 64 << 10
+SECTION = "several processes at once"
+HERE = Path(__file__).parent
+
+SAVER = """
+import sys
+from metaflow_artifacts import Store
+from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts.storage import open_storage
+root, tree, kind = sys.argv[1:]
+store = Store(open_storage(root), chunk_size=64 << 10)
+print("ready", flush=True)
+sys.stdin.readline()
+if kind == "model":
+    print(store.save_model(tree)["key"])
+else:
+    series = Series(store, CheckpointPlace("F", "s", "0" * 12, "1" * 12), "0" * 8, 0, "F/1/s/2")
+    for _ in range(3):
+        print(series.save(tree, label="l")["key"])
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "weights.bin").write_bytes(os.urandom(8 * CHUNK + 5))
+    for number in range(30):
+        (root / f"{number}.txt").write_bytes(os.urandom(100 * number))
+    return root
+
+
+def save_at_once(root: str, tree: Path, kinds: list[str], environment: dict[str, str]) -> list[str]:
+    """A process for each kind, all of which begin to save at the same time: the keys of what they saved."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVER, root, str(tree), kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        for kind in kinds
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(kinds)
+    return [key for output in outputs for key in output.split()]
+
+
+@pytest.mark.parametrize(("savers", "where"), [(2, "local"), (2, "direct"), (20, "local"), (8, "direct")])
+def test_savers_of_the_same_content(
+    request: pytest.FixtureRequest, tree: Path, tmp_path: Path, outcomes: Outcomes, savers: int, where: str
+) -> None:
+    store: Store = request.getfixturevalue(where)
+    server: SeaweedServer | None = request.getfixturevalue("s3_server") if where == "direct" else None
+    kinds = ["model", "checkpoint"] * (savers // 2)
+    keys = save_at_once(store.root, tree, kinds, server.environment() if server else {})
+    assert len(set(keys)) == len(keys) == 2 * savers
+    place = CheckpointPlace("F", "s", "0" * 12, "1" * 12)
+    numbers = sorted(int(key.rpartition(".")[2]) for key in keys if key.startswith(place.prefix()))
+    assert numbers == list(range(3 * savers // 2))
+    for number, key in enumerate(keys[:: savers // 2]):
+        assert loading(store, key, tmp_path / str(number), content(tree)) == RIGHT
+    report = check(store, read=True)
+    assert report.ok
+    assert report.artifacts == len(keys)
+    several = "two" if savers == 2 else "twenty"
+    outcome = "every artifact loads the right bytes; each checkpoint has a number of its own; content is stored once"
+    outcomes.record(SECTION, f"{several} savers of the same content, models and checkpoints", outcome)
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_savers_beside_a_gc(request: pytest.FixtureRequest, tmp_path: Path, outcomes: Outcomes, where: str) -> None:
+    """`python -m faultlib.soak` does the same for a minute."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    root, options = str(tmp_path / "store"), ["--seconds", "8"]
+    if where == "s3":
+        # S3 tells times to the second: a shorter grace period would need savers that are surely faster.
+        server: SeaweedServer = request.getfixturevalue("s3_server")
+        environment.update(server.environment())
+        root = request.getfixturevalue("root")
+        options = ["--seconds", "15", "--savers", "4", "--grace", "6", "--pieces", "300"]
+    command = [sys.executable, "-m", "faultlib.soak", root, *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["savers failed"] == 0
+    assert result["chunks removed"] > 0
+    assert result["bytes reused"] > 0
+    outcomes.record(
+        SECTION, "savers and a gc in loops, the grace period a few seconds", "every load gives the right bytes"
+    )
