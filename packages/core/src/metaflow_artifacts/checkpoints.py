@@ -192,7 +192,7 @@ def _read_all(
 ) -> list[Head | None]:
     def read(entry: _Entry) -> Head | None:
         try:
-            return store.head(str(entry.key))
+            return store.head_at(entry.info.key)
         except ArtifactNotFound:  # deleted since it was listed
             return None
         except CorruptArtifact as error:

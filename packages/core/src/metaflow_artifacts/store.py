@@ -262,7 +262,10 @@ class Store:
 
     def head(self, reference: Reference) -> Head:
         """What the manifest of an artifact begins with, by a read of its first bytes. Raises as `manifest` does."""
-        key = key_of(reference)
+        return self.head_at(key_of(reference))
+
+    def head_at(self, key: str) -> Head:
+        """As `head`, for what is known to be a key since it was listed."""
         head = decode_head(self._read(key, HEAD_BYTES))
         if head is None or head.artifact["key"] != key:
             manifest = self.manifest(key)
