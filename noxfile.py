@@ -67,12 +67,6 @@ def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] =
     session.install(*paths, *options, *(f"--group={group}" for group in groups))
 
 
-def test_alone(session: nox.Session, distribution: str) -> None:
-    """Run one distribution's tests where it is installed from its wheel, and none of its siblings are."""
-    install(session, distribution, groups=("test",))
-    session.run("pytest", f"packages/{distribution}/tests", *session.posargs)
-
-
 @nox.session(python=PYTHONS)
 def core(session: nox.Session) -> None:
     """The tests of metaflow-artifacts, without Metaflow."""
@@ -89,14 +83,16 @@ def model(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def checkpoint(session: nox.Session) -> None:
-    """The tests of metaflow-checkpoint."""
-    test_alone(session, "metaflow-checkpoint")
+    """The tests of metaflow-checkpoint, and a training of plain numpy that is killed."""
+    install(session, "metaflow-checkpoint", groups=("test",))
+    session.run("pytest", "packages/metaflow-checkpoint/tests", "tests/examples/test_numpy.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def hf(session: nox.Session) -> None:
     """The tests of metaflow-hf."""
-    test_alone(session, "metaflow-hf")
+    install(session, "metaflow-hf", groups=("test",))
+    session.run("pytest", "packages/metaflow-hf/tests", *session.posargs)
 
 
 @nox.session
@@ -112,6 +108,16 @@ def docs(session: nox.Session) -> None:
     """The snippets of the documentation, as a reader with all four packages runs them."""
     install(session, *DISTRIBUTIONS, groups=("test",))
     session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The training examples, each killed half-way, on local disk and S3. Brings PyTorch, which is large."""
+    install(session, "metaflow-checkpoint", groups=("test", "examples"))
+    # By pip: unlike uv, it can be configured to take a build for the CPU from the disk.
+    session.install("pip")
+    session.run_install("python", "-m", "pip", "install", "-q", "torch==2.13.0")
+    session.run("pytest", "tests/examples", *session.posargs)
 
 
 @nox.session
