@@ -122,9 +122,9 @@ class _Saver:
         self._mine: set[str] = set()
         self._lock = threading.Lock()
         self._local = threading.local()
-        # On disk, a chunk that turns out to be there already was written in vain. So content is hashed first,
-        # until a chunk is missing: from then on it is written while it is hashed, in one pass.
-        self._expect_new = storage.stages_in_memory
+        # On disk, a chunk is written while it is hashed, in one pass, until one turns out to be there already and was
+        # written in vain: from then on content is hashed first, until a chunk is missing.
+        self._expect_new = True
 
     def _block(self) -> memoryview:
         block: memoryview | None = getattr(self._local, "block", None)
