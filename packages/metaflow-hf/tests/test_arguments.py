@@ -92,6 +92,11 @@ def test_a_revision_that_was_resolved_is_its_commit() -> None:
         ({"repo_id": "a", "revision": ""}, "revision"),
         ({"repo_id": "a", "allow_patterns": 3}, "allow_patterns 3"),
         ({"repo_id": "a", "dry_run": True}, "dry_run"),
+        ({"repo_id": "a", "max_workers": "8"}, "max_workers: has the wrong type, str"),
+        ({"repo_id": "a", "etag_timeout": "8"}, "etag_timeout: has the wrong type, str"),
+        ({"repo_id": "a", "token": ["hf_x"]}, "token: has the wrong type, list"),
+        ({"repo_id": "a", "headers": "x"}, "headers: has the wrong type, str"),
+        ({"repo_id": "a", "endpoint": 3}, "endpoint: has the wrong type, int"),
         ({"repo_id": "a", "alow_patterns": "x"}, "alow_patterns: not an argument"),
     ],
 )

@@ -36,6 +36,13 @@ _NO_MATTER = frozenset(
         "user_agent",
     }
 )
+_KINDS: dict[str, tuple[type, ...]] = {
+    "max_workers": (int,),
+    "etag_timeout": (int, float, type(None)),
+    "endpoint": (str, type(None)),
+    "token": (str, bool, type(None)),
+    "headers": (Mapping, type(None)),
+}
 _FORMS = "a repo id, a dict of snapshot_download arguments, or a pair of one of these and a path"
 
 
@@ -97,6 +104,10 @@ class RepoRequest:
             raise InvalidReference(f"repo_id {request.repo_id!r}: expected <name> or <organisation>/<name>")
         if repo_type not in REPO_TYPES:
             raise InvalidReference(f"repo_type {repo_type!r}: expected one of {', '.join(REPO_TYPES)}")
+        for name, kinds in _KINDS.items():
+            if not isinstance(getattr(request, name), kinds):
+                # The value is not shown: it may be a secret that is only in the wrong form.
+                raise InvalidReference(f"{name}: has the wrong type, {type(getattr(request, name)).__name__}")
         if request.revision is not None and (not isinstance(request.revision, str) or not request.revision):
             raise InvalidReference(f"revision {request.revision!r}: expected a branch, a tag or a commit id")
         return request
@@ -109,7 +120,7 @@ class RepoRequest:
     @property
     def moving(self) -> tuple[str | None, ...]:
         """What the Hub is asked for a commit by."""
-        return self.endpoint, self.repo_type, self.repo_id, self.revision
+        return self.endpoint, self.repo_type, self.repo_id, self.revision or "main"
 
     @property
     def moving_hash(self) -> str:

@@ -20,6 +20,7 @@ from metaflow_artifacts.checkpoints import Series
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
 from metaflow_artifacts.keys import HUB, CheckpointKey, parse_key
 from metaflow_artifacts.manifest import FileEntry, Manifest
+from metaflow_artifacts.mf.card import count_text, size_text
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage.base import ObjectInfo
 from metaflow_artifacts.target import staged_target
@@ -255,14 +256,16 @@ class _Task:
         size = sum(file.size for file in files)
         if not files:
             self._cache._warn(f"{request}: no file of commit {commit[:12]} matches the patterns; the snapshot is empty")
-        self._cache._log(f"Downloading {request}, commit {commit[:12]}: {len(files)} files, {_bytes(size)}")
+        self._cache._log(
+            f"Downloading {request}, commit {commit[:12]}: {count_text(len(files), 'file')}, {size_text(size)}"
+        )
         with nullcontext() if self._path is None else staged_target(self._path) as target:
             content, artifact = self._fetch(commit, files, target)
         self._hints.note_snapshot(request, commit, artifact["key"], content.oids)
         seconds = time.monotonic() - self._began
         self._cache._log(
-            f"Stored {request} in {seconds:.2f} seconds: {_bytes(content.downloaded)} came from the Hub, "
-            f"{_bytes(max(0, size - content.downloaded))} were in the datastore [key: {artifact['key']}]"
+            f"Stored {request} in {seconds:.2f} seconds: {size_text(content.downloaded)} came from the Hub, "
+            f"{size_text(max(0, size - content.downloaded))} were in the datastore [key: {artifact['key']}]"
         )
         return Obtained(artifact, True, content.downloaded, content.files, seconds, content.delivered)
 
@@ -294,7 +297,7 @@ class _Task:
         now = time.monotonic()
         if now - self._told >= _SECONDS_BETWEEN_LINES:
             self._told = now
-            self._cache._log(f"{self._request}: {_bytes(transfer.done)} of {_bytes(transfer.total)}")
+            self._cache._log(f"{self._request}: {size_text(transfer.done)} of {size_text(transfer.total)}")
 
     def _commit(self, commit: str, content: Content) -> ModelArtifact:
         artifact = self._store.commit_checkpoint(
@@ -312,11 +315,3 @@ class _Task:
 
 def _commit_of(manifest: Manifest) -> str:
     return str(manifest.artifact["metadata"]["commit"])
-
-
-def _bytes(count: int) -> str:
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

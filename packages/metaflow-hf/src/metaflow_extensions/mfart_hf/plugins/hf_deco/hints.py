@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 _KEPT = 30 * 24 * 3600.0
 """Seconds that the commits of a run are remembered, by the storage's clock."""
+
+_TRIED = 5
+"""Of snapshots of a repo that may have been deleted, how many are looked for."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Hints:
     def newest(self, request: RepoRequest) -> Snapshot | None:
         """The snapshot of any commit of the repo that was stored last."""
         infos = sorted(self._storage.list(_snapshots(request)), key=lambda info: info.modified, reverse=True)
-        return next(filter(None, map(self._snapshot, _keys(infos))), None)
+        found = (self._snapshot(info.key) for info in infos[:_TRIED])
+        return next((snapshot for snapshot in found if snapshot is not None), None)
 
     def note_snapshot(self, request: RepoRequest, commit: str, key: str, oids: Mapping[str, str]) -> None:
         """Remember a snapshot that was just stored at `key`."""
@@ -120,10 +124,6 @@ class Hints:
 
     def _write(self, key: str, value: Mapping[str, Any]) -> None:
         self._storage.put(key, json.dumps(value, separators=(",", ":")).encode())
-
-
-def _keys(infos: Sequence[Any]) -> Iterator[str]:
-    return (info.key for info in infos)
 
 
 def _file_key(sha256: str) -> str:
