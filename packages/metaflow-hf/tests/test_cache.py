@@ -385,6 +385,7 @@ def test_the_right_bytes_or_an_error(
     with pytest.raises(HubError, match=rf"{file} of org/name: .*; the datastore has no snapshot"):
         caller.obtain()
     assert caller.snapshots() == []
+    assert list(caller.store.storage.leftovers()) == []
     # What goes wrong once goes right.
     hub.clear()
     hub.fault(what, file=file, **fault)

@@ -11,14 +11,13 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from metaflow_artifacts.chunks import create, in_threads, is_stored, put_chunk, read_range, write_all
+from metaflow_artifacts.chunks import chunk_key, create, in_threads, is_stored, put_chunk, read_range, write_all
 from metaflow_artifacts.errors import CorruptArtifact
 from metaflow_artifacts.manifest import Chunk, FileEntry
 from metaflow_artifacts.plan import is_packed, plan, segments
@@ -37,7 +36,8 @@ T = TypeVar("T")
 
 _MODE = 0o644
 _BIG_AT_ONCE = 4
-"""Files of more than half a chunk that are fetched at the same time; each holds up to three chunks in memory."""
+"""Files of more than half a chunk that are fetched at the same time. Where the storage stages in memory, each holds two
+chunks there."""
 
 
 @dataclass
@@ -88,6 +88,40 @@ class _Unit:
 
 class _Stopped(Exception):
     """Another file has failed, and this one is not needed any more."""
+
+
+class _IncomingChunk:
+    """A chunk of `size` bytes that comes in parts, and is in the storage's hands, not in ours, while it does."""
+
+    def __init__(self, store: Store, size: int) -> None:
+        self.missing = size
+        """Bytes that are still to come."""
+        self._store = store
+        self._size = size
+        self._digest = hashlib.sha256()
+        self._stack = ExitStack()
+        self._staged = self._stack.enter_context(store.storage.stage(size))
+
+    def take(self, block: memoryview) -> memoryview:
+        """Take the front of a block; what is left of it, where it is more than is missing."""
+        mine = block[: self.missing]
+        self._digest.update(mine)
+        self._staged.write(mine)
+        self.missing -= len(mine)
+        return block[len(mine) :]
+
+    def commit(self) -> tuple[Chunk, bool]:
+        """Store it, in any thread; False beside it where it was stored already."""
+        chunk = Chunk(self._digest.hexdigest(), self._size)
+        with self._stack:
+            if is_stored(self._store.storage, chunk, self._store.refresh_after):
+                return chunk, False
+            self._staged.commit(chunk_key(chunk.sha256), self._digest.digest())
+        return chunk, True
+
+    def close(self) -> None:
+        """Drop what has come."""
+        self._stack.close()
 
 
 class _Fetcher:
@@ -321,23 +355,30 @@ class _Fetcher:
             raise _Stopped
 
     def _download(self, file: HubFile, check: Check) -> list[Chunk]:
-        """Stream a file into chunks; one is stored while the next one comes."""
-        sizes = deque(plan([(file.path, file.size)], self.store.chunk_size))
+        """Stream a file into chunks; one is committed while the next one comes."""
+        sizes = iter(plan([(file.path, file.size)], self.store.chunk_size))
+        chunk: _IncomingChunk | None = None
         puts: list[Future[Chunk]] = []
-        buffer, filled = bytearray(sizes[0]), 0
-        for block in self._blocks(file, check):
-            view = memoryview(block)
-            while view:
-                count = min(len(view), len(buffer) - filled)
-                buffer[filled : filled + count] = view[:count]
-                view, filled = view[count:], filled + count
-                if filled == len(buffer):
-                    if puts:
-                        puts[-1].result()
-                    puts.append(self._putters.submit(self._put, buffer))
-                    sizes.popleft()
-                    buffer, filled = bytearray(sizes[0] if sizes else 0), 0
+        try:
+            for block in self._blocks(file, check):
+                view = memoryview(block)
+                while view:
+                    chunk = chunk or _IncomingChunk(self.store, next(sizes))
+                    view = chunk.take(view)
+                    if not chunk.missing:
+                        if puts:
+                            puts[-1].result()
+                        puts.append(self._putters.submit(self._commit, chunk))
+                        chunk = None
+        finally:
+            if chunk is not None:
+                chunk.close()
         return [put.result() for put in puts]
+
+    def _commit(self, incoming: _IncomingChunk) -> Chunk:
+        chunk, new = incoming.commit()
+        self.progress.add(chunk.size, stored=chunk.size if new else 0)
+        return chunk
 
     def _put(self, content: bytes | bytearray) -> Chunk:
         chunk, new = put_chunk(self.store.storage, memoryview(content), self.store.refresh_after)
