@@ -9,7 +9,8 @@ and says the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import bisect
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
@@ -38,19 +39,30 @@ class Series:
     """The checkpoints that one attempt of a task saves, numbered from 0 over all names.
 
     Several processes may save into the same series: a number is taken by the write of the manifest itself, so
-    none is given twice and nothing is overwritten.
+    nothing is overwritten. A later save has a higher number, but for saves of several processes at the same moment.
     """
 
     def __init__(
-        self, store: Store, place: CheckpointPlace, id: str, attempt: int, pathspec: str = "", start: int | None = None
+        self,
+        store: Store,
+        place: CheckpointPlace,
+        id: str,
+        attempt: int,
+        pathspec: str = "",
+        start: int | None = None,
+        others: Callable[[], Iterable[int]] = tuple,
     ) -> None:
-        """`start` is the first number, where the caller knows that this attempt has saved nothing before."""
+        """`start` is the first number, where the caller knows that this attempt has saved nothing before.
+
+        `others`, called right before a number is taken, gives those that other processes have saved under since.
+        """
         self.store = store
         self.place = place
         self.id = id
         self.attempt = attempt
         self.pathspec = pathspec
         self._next = start
+        self._others = others
 
     def save(
         self,
@@ -83,13 +95,10 @@ class Series:
         encode_part(name, "name")
         return self._count(CheckpointKey(self.place, self.id, self.attempt, name, 0))
 
-    def saw(self, n: int) -> None:
-        """Go on after number `n`, which this or another process has saved under, without asking the store."""
-        self._next = max(self._next or 0, n + 1)
-
     def _count(self, key: CheckpointKey) -> Iterator[CheckpointKey]:
         if self._next is None:
             self._next = self._highest() + 1
+        self._next = max(self._next, *(n + 1 for n in self._others()), 0)
         yield key.numbered(self._next)
         while True:
             # Another process saves into this series too: what is there tells how far it is.
@@ -104,7 +113,7 @@ class Series:
         """Count an artifact that was just committed under one of `keys`."""
         key = parse_key(artifact["key"])
         assert isinstance(key, CheckpointKey)
-        self.saw(key.n)
+        self._next = max(self._next or 0, key.n + 1)
         if not latest:
             self.store.storage.put(key.marker, b"")
 
@@ -151,32 +160,70 @@ def latest_checkpoints(
     the newest; another listing where nothing of that is latest. Raises StorageError.
     """
     filter_ = f"{id}." if id else ""
-    # Numbers order what one process saved. Over processes, attempts and runs the storage's clock does, as far as
-    # it tells times apart; within that, the time in the manifests decides.
     infos = sorted(store.storage.list(place.prefix() + filter_), key=_modified, reverse=True)
-    passed: set[str] | None = None
-    candidates: list[tuple[tuple[str, int, int], float, ModelArtifact]] = []
+    hidden: set[str] | None = None
+    series: dict[tuple[str, int], _Series] = {}
     begin = 0
-    while begin < len(infos) or candidates:
-        newest = max([*map(_modified, infos[begin : begin + 1]), *(modified for _, modified, _ in candidates)])
+    while True:
+        # What the storage's clock may have written last is looked at more closely.
+        newest = max([*map(_modified, infos[begin : begin + 1]), *(one.modified for one in series.values())], default=0)
         end = begin
         while end < len(infos) and infos[end].modified >= newest - store.storage.resolution:
             end += 1
-        group = [
-            entry
-            for entry in _entries(info for info in infos[begin:end] if not passed or _filename(info) not in passed)
-            if before_attempt is None or entry.key.attempt < before_attempt
-        ]
+        for entry in _entries(infos[begin:end]):
+            if before_attempt is None or entry.key.attempt < before_attempt:
+                series.setdefault((entry.key.id, entry.key.attempt), _Series()).add(entry)
         begin = end
-        for entry, head in zip(group, _read_all(store, group, on_damage), strict=True):
-            if head is not None and head.latest and pathspec in (None, head.artifact["pathspec"]):
-                candidates.append((_age(head.artifact), entry.info.modified, head.artifact))
-        if candidates:
-            best = max(candidates, key=lambda candidate: candidate[0])
-            candidates.remove(best)
+        # Within a series numbers tell which was saved last; among several, the time in the manifests does.
+        while unread := [(one, entry) for one in series.values() for entry in one.pop(hidden or ())]:
+            heads = _read_all(store, [entry for _, entry in unread], on_damage)
+            for (one, read), head in zip(unread, heads, strict=True):
+                if head is not None and head.latest and pathspec in (None, head.artifact["pathspec"]):
+                    one.ready.append((_age(head.artifact), read.info.modified, head.artifact))
+            if hidden is None and any(head is not None and not head.latest for head in heads):
+                hidden = {_filename(info) for info in store.storage.list(place.prefix("not_latest") + filter_)}
+        ready = [(found, one) for one in series.values() for found in one.ready]
+        if ready:
+            best, of = max(ready, key=lambda pair: pair[0][0])
+            of.ready.remove(best)
             yield best[2]
-        elif passed is None:
-            passed = {_filename(info) for info in store.storage.list(place.prefix("not_latest") + filter_)}
+        elif begin == len(infos):
+            return
+
+
+class _Series:
+    """What one attempt of a task has saved, of the part of a listing that was looked at so far."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[tuple[str, int, int], float, ModelArtifact]] = []
+        """What was read and may be latest: its age, the storage's time of it, and itself. None is older than what
+        was not read."""
+        self._unread: list[_Entry] = []
+
+    def add(self, entry: _Entry) -> None:
+        bisect.insort(self._unread, entry, key=_number)
+
+    def pop(self, hidden: Container[str]) -> list[_Entry]:
+        """What was saved last of the unread and is not `hidden`, if nothing is ready: one entry, as a rule.
+
+        Processes that save at the same moment may take the same number, under other names.
+        """
+        top: list[_Entry] = []
+        while not self.ready and self._unread and (not top or _number(self._unread[-1]) == _number(top[0])):
+            entry = self._unread.pop()
+            if _filename(entry.info) not in hidden:
+                top.append(entry)
+        return top
+
+    @property
+    def modified(self) -> float:
+        """The storage's time of the newest that is left."""
+        times = [entry.info.modified for entry in self._unread[-1:]]
+        return max([*times, *(modified for _, modified, _ in self.ready)], default=0.0)
+
+
+def _number(entry: _Entry) -> int:
+    return entry.key.n
 
 
 def _modified(info: ObjectInfo) -> float:

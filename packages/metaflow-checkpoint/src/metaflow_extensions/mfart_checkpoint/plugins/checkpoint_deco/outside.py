@@ -108,13 +108,9 @@ class Checkpoint:
         if path is None:
             path = self._own_directory("save")
         journal = self._journal()
-        # Where there is a journal, it knows what this attempt has saved, and the store need not be asked.
-        series = series_of(task, start=0 if journal.is_there else None)
-        for saved in journal.new_saves():
-            series.saw(saved["version_id"])
         transfer = Transfer()
         with journal.timed(transfer) as note:
-            artifact = series.save(
+            artifact = series_of(task, journal).save(
                 path,
                 DEFAULT_NAME if name is None else name,
                 metadata,
