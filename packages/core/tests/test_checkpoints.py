@@ -158,6 +158,38 @@ def test_only_what_could_be_newest_is_read(
     assert len(reads) == 3
 
 
+def test_saves_in_a_row_cost_one_read(
+    store: Store, place: CheckpointPlace, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = series(store, place)
+    saved = [task.save(file, label="l") for _ in range(10)]
+    reads: list[str] = []
+    get = store.storage.get
+    monkeypatch.setattr(store.storage, "get", lambda key, *range_: reads.append(key) or get(key, *range_))
+    assert find_latest(store, place) == saved[-1]
+    assert reads == [saved[-1]["key"]]
+
+
+def test_of_two_with_one_number_the_time_decides(store: Store, place: CheckpointPlace, file: Path) -> None:
+    # As two processes do that save at the same moment, under names of their own.
+    saved = [series(store, place).save(file, "z", label="l")]
+    for name in ("y", "x"):
+        other = Series(store, place, ID, 0, PATHSPEC, start=0)
+        saved.append(other.save(file, name, label="l"))
+    assert [artifact["version_id"] for artifact in saved] == [0, 0, 0]
+    assert list(latest_checkpoints(store, place)) == saved[::-1]
+
+
+def test_what_others_took_is_asked_when_the_number_is_taken(store: Store, place: CheckpointPlace, file: Path) -> None:
+    taken: list[int] = []
+    mine = Series(store, place, ID, 0, PATHSPEC, start=0, others=lambda: taken)
+    assert mine.save(file, "a", label="l")["version_id"] == 0
+    keys_ = mine.keys("a")
+    taken += [3, 7]
+    assert next(keys_).n == 8
+    assert mine.save(file, "a", label="l")["version_id"] == 8
+
+
 SAVER = """
 import sys
 from metaflow_artifacts import open_store

@@ -76,7 +76,8 @@ def test_ranks_save_and_load_for_their_task(flows: Path, tmp_path: Path, s3_serv
     result = runner.run(flows / "ranks_flow.py", top=("--datastore", "s3"))
     assert result.facts("codes") == [[0, 0, 0]] * 2, result.output
     assert sorted(result.facts("rank")) == sorted([[f"{rank} 2", True, True] for rank in range(3)] * 2)
-    assert result.facts("listed") == [[10, 10, True]] * 2
+    assert result.facts("listed") == [[11, 11, True]] * 2
+    assert result.facts("child") == [0, 0]
     assert result.facts("last") == [True, True]
     none, loaded = result.facts("loaded")
     assert none is None

@@ -1,5 +1,6 @@
 """Trains in three processes of its own, which find the task by themselves, save at once and load."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -27,6 +28,10 @@ emit("parents", saved["parents"])
 """
 
 
+def save_in_child():
+    current.checkpoint.save(name="child", metadata={"rank": -1})
+
+
 class RanksFlow(FlowSpec):
     @retry(times=1, minutes_between_retries=0)
     @checkpoint
@@ -37,6 +42,11 @@ class RanksFlow(FlowSpec):
             subprocess.Popen([sys.executable, "-c", RANK], env={**os.environ, "RANK": str(rank)}) for rank in range(3)
         ]
         emit("codes", [rank.wait() for rank in ranks])
+        # A child of fork has neither connections nor counters of its parent.
+        child = multiprocessing.get_context("fork").Process(target=save_in_child)
+        child.start()
+        child.join()
+        emit("child", child.exitcode)
         last = current.checkpoint.save(name="last", metadata={"rank": -1})
         found = current.checkpoint.list(attempt=current.retry_count)
         emit("listed", [len(found), len({one["key"] for one in found}), found[0] == last])
