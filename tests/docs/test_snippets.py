@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ PAGES = [
     *sorted(ROOT.glob("packages/*/README.md")),
     *sorted(ROOT.glob("docs/*.md")),
 ]
+HUB = ROOT / "packages" / "metaflow-hf" / "tests" / "hub.py"
+REPOS = ("models/google-bert/bert-base-uncased", "models/openai-community/gpt2", "datasets/stanfordnlp/imdb")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -31,9 +34,24 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(home: Path, *arguments: str) -> None:
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Hub on loopback that has the repos that the documentation names."""
+    directory = tmp_path_factory.mktemp("hub")
+    for repo in REPOS:
+        (directory / repo).mkdir(parents=True)
+        (directory / repo / "config.json").write_text("{}")
+    server = subprocess.Popen([sys.executable, HUB, directory], stdout=subprocess.PIPE, text=True)
+    with server:
+        assert server.stdout is not None
+        yield server.stdout.readline().split()[-1]
+        server.kill()
+
+
+def run(home: Path, hub: str, *arguments: str) -> None:
     environment = {
         **os.environ,
+        "HF_ENDPOINT": hub,
         "HOME": str(home),
         "METAFLOW_USER": "reader",
         "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(home),
@@ -52,7 +70,7 @@ def run(home: Path, *arguments: str) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if snippets(page)], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_the_snippets_of_a_page_run(page: Path, home: Path) -> None:
+def test_the_snippets_of_a_page_run(page: Path, home: Path, hub: str) -> None:
     scripts: list[str] = []
     for number, text in enumerate(snippets(page)):
         # A bucket is stood in for by a directory.
@@ -63,10 +81,10 @@ def test_the_snippets_of_a_page_run(page: Path, home: Path) -> None:
             assert name is not None
             main = "" if "__main__" in text else f'\nif __name__ == "__main__":\n    {name[1]}()\n'
             flow.write_text(text + main)
-            run(home, str(flow), "run")
+            run(home, hub, str(flow), "run")
         else:
             scripts.append(text)
     if scripts:
         # Later snippets of a page use the names of earlier ones.
         (home / "snippets.py").write_text("\n".join(scripts))
-        run(home, "snippets.py")
+        run(home, hub, "snippets.py")
