@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import random
@@ -87,11 +88,12 @@ class S3Storage(Storage):
         return f"S3Storage({self.root!r})"
 
     def put(self, key: str, data: bytes) -> None:
-        self._put(key, memoryview(data))
+        self._put(key, memoryview(data), ChecksumSHA256=_checksum(hashlib.sha256(data).digest()))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         try:
-            self._put(key, memoryview(data), IfNoneMatch="*")
+            checksum = _checksum(hashlib.sha256(data).digest())
+            self._put(key, memoryview(data), ChecksumSHA256=checksum, IfNoneMatch="*")
         except _AlreadyThere as error:
             # Where an answer was lost, the object that is in the way may be the one that the first attempt wrote.
             return error.retried and self.get(key) == data
@@ -249,9 +251,12 @@ class S3Storage(Storage):
             return None
         return answer
 
-    def _request(self, action: str, key: str, request: Callable[[Any], _T]) -> _T:
-        """Make a request, again where its failure may pass. Raises an ArtifactError."""
-        began = time.monotonic()
+    def _request(self, action: str, key: str, request: Callable[[Any], _T], began: float | None = None) -> _T:
+        """Make a request, again where its failure may pass. Raises an ArtifactError.
+
+        `began` is the monotonic time from which patience counts, where something was tried before.
+        """
+        began = time.monotonic() if began is None else began
         for attempt in itertools.count(1):
             try:
                 result = request(self._connected(action, key))
@@ -334,7 +339,7 @@ class _ObjectReader:
         failures = 0
         while done < wanted:
             if self._body is None:
-                self._body = self._reopened()
+                self._body = self._reopened(progress)
             try:
                 count = self._read(buffer[done:wanted])
             except TransientStorageError:
@@ -362,7 +367,7 @@ class _ObjectReader:
         self._position += count
         return count
 
-    def _reopened(self) -> Any:
+    def _reopened(self, progress: float) -> Any:
         storage, key, left = self._storage, self._key, self._end - self._position
 
         def request(client: Any) -> Any:
@@ -376,7 +381,7 @@ class _ObjectReader:
                     ) from error
                 raise
 
-        answer = storage._request("read", key, request)
+        answer = storage._request("read", key, request, progress)
         if answer is None or int(answer["ContentLength"]) != left:
             raise StorageError(f"cannot read {storage.url(key)}: its size changed while it was read")
         return answer["Body"]
@@ -404,7 +409,7 @@ class _StagedObject:
 
     def commit(self, key: str, sha256: bytes) -> None:
         data = memoryview(self._buffer)[: self._size]
-        self._storage._put(key, data, ChecksumSHA256=b64encode(sha256).decode())
+        self._storage._put(key, data, ChecksumSHA256=_checksum(sha256))
 
     def close(self) -> bytearray:
         return self._buffer
@@ -412,6 +417,11 @@ class _StagedObject:
 
 def _head(where: dict[str, str], client: Any) -> Any:
     return client.head_object(**where)
+
+
+def _checksum(sha256: bytes) -> str:
+    """What S3 compares with the bytes that arrive."""
+    return b64encode(sha256).decode()
 
 
 def _list(where: dict[str, str], client: Any) -> Any:
