@@ -91,9 +91,10 @@ def test_what_is_damaged_is_passed_over(runner: FlowRunner, flows: Path) -> None
     result = runner.with_environment(ROOT=runner.local_root).run(flows / "damage_flow.py")
     assert result.facts("loaded") == [[None, []], [1, ["state 0", "state 1"]], [None, []]]
     warnings = [line.split("Warning: ")[1] for line in result.lines_of("start") if "Warning: " in line]
-    passed, failed = "passing over a checkpoint that is damaged", "cannot load it, looking for the next older one"
+    passed, failed = "passing over a checkpoint that is damaged", "cannot load"
     # The newest has a chunk that has changed, the next no manifest, the third lacks a chunk.
-    assert [text.split(":")[0] for text in warnings] == [failed, passed, failed, *[passed] * 5]
+    kinds = [failed if text.startswith(failed) else text.split(":")[0] for text in warnings]
+    assert kinds == [failed, passed, failed, *[passed] * 5]
     assert "a chunk of the artifact has changed" in warnings[0]
     assert ".0.mfchckpt.3:" in warnings[1]
     assert "a chunk of the artifact is missing" in warnings[2]

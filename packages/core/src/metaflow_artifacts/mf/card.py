@@ -43,27 +43,39 @@ _TOKEN = "[METAFLOW_RELOAD_TOKEN]"
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#be185d")
 
 _STYLE = """
-:root { color-scheme: light; } body { margin: 0; padding: 1.5rem; background: #fff; color: #1f2937; max-width:
-72rem; font: 15px/1.5 -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; } h1 {
-font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; } .sub
-{ color: #6b7280; margin: .2rem 0 0; overflow-wrap: anywhere; } .state { display: inline-block; padding: 0
-.6em; border-radius: 1em; font-size: .85rem; vertical-align: middle; } .state.running { background: #dbeafe;
-color: #1e40af; } .state.done { background: #d1fae5; color: #065f46; } .state.failed { background: #fee2e2;
-color: #991b1b; } code { font: .88em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
-overflow-wrap: anywhere; } dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem;
-margin: .6rem 0 0; } dt { color: #6b7280; } dd { margin: 0; overflow-wrap: anywhere; } .notice { padding:
-.5rem .8rem; border-left: 4px solid #d97706; background: #fffbeb; margin: .6rem 0; overflow-wrap: anywhere; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: .6rem 0; } .tile { border: 1px solid #e5e7eb;
-border-radius: .5rem; padding: .5rem .9rem; min-width: 7rem; } .tile b { display: block; font-size: 1.25rem;
-font-weight: 600; } .tile span { color: #6b7280; font-size: .85rem; } .wide { overflow-x: auto; } table {
-border-collapse: collapse; width: 100%; } th { text-align: left; color: #6b7280; font-weight: 500; font-size:
-.85rem; white-space: nowrap; } th, td { padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e5e7eb;
-vertical-align: top; } td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric:
-tabular-nums; } td.text { overflow-wrap: anywhere; min-width: 7rem; } td.short { white-space: nowrap; } svg {
-display: block; width: 100%; height: auto; } svg text { fill: #6b7280; font-size: 12px; } .legend { color:
-#6b7280; font-size: .85rem; display: flex; flex-wrap: wrap; gap: 0 1.2rem; } .legend i { display:
-inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em; } .legend i.hollow { border:
-1.5px solid #6b7280; box-sizing: border-box; } .note { color: #6b7280; font-size: .85rem; margin: .4rem 0; }
+:root { color-scheme: light; }
+body { margin: 0; padding: 1.5rem; background: #fff; color: #1f2937; max-width: 72rem;
+  font: 15px/1.5 -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.sub { color: #6b7280; margin: .2rem 0 0; overflow-wrap: anywhere; }
+.state { display: inline-block; padding: 0 .6em; border-radius: 1em; font-size: .85rem; vertical-align: middle; }
+.state.running { background: #dbeafe; color: #1e40af; }
+.state.done { background: #d1fae5; color: #065f46; }
+.state.failed { background: #fee2e2; color: #991b1b; }
+code { font: .88em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .6rem 0 0; }
+dt { color: #6b7280; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.notice { padding: .5rem .8rem; border-left: 4px solid #d97706; background: #fffbeb; margin: .6rem 0;
+  overflow-wrap: anywhere; }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: .6rem 0; }
+.tile { border: 1px solid #e5e7eb; border-radius: .5rem; padding: .5rem .9rem; min-width: 7rem; }
+.tile b { display: block; font-size: 1.25rem; font-weight: 600; }
+.tile span { color: #6b7280; font-size: .85rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th { text-align: left; color: #6b7280; font-weight: 500; font-size: .85rem; white-space: nowrap; }
+th, td { padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.text { overflow-wrap: anywhere; min-width: 7rem; }
+td.short { white-space: nowrap; }
+svg { display: block; width: 100%; min-width: 52rem; height: auto; }
+svg text { fill: #6b7280; font-size: 12px; }
+.legend { color: #6b7280; font-size: .85rem; display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
+.legend i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em; }
+.legend i.hollow { border: 1.5px solid #6b7280; box-sizing: border-box; }
+.note { color: #6b7280; font-size: .85rem; margin: .4rem 0; }
 """
 
 

@@ -102,7 +102,7 @@ class CurrentCheckpoint(Checkpoint):
             try:
                 self.load(artifact)
             except (ArtifactNotFound, CorruptArtifact) as error:
-                warn("cannot load it, looking for the next older one", error)
+                warn(f"cannot load {artifact['key']}, going on to the next older one", error)
                 continue
             self._info = CheckpointInfo(artifact)
             self.report.note_loaded(self._why(policy), artifact, time.monotonic() - start, warnings)

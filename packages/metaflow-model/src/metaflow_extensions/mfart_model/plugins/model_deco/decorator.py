@@ -40,14 +40,17 @@ class ModelDecorator(StepDecorator):
         self.next(self.end)
     ```
 
-        Parameters ---------- load : str or list of str and (str, str), default None What to load before the
-        step's code runs: names of artifacts or Parameters of the flow that hold what `current.model.save`,
-        `current.checkpoint.save` or `current.huggingface_hub.snapshot_download` returned, or its key. With
-        `(name, path)`, it is loaded into that directory, else into a temporary one. temp_dir_root : str,
-        default None Where temporary directories are made; the system's place for them by default. They are
-        gone when the task ends. best_effort_load : bool, default False Go on without what cannot be found:
-        names that hold nothing, and what was deleted from the datastore. Such names are missing in
-        `current.model.loaded`.
+    Parameters
+    ----------
+    load : str or list of str and (str, str), default None
+        What to load before the step's code runs: names of artifacts or Parameters of the flow that hold what
+        `current.model.save`, `current.checkpoint.save` or `current.huggingface_hub.snapshot_download` returned, or its
+        key. With `(name, path)`, it is loaded into that directory, else into a temporary one.
+    temp_dir_root : str, default None
+        Where temporary directories are made; the system's place for them by default. They are gone when the task ends.
+    best_effort_load : bool, default False
+        Go on without what cannot be found: names that hold nothing, and what was deleted from the datastore. Such
+        names are missing in `current.model.loaded`.
 
     MF Add To Current
     -----------------
