@@ -176,7 +176,8 @@ def decode(data: bytes, key: str) -> Manifest:
         raise CorruptArtifact(f"{key}: the manifest is damaged (version {str(version)[:20]}); {_REMEDY}")
     if version > VERSION:
         raise UnsupportedFormat(
-            f"{key}: format version {str(version)[:20]}, this installation reads up to {VERSION}; upgrade metaflow-artifacts"
+            f"{key}: format version {str(version)[:20]}, this installation reads up to {VERSION}; "
+            "upgrade metaflow-artifacts"
         )
     if tail is None or hashlib.sha256(data[:-_TAIL_LENGTH]).hexdigest().encode() != tail[1]:
         raise CorruptArtifact(f"{key}: the manifest is damaged (its checksum does not match); {_REMEDY}")
