@@ -425,7 +425,13 @@ def _checksum(sha256: bytes) -> str:
 
 
 def _list(where: dict[str, str], client: Any) -> Any:
-    return client.list_objects_v2(**where)
+    page = client.list_objects_v2(**where)
+    if "Objects" not in page:
+        # botocore takes an answer without a body for one that says nothing: here, that nothing is stored.
+        raise TransientStorageError(
+            f"cannot list s3://{where['Bucket']}/{where['Prefix']}: the server sent less than it announced; try again"
+        )
+    return page
 
 
 def _is_last(attempt: int, began: float) -> bool:
