@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faultlib.outcomes import PAGE, Outcomes, tables, with_tables
+from faultlib.outcomes import PAGE, Outcomes, pairs, tables, with_tables
 
 
 def test_the_page_says_what_was_found(request: pytest.FixtureRequest, outcomes: Outcomes, unfinished: set[str]) -> None:
@@ -18,5 +18,5 @@ def test_the_page_says_what_was_found(request: pytest.FixtureRequest, outcomes: 
     assert set(outcomes.found) <= set(shown)
     for section, rows in shown.items():
         found = outcomes.table(section)
-        assert set(found.splitlines()) <= set(rows.splitlines()), section
+        assert pairs(found) <= pairs(rows), section
         assert not everything or rows == found

@@ -30,7 +30,7 @@ _CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS
 _REASONS = {
     "NoSuchBucket": "the bucket {bucket!r} does not exist at {endpoint}; " + _CHECK_ROOT,
     "InvalidBucketName": "{bucket!r} is not a valid bucket name; check the datastore root",
-    "AccessDenied": "access denied; the credentials in use lack the permission for this in bucket {bucket!r}",
+    "AccessDenied": "access denied; the credentials in use lack the permission for this in bucket {bucket!r}; grant it",
     "AllAccessDisabled": "access to the bucket {bucket!r} is disabled",
     "ExpiredToken": "the AWS credentials have expired; renew them (for SSO: aws sso login)",
     "InvalidAccessKeyId": "{endpoint} does not know the AWS access key; " + _CHECK_CREDENTIALS,
@@ -39,7 +39,7 @@ _REASONS = {
     "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
     "PermanentRedirect": "the bucket {bucket!r} lies in another region; set AWS_DEFAULT_REGION to it",
     "InvalidObjectState": "the object was moved to an archive; restore it first",
-    "InsufficientStorage": "the storage behind {endpoint} is full",
+    "InsufficientStorage": "the storage behind {endpoint} is full; free space there, or choose another datastore",
     "NotImplemented": "{endpoint} does not support this request (conditional writes and copies are needed)",
     "SlowDown": "{endpoint} asks to slow down; try again later, or with fewer tasks at once",
     "BadDigest": "the content changed on its way; try again",
@@ -129,7 +129,9 @@ def _answer(error: Any) -> tuple[str, bool, type[ArtifactError]]:
         return _literal(f"the encryption key cannot be used: {_one_line(details.get('Message'))}"), False, StorageError
     said = f"the server at {{endpoint}} answered {code or status}"
     message = _one_line(details.get("Message"))
-    reason = _REASONS.get(code) or said + (_literal(f" ({message})") if message and message != "Unknown" else "")
+    said += _literal(f" ({message})") if message and message != "Unknown" else ""
+    said += "; try again" if passing else "; check the endpoint and the settings of the bucket"
+    reason = _REASONS.get(code) or said
     return reason, passing, StorageError
 
 

@@ -51,11 +51,13 @@ class Answer:
 class Cut:
     """The server's answer ends after so many bytes of its body, under its full Content-Length.
 
-    With `reset`, the connection is reset there, else it is closed as if all had been said.
+    With `reset`, the connection is reset there, with `stall` it stays open and silent until the proxy stops, else it
+    is closed as if all had been said.
     """
 
     after: int
     reset: bool = True
+    stall: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,9 @@ class FaultProxy:
         client.sendall(head.encode("latin-1") + sent)
         with self._lock:
             self.sent += len(sent)
+        if cut and cut.stall:
+            self._stopped.wait()
+            return False
         if cut and cut.reset:
             # What a reset overtakes is lost: give the client time to take what comes before it.
             self._stopped.wait(0.05)

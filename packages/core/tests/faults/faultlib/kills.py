@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--random", type=int, default=0, help="so many kills at moments that a clock chooses")
+    parser.add_argument("--step", type=int, default=1, help="how many operations lie between two moments")
     options = parser.parse_args()
     sweeps.LEASE = 0.2
     root = str(options.directory / "store") if options.store == "local" else options.store
@@ -307,7 +308,7 @@ def main() -> None:
         longest = longest or time.monotonic() - began
         scenario.examine()
         kills += killed
-        moment += 1
+        moment += options.step
         if moment > options.random if options.random else not killed:
             break
     print(json.dumps({"kills": kills, "finished": scenario.finished, "unfinished": scenario.unfinished}))

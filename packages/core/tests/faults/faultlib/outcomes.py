@@ -68,10 +68,14 @@ def _general(message: str, store: Store, names: tuple[str, ...]) -> str:
         message = message.replace(name, "KEY" if name.startswith("mf.") else "PATH")
     message = message.replace(store.root, "ROOT")
     message = re.sub(r"mf\.artifacts/chunks/sha256/[0-9a-f]{2}/[0-9a-f]{62}", "CHUNK", message)
+    message = re.sub(r"mf\.artifacts/gc/[0-9a-f]+\.\d+\.open", "MARK", message)
     message = re.sub(r"mf\.(models|checkpoints)/[^\s'`:;,)]*", "KEY", message)
-    message = re.sub(r"\(its content has SHA-256 [^)]*\)", "(its content has SHA-256 …)", message)
     message = re.sub(r"http://127\.0\.0\.1:\d+", "ENDPOINT", message)
+    message = re.sub(r"ROOT/mf\.artifacts/tmp/[^\s'`:;,)]*", "ROOT/…", message)
     message = re.sub(r"/[^\s'`:;,)]*(\.metaflow_artifacts_|/tmp/|pytest-)[^\s'`:;,)]*", "PATH", message)
+    # What the libraries below say, in words that change with their versions.
+    message = re.sub(r"\(its content has SHA-256 [^)]*\)", "(its content has SHA-256 …)", message)
+    message = re.sub(r"(the connection to ENDPOINT broke|cannot connect to ENDPOINT) \(.*\)(?=;)", r"\1 (…)", message)
     return message.replace("|", "\\|")
 
 
@@ -87,9 +91,24 @@ class Outcomes:
         assert known == outcome, f"{section}, {case}: both {known!r} and {outcome!r}"
 
     def table(self, section: str) -> str:
-        """A section's rows in Markdown, in the order of their names."""
-        rows = [f"| {case} | {outcome} |" for case, outcome in sorted(self.found[section].items())]
+        """A section's rows in Markdown: cases of one outcome in one row, all in alphabetical order."""
+        grouped: dict[str, list[str]] = defaultdict(list)
+        for case, outcome in sorted(self.found[section].items()):
+            grouped[outcome].append(case)
+        rows = [f"| {_BREAK.join(cases)} | {outcome} |" for outcome, cases in grouped.items()]
         return "\n".join(["| case | outcome |", "| --- | --- |", *rows, ""])
+
+
+_BREAK = "<br>"
+
+
+def pairs(table: str) -> set[tuple[str, str]]:
+    """Case and outcome of all rows of a table."""
+    found = set()
+    for row in table.splitlines()[2:]:
+        cases, outcome = row.strip("| ").split(" | ", 1)
+        found |= {(case, outcome) for case in cases.split(_BREAK)}
+    return found
 
 
 _TABLE = re.compile(r"(<!-- table: (?P<section>[^>]*?) -->\n)(?P<rows>.*?)(?=<!-- end -->)", re.DOTALL)
