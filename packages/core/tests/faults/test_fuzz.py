@@ -202,8 +202,23 @@ anything = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=8,
 )
-# Mostly sizes that fit, so that much gets as far as the file system.
-rows = st.lists(st.tuples(paths, st.integers(0, 200)), min_size=1, max_size=5)
+# Mostly names and sizes that fit, so that much gets as far as the file system.
+LEAVES = [
+    "a",
+    "b/c",
+    "b/d",
+    "dir/x",
+    "dir/link/file",
+    "dir/link/new",
+    "link/file",
+    "link/new",
+    "link/deep/x",
+    "outside/y",
+]
+LEAVES += ["file-link", "e\u0301", "\u00e9", "A", "deep/er/z", "target", "\udcff"]
+rows = st.lists(
+    st.tuples(st.one_of(*[st.sampled_from(LEAVES)] * 15, paths), st.integers(0, 200)), min_size=1, max_size=5
+)
 
 
 forged = st.lists(
@@ -218,7 +233,7 @@ forged = st.lists(
 
 @given(
     rows=rows,
-    dirs=st.lists(paths, max_size=1),
+    dirs=st.lists(st.one_of(*[st.sampled_from(["empty", "b/empty", "link/empty"])] * 15, paths), max_size=1),
     order=often,
     fit=often,
     pieces=st.lists(st.sampled_from(PIECES), max_size=4),

@@ -343,12 +343,12 @@ def test_a_million_files(local: Store, outcomes: Outcomes) -> None:
 BOMBS: dict[str, Callable[[], bytes]] = {
     "of 300 MiB": lambda: b" " * (300 << 20),
     "just as large as is read": lambda: b'{"format":"metaflow-artifacts",' + b" " * (MAX_BYTES - 40),
-    "with 80 million empty lists": lambda: sign(wire({}))[:-79] + b',"x":[' + b"[]," * 80_000_000 + b"0]",
-    "with 5 million texts": lambda: sign(wire({}))[:-79] + b',"x":[' + b'"ab",' * 5_500_000 + b"0]",
+    "with 80 million empty lists": lambda: sign(wire({}))[:-78] + b',"x":[' + b"[]," * 80_000_000 + b"0]",
+    "with 5 million texts": lambda: sign(wire({}))[:-78] + b',"x":[' + b'"ab",' * 5_500_000 + b"0]",
     "with 3 million chunks": lambda: sign(wire({"a": BODY})).replace(
         b'"chunks": [', b'"chunks": [' + b'["%b",1],' % (b"0" * 64) * 3_000_000
     )[:-78],
-    "with 16 million numbers": lambda: sign(wire({}))[:-79] + b',"x":[' + b"999," * 16_000_000 + b"0]",
+    "with 16 million numbers": lambda: sign(wire({}))[:-78] + b',"x":[' + b"999," * 16_000_000 + b"0]",
 }
 
 

@@ -214,6 +214,14 @@ class Delete(Scenario):
         try:
             self.load(self.key)
         except ArtifactNotFound:
+            # A marker that stayed behind would hide the next one, which gets its number.
+            series = Series(self.store, PLACE, "0" * 8, 0)
+            keys = [series.save(self.tree, label="l", latest=latest)["key"] for latest in (True, False)]
+            found = find_latest(self.store, PLACE)
+            assert found is not None
+            assert found["key"] == keys[0] == self.key
+            for key in keys:
+                self.store.delete(key)
             return True
         self.store.delete(self.key)
         return False
