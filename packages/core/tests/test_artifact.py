@@ -22,7 +22,7 @@ def reference() -> dict[str, Any]:
         "attempt": 0,
         "created_on": "2026-01-01T00:00:00.000000+00:00",
         "size": 3,
-        "url": "/root/mf.models/models/artifacts/m_" + "0" * 32,
+        "url": "/data/mf.models/models/artifacts/m_" + "0" * 32,
         "metadata": {},
         "label": "m",
     }

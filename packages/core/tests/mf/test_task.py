@@ -12,7 +12,7 @@ from metaflow_artifacts import UsageError
 from metaflow_artifacts.keys import HUB
 from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity, id_of, scope_of
 
-IDENTITY = TaskIdentity("Flow", "7", "train", "9", 2, "a" * 12, "b" * 12, "local", "/root/.metaflow", "5", "train:0")
+IDENTITY = TaskIdentity("Flow", "7", "train", "9", 2, "a" * 12, "b" * 12, "local", "/data/.metaflow", "5", "train:0")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_an_identity_names_its_task_and_place() -> None:
     assert IDENTITY.id == id_of("Flow/7/train/9")
     place = IDENTITY.checkpoint_place(HUB)
     assert place.prefix() == f"mf.huggingface_hub/checkpoints/artifacts/Flow/train/{'a' * 12}/{'b' * 12}/"
-    assert IDENTITY.store().root == "/root/.metaflow"
+    assert IDENTITY.store().root == "/data/.metaflow"
 
 
 def test_scopes_are_those_of_the_namespace_or_of_the_tag() -> None:
