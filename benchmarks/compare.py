@@ -4,7 +4,8 @@
     nox -s benchmark -- s3                     S3: starts SeaweedFS with its data on disk
     nox -s benchmark -- s3 --data /dev/shm     the same with its data in memory: the client's share shows
 
-Options: --mib 256 (size of the large payloads), --rounds 3, --work DIR (default: a temporary directory).
+Options: --mib 256 (size of the large payloads), --rounds 3, --work DIR (default: a temporary directory),
+--without-peer (on S3 it takes minutes a round).
 Ratios are of one run on one machine; seconds are not portable.
 """
 
@@ -83,7 +84,7 @@ def measure(
 
 def report(results: dict[str, list[dict[str, float]]]) -> None:
     def median(who: str, metric: str) -> float | None:
-        values = [result[metric] for result in results[who] if metric in result]
+        values = [result[metric] for result in results.get(who, ()) if metric in result]
         return statistics.median(values) if values else None
 
     def ratio(value: float | None, ours: float) -> str:
@@ -102,12 +103,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("where", choices=["local", "s3"])
     parser.add_argument("--peer", required=True, help="the Python of an environment with metaflow-checkpoint 0.2.14")
+    parser.add_argument("--without-peer", action="store_true")
     parser.add_argument("--data", help="where the S3 server keeps its data")
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work")
     options = parser.parse_args()
     pythons = {"ours": sys.executable, "peer": options.peer, "raw": sys.executable}
+    if options.without_peer:
+        del pythons["peer"]
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark_", dir=options.work)))
         payload = work / "payload"

@@ -117,3 +117,7 @@ class Body:
 
     def tell(self) -> int:
         return self._position
+
+    def close(self) -> None:
+        """Let go of the buffer: botocore keeps what it has sent in a cycle of references for a while."""
+        self._data = memoryview(b"")

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import mmap
 import os
 import random
 import threading
@@ -123,9 +124,9 @@ class S3Storage(Storage):
     @contextlib.contextmanager
     def stage(self, size: int) -> Iterator[_StagedObject]:
         # Kept for the thread's next object: the first touch of 16 MiB costs as much as copying them.
-        buffer: bytearray | None = self._local.__dict__.pop("buffer", None)
+        buffer: mmap.mmap | None = self._local.__dict__.pop("buffer", None)
         if buffer is None or len(buffer) < size:
-            buffer = bytearray(size)
+            buffer = _memory(size)
         staged = _StagedObject(self, buffer)
         try:
             yield staged
@@ -216,13 +217,16 @@ class S3Storage(Storage):
 
         def request(client: Any) -> None:
             again = next(attempts) > 0
-            body = Body(data) if len(data) > _WHOLE_BODY else bytes(data)
+            large = Body(data) if len(data) > _WHOLE_BODY else None
             try:
-                client.put_object(Body=body, **fields)
+                client.put_object(Body=bytes(data) if large is None else large, **fields)
             except faults() as error:
                 if "IfNoneMatch" in options and code_of(error) in {"PreconditionFailed", "412"}:
                     raise _AlreadyThere(again or was_retried(error)) from error
                 raise
+            finally:
+                if large is not None:
+                    large.close()
 
         self._request("write", key, request)
 
@@ -265,7 +269,11 @@ class S3Storage(Storage):
                 # Wrong bytes are hardly ever the network's fault: the buffer changed, or the digest is of another.
                 futile = attempt >= _ATTEMPTS_TO_SEND and code_of(error) == "BadDigest"
                 if futile or not isinstance(failure, TransientStorageError) or _is_last(attempt, began):
-                    raise failure from error
+                    try:
+                        raise failure from error
+                    finally:
+                        # Else a cycle through this frame would keep the frames above it, and their buffers.
+                        del failure
             except TransientStorageError:
                 if _is_last(attempt, began):
                     raise
@@ -393,7 +401,7 @@ class _ObjectReader:
 
 
 class _StagedObject:
-    def __init__(self, storage: S3Storage, buffer: bytearray) -> None:
+    def __init__(self, storage: S3Storage, buffer: mmap.mmap) -> None:
         self._storage = storage
         self._buffer = buffer
         self._size = 0
@@ -401,7 +409,7 @@ class _StagedObject:
     def write(self, block: memoryview, /) -> None:
         end = self._size + len(block)
         if end > len(self._buffer):
-            grown = bytearray(max(end, 2 * len(self._buffer)))
+            grown = _memory(max(end, 2 * len(self._buffer)))
             grown[: self._size] = memoryview(self._buffer)[: self._size]
             self._buffer = grown
         memoryview(self._buffer)[self._size : end] = block
@@ -411,8 +419,18 @@ class _StagedObject:
         data = memoryview(self._buffer)[: self._size]
         self._storage._put(key, data, ChecksumSHA256=_checksum(sha256))
 
-    def close(self) -> bytearray:
+    def close(self) -> mmap.mmap:
         return self._buffer
+
+
+def _memory(size: int) -> mmap.mmap:
+    """A buffer that goes back to the system with the thread that has it; of malloc's, each thread's arena keeps some."""
+    buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Advice only: kernels without huge pages refuse it.
+        with contextlib.suppress(OSError):
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
 
 
 def _head(where: dict[str, str], client: Any) -> Any:
