@@ -66,17 +66,11 @@ def measure(
         "METAFLOW_DEFAULT_DATASTORE": where,
         "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(store),
     }
-    root = f"{server.root}/{store.name}" if server else str(store / "raw")
+    root = f"{server.root}/{store.name}" if server else str(store)
     environment["METAFLOW_DATASTORE_SYSROOT_S3"] = root
-    if who == "raw":
-        run(
-            [python, str(HERE / "raw.py"), where, f"--payload={payload}", f"--target={root}", f"--out={out}"],
-            store,
-            environment,
-        )
-    else:
-        flow = [python, str(HERE / "workload.py"), "--datastore", where, "run", f"--payload={payload}", f"--out={out}"]
-        run(flow, store, environment)
+    script = [python, str(HERE / ("raw.py" if who == "raw" else "workload.py")), "--datastore", where, "run"]
+    options = [f"--payload={payload}", f"--out={out}", *([f"--target={root}/raw"] if who == "raw" else [])]
+    run(script + options, store, environment)
     result: dict[str, float] = json.loads(out.read_text())
     shutil.rmtree(store)
     return result

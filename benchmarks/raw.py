@@ -1,12 +1,13 @@
 """The same bytes moved by a plain loop: the least that a save and a load can cost on this machine.
 
-    python raw.py local|s3 --payload DIR --out FILE --target DIR|s3://bucket/prefix
+    python raw.py --datastore local|s3 run --payload DIR --out FILE --target DIR|s3://bucket/prefix
 
-Local: `copy_file_range`, 16 MiB a call, with as many threads as the store uses. S3: put from files and get into files,
-in objects of 16 MiB, with boto3 as it comes but for a connection a thread. No hashing, no verification, no names.
+A flow like the one of `workload.py`, so that both find the machine in the same state: what pages of memory cost depends
+on who had them before. Local: `copy_file_range`, 16 MiB a call, with as many threads as the store uses. S3: put from
+files and get into files, in objects of 16 MiB, with boto3 as it comes but for a connection a thread. No hashing, no
+verification, no names.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -14,22 +15,20 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from metaflow import FlowSpec, Parameter, step
+
 from metaflow_artifacts.storage import open_storage
 
 CHUNK = 16 << 20
 
 
-def files_of(directory):
+def pieces(directory):
     for folder, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(folder, name)
-            yield path, os.path.relpath(path, directory), os.path.getsize(path)
-
-
-def pieces(directory):
-    for path, name, size in files_of(directory):
-        for start in range(0, size, CHUNK):
-            yield path, name, start, min(CHUNK, size - start)
+            size = os.path.getsize(path)
+            for start in range(0, size, CHUNK):
+                yield path, os.path.relpath(path, directory), start, min(CHUNK, size - start)
 
 
 def timed(threads, work, items):
@@ -56,58 +55,72 @@ def copy(source, target):
     return timed(open_storage(target).threads, work, pieces(source))
 
 
-def local(payload, target):
-    seconds = {}
-    for name in sorted(os.listdir(payload)):
-        saved, loaded = os.path.join(target, "saved"), os.path.join(target, "loaded")
-        seconds[f"{name}.save"] = copy(os.path.join(payload, name), saved)
-        seconds[f"{name}.load"] = copy(saved, loaded)
-        shutil.rmtree(saved)
-        shutil.rmtree(loaded)
-    return seconds
+class Objects:
+    """Put into and get from S3, as boto3 does it."""
 
+    def __init__(self, root):
+        import boto3
+        from botocore.config import Config
 
-def s3(payload, root):
-    import boto3
-    from botocore.config import Config
+        self.threads = open_storage(root).threads
+        self.bucket, _, self.prefix = root.removeprefix("s3://").partition("/")
+        self.client = boto3.client("s3", config=Config(max_pool_connections=self.threads))
 
-    threads = open_storage(root).threads
-    bucket, _, prefix = root.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", config=Config(max_pool_connections=threads))
-    seconds = {}
-    for name in sorted(os.listdir(payload)):
-        source, loaded = os.path.join(payload, name), tempfile.mkdtemp()
-
-        def put(piece, source=source):
+    def put(self, source):
+        def work(piece):
             path, file, start, length = piece
             with open(path, "rb") as opened:
                 opened.seek(start)
-                client.put_object(Bucket=bucket, Key=f"{prefix}/{file}/{start}", Body=opened.read(length))
+                content = opened.read(length)
+            self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{file}/{start}", Body=content)
 
-        def get(piece, loaded=loaded):
+        return timed(self.threads, work, pieces(source))
+
+    def get(self, source, loaded):
+        def work(piece):
             _, file, start, _ = piece
             place = os.path.join(loaded, file)
             os.makedirs(os.path.dirname(place), exist_ok=True)
+            answer = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{file}/{start}")
             write = os.open(place, os.O_WRONLY | os.O_CREAT, 0o666)
-            os.pwrite(write, client.get_object(Bucket=bucket, Key=f"{prefix}/{file}/{start}")["Body"].read(), start)
+            os.pwrite(write, answer["Body"].read(), start)
             os.close(write)
 
-        seconds[f"{name}.save"] = timed(threads, put, pieces(source))
-        seconds[f"{name}.load"] = timed(threads, get, pieces(source))
+        return timed(self.threads, work, pieces(source))
+
+
+class RawLoop(FlowSpec):
+    payload = Parameter("payload", required=True)
+    out = Parameter("out", required=True)
+    target = Parameter("target", required=True)
+
+    @step
+    def start(self):
+        self.seconds = {}
+        for name in sorted(os.listdir(self.payload)):
+            source, target = os.path.join(self.payload, name), os.path.join(self.target, name)
+            self.seconds[f"{name}.save"] = (
+                Objects(self.target).put(source) if self.target.startswith("s3://") else copy(source, target)
+            )
+        self.next(self.load)
+
+    @step
+    def load(self):
+        loaded = tempfile.mkdtemp()
+        for name in sorted(os.listdir(self.payload)):
+            if self.target.startswith("s3://"):
+                seconds = Objects(self.target).get(os.path.join(self.payload, name), loaded)
+            else:
+                seconds = copy(os.path.join(self.target, name), os.path.join(loaded, name))
+            self.seconds[f"{name}.load"] = seconds
         shutil.rmtree(loaded)
-    return seconds
+        self.next(self.end)
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("where", choices=["local", "s3"])
-    parser.add_argument("--payload", required=True)
-    parser.add_argument("--target", required=True)
-    parser.add_argument("--out", required=True)
-    options = parser.parse_args()
-    with open(options.out, "w") as file:
-        json.dump({"local": local, "s3": s3}[options.where](options.payload, options.target), file)
+    @step
+    def end(self):
+        with open(self.out, "w") as file:
+            json.dump(self.seconds, file)
 
 
 if __name__ == "__main__":
-    main()
+    RawLoop()

@@ -313,10 +313,11 @@ def fetch_chunks(
     the directory is not to be used.
     """
     parts = segments([file.size for file in files], [chunk.size for chunk in chunks])
+    turns = {number: threading.Lock() for number in wanted}
 
     def job(chunk: Chunk, mine: list[Segment]) -> Callable[[], None]:
         def run() -> None:
-            _Writer(files, mine, directory, wanted).write(storage, chunk)
+            _Writer(files, mine, directory, turns).write(storage, chunk)
             transfer.add(sum(part.length for part in mine if part.file in wanted))
 
         return run
@@ -377,11 +378,15 @@ def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> by
 class _Writer:
     """Deals the blocks of one chunk out to the files whose parts it holds."""
 
-    def __init__(self, files: Sequence[FileEntry], parts: list[Segment], directory: str, wanted: set[int]) -> None:
+    def __init__(
+        self, files: Sequence[FileEntry], parts: list[Segment], directory: str, turns: dict[int, threading.Lock]
+    ) -> None:
+        """`turns` has a lock for each file that is wanted: Linux lets one thread at a time write to a file, and the
+        others would spin until it is done, on cores that have something to hash."""
         self.files = files
         self.parts = parts
         self.directory = directory
-        self.wanted = wanted
+        self.turns = turns
         self._restart()
 
     def write(self, storage: Storage, chunk: Chunk) -> None:
@@ -396,6 +401,7 @@ class _Writer:
         self._left = 0
 
     _file: Any = None
+    _turn: threading.Lock
 
     def _close(self) -> None:
         if self._file is not None:
@@ -408,14 +414,16 @@ class _Writer:
                 self._close()
                 part = next(self._next)
                 self._left = part.length
-                if part.file in self.wanted:
+                if part.file in self.turns:
+                    self._turn = self.turns[part.file]
                     self._file = create(
                         os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode
                     )
                     self._file.seek(part.start)
             count = min(self._left, len(block))
             if self._file is not None:
-                write_all(self._file, block[:count])
+                with self._turn:
+                    write_all(self._file, block[:count])
             self._left -= count
             block = block[count:]
 
