@@ -9,12 +9,11 @@ from pathlib import Path
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 
 FLOW = Path(__file__).parent / "flows" / "identity_flow.py"
-RESUMED = FLOW.with_name("resumed_flow.py")
 
 
 def places(result: Result) -> Counter[tuple[str, str]]:
     """How often each place of each step was told."""
-    return Counter((name, place) for name, _, _, place, _, _ in result.facts("identity"))
+    return Counter((name, place) for name, _, _, place, _ in result.facts("identity"))
 
 
 def test_places_are_the_same_in_every_run(tmp_path: Path) -> None:
@@ -49,19 +48,5 @@ def test_places_are_the_same_in_every_run(tmp_path: Path) -> None:
     # runs.
     assert first.fact("decoded") is True
     assert first.fact("client") is True
-    _, pathspec, scope, place, identifier, _ = first.facts("identity")[0]
+    _, pathspec, scope, place, identifier = first.facts("identity")[0]
     assert first.fact("child") == [pathspec, "0", identifier, scope, place, runner.local_root]
-
-
-def test_a_resumed_task_finds_the_tasks_that_it_resumes(tmp_path: Path) -> None:
-    runner = FlowRunner(tmp_path, {"FAIL": "1"})
-    started = runner.run(RESUMED, fails=True)
-    resumed = runner.command(RESUMED, "resume", "--origin-run-id", started.run_id, fails=True)
-    third = runner.with_environment(FAIL=None).command(RESUMED, "resume", "--origin-run-id", resumed.run_id)
-    first, second = started.fact("bad"), resumed.fact("bad")
-    assert first[1] == []
-    assert second[1] == [first[0]]
-    assert third.fact("bad")[1] == [second[0], first[0]]
-    # Cloned, not run again; and a step that no run has reached resumes nothing.
-    assert third.facts("good") == []
-    assert third.fact("join") == []

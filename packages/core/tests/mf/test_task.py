@@ -12,7 +12,7 @@ from metaflow_artifacts import UsageError
 from metaflow_artifacts.keys import HUB
 from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity, id_of, scope_of
 
-IDENTITY = TaskIdentity("Flow", "7", "train", "9", 2, "a" * 12, "b" * 12, "local", "/data/.metaflow", "5", "train:0")
+IDENTITY = TaskIdentity("Flow", "7", "train", "9", 2, "a" * 12, "b" * 12, "local", "/data/.metaflow", "5")
 
 
 @pytest.fixture

@@ -45,9 +45,6 @@ class TaskIdentity:
     datastore_root: str
     origin_run: str | None = None
     """The run that this one resumes."""
-    foreach_path: str = ""
-    """`step:index` of each foreach level, joined by commas, as in Metaflow's metadata; empty outside of
-    one."""
 
     @classmethod
     def of_running(
@@ -73,7 +70,6 @@ class TaskIdentity:
             datastore_type=flow_datastore.TYPE,
             datastore_root=store_of_flow(flow_datastore).root,
             origin_run=str(origin) if origin not in (None, "", "None") else None,
-            foreach_path=",".join(f"{frame.step}:{frame.index}" for frame in _stack(flow)),
         )
 
     @property

@@ -36,7 +36,7 @@ class Opaque:
 
 def tell(flow, name, inputs=(), ubf_context=None):
     identity = TaskIdentity.of_running(flow, running_flow_datastore(), ubf_context, inputs)
-    emit("identity", [name, identity.pathspec, identity.scope, identity.place, identity.id, identity.foreach_path])
+    emit("identity", [name, identity.pathspec, identity.scope, identity.place, identity.id])
     return identity
 
 
