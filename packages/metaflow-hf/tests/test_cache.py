@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from hub import Hub as HubServer
-from hub import Repo, lfs
+from hub_repo import Repo, lfs
 
 from metaflow_artifacts import ModelArtifact, Store
 from metaflow_artifacts.checkpoints import Series

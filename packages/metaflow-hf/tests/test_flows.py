@@ -16,7 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from hub import Hub, Repo, lfs
+from hub import Hub
+from hub_repo import Repo, lfs
 
 from metaflow_artifacts import open_store
 from metaflow_artifacts.keys import HUB

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hub import Hub as HubServer
-from hub import Repo, lfs
+from hub_repo import Repo, lfs
 
 from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest

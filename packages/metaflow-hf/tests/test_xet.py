@@ -10,7 +10,7 @@ from typing import Any
 import hf_xet
 import pytest
 from hub import Hub as HubServer
-from hub import Repo, lfs
+from hub_repo import Repo, lfs
 from huggingface_hub import constants
 
 from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as module
