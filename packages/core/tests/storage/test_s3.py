@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from metaflow_artifacts import Store
 from metaflow_artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -398,6 +401,23 @@ def test_a_storage_outlives_a_fork(root: str, s3_server: SeaweedServer) -> None:
     assert (done.stdout.strip(), done.stderr) == ("61", "")
 
 
+def test_connecting_early_makes_the_one_client(root: str, s3_server: SeaweedServer) -> None:
+    made = []
+
+    def client() -> Any:
+        made.append(1)
+        if len(made) == 1:
+            raise KeyError("a provider's fault")
+        return s3_server.client()
+
+    storage = S3Storage(root, client)
+    storage.connect()
+    assert len(made) == 1
+    storage.connect()
+    storage.put("a", b"content")
+    assert (storage.get("a"), len(made)) == (b"content", 2)
+
+
 def test_boto3_is_not_imported_before_it_is_needed(root: str) -> None:
     code = (
         "import sys\nfrom metaflow_artifacts.storage import open_storage\n"
@@ -440,3 +460,19 @@ def test_config_of_a_caller_wins() -> None:
     config: Any = client_config(read_timeout=5, s3={"addressing_style": "path"})
     assert (config.read_timeout, config.connect_timeout) == (5, 5)
     assert config.s3 == {"addressing_style": "path"}
+
+
+def test_a_save_leaves_its_buffers_to_nobody(direct: S3Storage, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(os.urandom(8 * MIB))
+
+    def buffers() -> int:
+        return sum(isinstance(thing, memoryview) for thing in gc.get_objects())
+
+    gc.collect()
+    before = buffers()
+    gc.disable()
+    try:
+        Store(direct, chunk_size=MIB).save_model(tmp_path / "weights")
+        assert buffers() == before
+    finally:
+        gc.enable()

