@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,7 +31,9 @@ def step(root: str, action: str, path: str, key_file: str) -> None:
         Path(key_file).write_text(store.save_model(path)["key"])
     else:
         store.load(Path(key_file).read_text(), path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which takes over what the parent had in memory when it started this process.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1024
     print(f"{action} {time.perf_counter() - began:8.2f} s   peak {peak:6.1f} MiB", flush=True)
 
 
