@@ -68,7 +68,8 @@ class LocalStorage(Storage):
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
-        self.threads = min(4, (os.cpu_count() or 1) + 2)
+        # More would only take turns: at hashing, and with small files at the interpreter's lock.
+        self.threads = min(4, max(2, os.cpu_count() or 1))
         self._temporary = os.path.join(self.root, *TEMPORARY.strip("/").split("/"))
 
     def __repr__(self) -> str:
