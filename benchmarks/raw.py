@@ -106,14 +106,14 @@ class RawLoop(FlowSpec):
 
     @step
     def load(self):
-        loaded = tempfile.mkdtemp()
         for name in sorted(os.listdir(self.payload)):
-            if self.target.startswith("s3://"):
-                seconds = Objects(self.target).get(os.path.join(self.payload, name), loaded)
-            else:
-                seconds = copy(os.path.join(self.target, name), os.path.join(loaded, name))
-            self.seconds[f"{name}.load"] = seconds
-        shutil.rmtree(loaded)
+            for metric in (f"{name}.load", f"{name}.load_again"):
+                loaded = tempfile.mkdtemp()
+                if self.target.startswith("s3://"):
+                    self.seconds[metric] = Objects(self.target).get(os.path.join(self.payload, name), loaded)
+                else:
+                    self.seconds[metric] = copy(os.path.join(self.target, name), loaded)
+                shutil.rmtree(loaded)
         self.next(self.end)
 
     @step

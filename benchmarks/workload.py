@@ -51,7 +51,9 @@ class Workload(FlowSpec):
     def load(self):
         timer = Timer()
         for name, reference in self.references.items():
-            timer(f"{name}.load", current.model.load, reference)
+            # Then into the memory that is free again: what the system has to find first costs the same, whoever asks.
+            for metric in (f"{name}.load", f"{name}.load_again"):
+                shutil.rmtree(timer(metric, current.model.load, reference))
         self.results.update(timer.seconds, **{"peak.load_mib": peak_mib()})
         self.next(self.checkpoints)
 
