@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .artifact import ModelArtifact, is_model_artifact, parse, validate
 from .errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -21,6 +20,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .ancestry import lineage
+    from .artifact import ModelArtifact, is_model_artifact, parse, validate
     from .store import Store, open_store
 
 __all__ = [
@@ -48,9 +48,17 @@ __version__ = "0.1.0"
 # Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
 METAFLOW_PACKAGE_POLICY = "include"
 
-# What moves data, with its module. Every Metaflow process imports this package; few of them use these. A name
+# The rest, with its module. Every Metaflow process imports this package; few of them use these. A name
 # here must not be a module's: importing that module would put it in the name's place.
-_LAZY = {"Store": "store", "lineage": "ancestry", "open_store": "store"}
+_LAZY = {
+    "ModelArtifact": "artifact",
+    "Store": "store",
+    "is_model_artifact": "artifact",
+    "lineage": "ancestry",
+    "open_store": "store",
+    "parse": "artifact",
+    "validate": "artifact",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
 from metaflow_artifacts.mf.datastore import store_for
 from metaflow_artifacts.mf.errors import in_flow
-from metaflow_artifacts.mf.loaded import TemporaryDirectories, note_loaded
-from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
 
 from .errors import NoDirectory, NoTask
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from metaflow.client.core import Task
 
     from metaflow_artifacts.artifact import ModelArtifact
+    from metaflow_artifacts.mf.task import TaskIdentity
 
     from .journal import Journal
 
@@ -48,6 +47,8 @@ class Checkpoint:
 
         With `init_dir` it is made at once, else on `with`.
         """
+        from metaflow_artifacts.mf.loaded import TemporaryDirectories
+
         refuse_foreign_decorators()
         self._temporary = TemporaryDirectories(temp_dir_root)
         self._directory = self._temporary.new(PREFIX) if init_dir else None
@@ -135,6 +136,7 @@ class Checkpoint:
         or changed, TargetError where the directory cannot be written, StorageError where the datastore cannot be
         reached.
         """
+        from metaflow_artifacts.mf.loaded import note_loaded
         from metaflow_artifacts.store import key_of
 
         from .directory import replace_content
@@ -193,6 +195,8 @@ class Checkpoint:
         )
 
     def _task(self, action: str) -> TaskIdentity:
+        from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
+
         task = TaskIdentity.from_environment()
         if task is None:
             way_out = "pass task=…" if action == "list" else "call it there"
