@@ -50,6 +50,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    """A directory with what must not change, and room for a target."""
+    root = tmp_path / "sandbox"
+    (root / "precious").mkdir(parents=True)
+    (root / "precious" / "file").write_text("precious")
+    return root
+
+
 @pytest.fixture(scope="session")
 def outcomes() -> Outcomes:
     """Where tests put what they found."""

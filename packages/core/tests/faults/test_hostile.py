@@ -23,15 +23,6 @@ MANIFESTS = "manifests of strangers"
 BODY = b"0123456789"
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    """A directory with what must not change, and room for a target."""
-    root = tmp_path / "sandbox"
-    (root / "precious").mkdir(parents=True)
-    (root / "precious" / "file").write_text("precious")
-    return root
-
-
 def put(store: Store, data: bytes, *chunks: bytes) -> None:
     store.storage.put(KEY, data)
     for one in chunks:

@@ -28,15 +28,6 @@ def put(store: Store, data: bytes) -> None:
     store.storage.put(chunk_key(hashlib.sha256(BODY).hexdigest()), BODY)
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    """A directory with what must not change, and room for a target."""
-    root = tmp_path / "sandbox"
-    (root / "precious").mkdir(parents=True)
-    (root / "precious" / "file").write_text("precious")
-    return root
-
-
 HEX = "0" * 32
 BAD_KEYS = {
     "empty": "",

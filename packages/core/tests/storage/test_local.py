@@ -129,18 +129,19 @@ def as_another_user(root: Path) -> dict[str, str]:
 
 @needs_root
 def test_another_user_may_read_and_not_write(shared: Path) -> None:
-    storage = LocalStorage(shared / "root")
+    place = shared / "store"
+    storage = LocalStorage(place)
     storage.put("a/b", b"content")
-    said = as_another_user(shared / "root")
+    said = as_another_user(place)
     assert said.pop("get") == "b'content'"
     assert said.pop("list") == "['a/b']"
     for text in said.values():
         assert text.startswith("StorageError cannot ")
         assert "permission denied; check owner and mode" in text
-    os.chmod(shared / "root" / "a", 0o700)
-    said = as_another_user(shared / "root")
-    assert said["get"].startswith(f"StorageError cannot read {shared}/root/a/b: permission denied")
-    assert said["list"].startswith(f"StorageError cannot list {shared}/root/a: permission denied")
+    os.chmod(place / "a", 0o700)
+    said = as_another_user(place)
+    assert said["get"].startswith(f"StorageError cannot read {place}/a/b: permission denied")
+    assert said["list"].startswith(f"StorageError cannot list {place}/a: permission denied")
 
 
 @pytest.fixture
