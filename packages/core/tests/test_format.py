@@ -34,21 +34,27 @@ def read_artifact(root: Path, key: str) -> tuple[dict[str, Any], dict[bytes, tup
     body, tail = data[:-78], data[-78:]
     assert tail == b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
     wire = json.loads(data.decode("ascii"))
-    start = b'{"format":"metaflow-artifacts","version":1,"head_sha256":"%b","head":' % wire["head_sha256"].encode()
-    assert data.startswith(start)
-    _, length = json.JSONDecoder().raw_decode(data[len(start) :].decode("ascii"))
-    assert hashlib.sha256(data[len(start) :][:length]).hexdigest() == wire["head_sha256"]
+    front = re.match(
+        rb'\{"format":"metaflow-artifacts","version":1,"head_bytes":(\d+),"head_sha256":"(\w{64})",'
+        rb'"chunks_bytes":(\d+),"chunks_sha256":"(\w{64})","head":',
+        data,
+    )
+    assert front is not None
+    end_of_head = front.end() + int(front[1])
+    head, rows = data[front.end() : end_of_head], data[end_of_head + 10 : end_of_head + 10 + int(front[3])]
+    assert data[end_of_head : end_of_head + 10] == b',"chunks":'
+    assert hashlib.sha256(head).hexdigest() == front[2].decode()
+    assert hashlib.sha256(rows).hexdigest() == front[4].decode()
+    assert (json.loads(head), json.loads(rows)) == (wire["head"], wire["chunks"])
     artifact = wire["head"]["artifact"]
     assert artifact["key"] == key
-    if "inline" in wire:
-        pieces = [base64.b64decode(wire["inline"], validate=True)] if wire["chunks"] else []
-    else:
-        names = [f"mf.artifacts/chunks/sha256/{digest[:2]}/{digest[2:]}" for digest, _ in wire["chunks"]]
-        pieces = [(root / name).read_bytes() for name in names]
-    for piece, (digest, size) in zip(pieces, wire["chunks"], strict=True):
+    stream = base64.b64decode(wire.get("inline", ""), validate=True)
+    for digest, size in wire["chunks"]:
+        piece = (root / f"mf.artifacts/chunks/sha256/{digest[:2]}/{digest[2:]}").read_bytes()
         assert hashlib.sha256(piece).hexdigest() == digest
         assert len(piece) == size > 0
-    stream = b"".join(pieces)
+        stream += piece
+    assert not (wire["chunks"] and "inline" in wire)
     assert len(stream) == artifact["size"] == sum(row[1] for row in wire["files"])
     files = {}
     position = 0
@@ -137,8 +143,8 @@ def test_the_planner_cuts_as_it_did(frozen: Path) -> None:
     seen = 0
     for key in expected(frozen):
         manifest = store.manifest(key)
-        if manifest.chunk_size == 64 and manifest.inline is None:
-            sizes = plan([(file.path, file.size) for file in manifest.files], 64)
+        if manifest.chunk_size == 512 and manifest.inline is None:
+            sizes = plan([(file.path, file.size) for file in manifest.files], 512)
             assert sizes == [chunk.size for chunk in manifest.chunks]
             seen += 1
     assert seen >= 4
@@ -177,7 +183,7 @@ def test_the_worked_example_is_a_manifest(tmp_path: Path) -> None:
 def test_the_byte_table_of_the_worked_example_is_right() -> None:
     data = example()
     rows = re.findall(r"^\| (\d+)\N{EN DASH}(\d+) \| `([^`]+)`", FORMAT.read_text(), re.MULTILINE)
-    assert len(rows) == 9
+    assert len(rows) == 10
     end = 0
     for first, last, start in rows:
         assert int(first) == end
@@ -185,8 +191,10 @@ def test_the_byte_table_of_the_worked_example_is_right() -> None:
         assert data[int(first) : end].startswith(start.encode())
     assert end == len(data)
     assert f"one line of {len(data)} bytes" in FORMAT.read_text()
-    head_first, head_last, body_last = re.findall(r"bytes (\d+) to (\d+)", FORMAT.read_text())[0] + ("731",)
-    head = data[int(head_first) : int(head_last) + 1]
+    parts = re.findall(r"bytes (\d+) to (\d+)", FORMAT.read_text())
+    head, chunks, body = (data[int(first) : int(last) + 1] for first, last in parts)
     assert json.loads(head)["latest"] is True
-    assert hashlib.sha256(head).hexdigest().encode() in data[42:123]
-    assert hashlib.sha256(data[: int(body_last) + 1]).hexdigest().encode() in data[-78:]
+    assert hashlib.sha256(head).hexdigest().encode() in data[42:140]
+    assert json.loads(chunks) == []
+    assert hashlib.sha256(chunks).hexdigest().encode() in data[140:240]
+    assert hashlib.sha256(body).hexdigest().encode() in data[-78:]

@@ -240,14 +240,12 @@ def _loop(root: Path) -> Path:
 
 
 def _dangling(root: Path) -> Path:
-    root.mkdir()
-    (root / "link").symlink_to("gone")
+    root.symlink_to("gone")
     return root
 
 
 def _pipe(root: Path) -> Path:
-    root.mkdir()
-    os.mkfifo(root / "pipe")
+    os.mkfifo(root)
     return root
 
 
@@ -255,9 +253,9 @@ def _pipe(root: Path) -> Path:
     ("make", "problem"),
     [
         (lambda root: root / "missing", "cannot save .*No such file"),
-        (_dangling, "is a link to 'gone', which cannot be read"),
+        (_dangling, "cannot save .*No such file"),
         (_loop, "leads back to a directory above it"),
-        (_pipe, "neither a file nor a directory"),
+        (_pipe, "is a pipe, neither a file nor a directory"),
     ],
 )
 def test_a_source_that_cannot_be_saved(
@@ -290,23 +288,6 @@ def test_links_are_followed_on_save(store: Store, tmp_path: Path) -> None:
         b"dir": None,
         b"dir/abc": (b"w" * 100, False),
     }
-
-
-def test_a_file_that_changes_while_it_is_saved_is_an_error(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(10 * CHUNK))
-    present = store.storage.stat
-
-    def stat(key: str) -> Any:
-        path.write_bytes(b"\1" * 10 * CHUNK)
-        return present(key)
-
-    monkeypatch.setattr(store.storage, "stat", stat)
-    with pytest.raises(SourceError, match=r"weights' (was changed|became shorter) while it was saved"):
-        store.save_model(path)
-    assert list(store.list()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts.chunks import CHUNKS, chunk_key, in_threads, read_chunk
+from metaflow_artifacts.chunks import CHUNKS, chunk_key, read_chunk
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
 from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS, parse_key
 from metaflow_artifacts.manifest import Chunk, Manifest
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage import ObjectInfo, Storage
 from metaflow_artifacts.store import Store, key_of
+from metaflow_artifacts.threads import in_threads
 
 __all__ = ["ARTIFACT_PREFIXES", "CheckReport", "Problem", "artifact_objects", "check", "manifests", "stored_chunks"]
 
@@ -123,11 +123,6 @@ class _Check:
         self.artifacts += 1
         self.files += len(manifest.files)
         self.size += manifest.size
-        if manifest.inline is not None:
-            found = hashlib.sha256(manifest.inline).hexdigest()
-            if manifest.chunks and found != manifest.chunks[0].sha256:
-                self._report(key, "content", f"{key}: its inline content has changed; save it again")
-            return
         unknown = []
         for chunk in dict.fromkeys(manifest.chunks):
             digest = bytes.fromhex(chunk.sha256)

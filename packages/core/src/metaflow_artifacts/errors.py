@@ -22,6 +22,7 @@ from __future__ import annotations
 __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
+    "ArtifactWarning",
     "CorruptArtifact",
     "InvalidReference",
     "SourceError",
@@ -71,3 +72,7 @@ class TransientStorageError(StorageError):
 
 class UsageError(ArtifactError, RuntimeError):
     """A call made where it cannot work, such as saving a checkpoint outside of a task."""
+
+
+class ArtifactWarning(UserWarning):
+    """What was asked for was done, but for a part that the message names."""

@@ -1,7 +1,8 @@
 """The manifest: one immutable JSON object that says all about an artifact. Bytes in, bytes out, no I/O.
 
-`docs/format.md` is the specification. In short: JSON in ASCII, a row per file, the chunks of the content in
-order (or the content itself, base64, where it is small), and as the last member the SHA-256 of every byte
+`docs/format.md` is the specification. In short: JSON in ASCII. Its first bytes say how long the head (what a listing
+tells) and the rows of chunks (what gc needs) are, each with a digest, so that either can be read without the rest.
+Then come a row for each file and, where it is small, the content itself. The last member is the SHA-256 of every byte
 before it, so that a damaged manifest is never taken for a whole one.
 """
 
@@ -24,15 +25,19 @@ from metaflow_artifacts.errors import CorruptArtifact, SourceError, UnsupportedF
 
 __all__ = [
     "FORMAT",
-    "HEAD_BYTES",
+    "FRONT_BYTES",
     "MAX_BYTES",
     "VERSION",
     "Chunk",
     "FileEntry",
+    "Front",
     "Head",
     "Manifest",
+    "Outline",
     "decode",
+    "decode_front",
     "decode_head",
+    "decode_outline",
     "encode",
 ]
 
@@ -48,11 +53,16 @@ _MAX_PARSED = 512 << 20
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_LENGTH = 78
-_HEAD = re.compile(
-    rf'\{{"format":"{FORMAT}","version":(?P<version>[0-9]{{1,9}}),"head_sha256":"(?P<sha256>[0-9a-f]{{64}})","head":'
+_START = re.compile(rb'\{"format":"metaflow-artifacts","version":(?P<version>[0-9]{1,9})(?=[,}])', re.ASCII)
+_FRONT = re.compile(
+    rb',"head_bytes":(?P<head_bytes>[0-9]{1,9}),"head_sha256":"(?P<head_sha256>[0-9a-f]{64})"'
+    rb',"chunks_bytes":(?P<chunks_bytes>[0-9]{1,9}),"chunks_sha256":"(?P<chunks_sha256>[0-9a-f]{64})","head":',
+    re.ASCII,
 )
-HEAD_BYTES = 4096
-"""What to read of a manifest to have its head, unless its metadata is large."""
+_BEFORE_CHUNKS = b',"chunks":'
+_FIXED = ("format", "version", "head_bytes", "head_sha256", "chunks_bytes", "chunks_sha256", "head", "chunks")
+FRONT_BYTES = 4096
+"""What to read of a manifest at first: it holds the head, unless the metadata is large."""
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -78,11 +88,29 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Head:
-    """What a manifest begins with: all that a listing tells about an artifact."""
+    """What a listing tells about an artifact: the first part of its manifest."""
 
     artifact: ModelArtifact
     latest: bool
     """As in the manifest."""
+
+
+@dataclass(frozen=True)
+class Outline(Head):
+    """What a manifest says without the rows of its files."""
+
+    chunks: Sequence[Chunk]
+    """As in the manifest."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """Where the parts of a manifest lie, as its first bytes say, and the digests (hex) that they must have."""
+
+    head: slice
+    head_sha256: str
+    chunks: slice
+    chunks_sha256: str
 
 
 @dataclass(frozen=True)
@@ -95,38 +123,47 @@ class Manifest:
     dirs: Sequence[str]
     """Empty directories."""
     chunks: Sequence[Chunk]
-    """The stream, in order. With inline content, one chunk that is not stored by itself."""
+    """The stream, in order; none where it is `inline`."""
     chunk_size: int
     """Bytes; what the writer cut at. Readers go by the sizes of the chunks alone."""
     inline: bytes | None = None
     """The stream itself, where it is small."""
     latest: bool = True
-    """Checkpoints: whether a task that starts again may load it without being told to."""
+    """Checkpoints: whether a task that starts again may load it automatically."""
 
     @property
     def size(self) -> int:
         """Bytes of content."""
-        return sum(chunk.size for chunk in self.chunks)
+        return self.artifact["size"]
 
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its object. Raises SourceError where they are more than a reader takes."""
     head = _dump({"artifact": manifest.artifact, "latest": manifest.latest})
-    digest = hashlib.sha256(head).hexdigest()
-    start = b'{"format":"%b","version":%d,"head_sha256":"%b","head":' % (FORMAT.encode(), VERSION, digest.encode())
-    wire: dict[str, Any] = {
+    chunks = _dump([[chunk.sha256, chunk.size] for chunk in manifest.chunks])
+    rest: dict[str, Any] = {
         "chunk_size": manifest.chunk_size,
         "files": [
             [f.path, f.size, f.mode, f.offset] if f.sha256 is None else [f.path, f.size, f.mode, f.offset, f.sha256]
             for f in manifest.files
         ],
         "dirs": list(manifest.dirs),
-        "chunks": [[chunk.sha256, chunk.size] for chunk in manifest.chunks],
     }
     if manifest.inline is not None:
-        wire["inline"] = base64.b64encode(manifest.inline).decode()
-    body = start + head + b"," + _dump(wire)[1:-1]
-    data = body + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+        rest["inline"] = base64.b64encode(manifest.inline).decode()
+    body = b"".join(
+        (
+            b'{"format":"%b","version":%d' % (FORMAT.encode(), VERSION),
+            b',"head_bytes":%d,"head_sha256":"%b"' % (len(head), _hex(head)),
+            b',"chunks_bytes":%d,"chunks_sha256":"%b","head":' % (len(chunks), _hex(chunks)),
+            head,
+            _BEFORE_CHUNKS,
+            chunks,
+            b",",
+            _dump(rest)[1:-1],
+        )
+    )
+    data = body + b',"sha256":"' + _hex(body) + b'"}\n'
     if len(data) > MAX_BYTES or _parsed(data) > _MAX_PARSED:
         raise SourceError(
             f"{manifest.artifact['key']}: {len(manifest.files)} files make a manifest of {len(data)} bytes, more than "
@@ -135,12 +172,16 @@ def encode(manifest: Manifest) -> bytes:
     return data
 
 
-def _dump(value: dict[str, Any]) -> bytes:
+def _hex(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _parsed(data: bytes) -> int:
-    """About the bytes that the JSON in `data` takes in memory, and never much less."""
+    """Upper estimate, in bytes, of the memory that json.loads needs for `data`."""
     containers = data.count(b"[") + data.count(b"{")
     return 72 * containers + 30 * data.count(b'"') + 32 * data.count(b",")
 
@@ -155,62 +196,68 @@ def decode(data: bytes, key: str) -> Manifest:
         raise CorruptArtifact(f"{key}: the manifest has more than the {MAX_BYTES} bytes that are read; {_REMEDY}")
     if _parsed(data) > _MAX_PARSED:
         raise CorruptArtifact(f"{key}: the manifest has more entries than memory should be given for; {_REMEDY}")
+    _demand_version(data, key)
     tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
-    try:
-        text = data.decode("ascii")
-        wire = _JSON.decode(text)
-    except (ValueError, RecursionError) as error:
-        if data.lstrip()[:1] != b"{" or b'"format"' not in data[:100]:
-            raise UnsupportedFormat(
-                f"{key}: what is stored there is not a manifest of these packages ({len(data)} bytes, starting "
-                f"{data[:20]!r}); it is damaged, or was written by something else; {_REMEDY}"
-            ) from None
-        raise CorruptArtifact(f"{key}: the manifest is damaged ({error}); {_REMEDY}") from None
-    if not isinstance(wire, dict) or wire.get("format") != FORMAT:
-        raise UnsupportedFormat(
-            f"{key}: what is stored there is not a manifest of these packages; it is damaged, or was written by "
-            f"something else; {_REMEDY}"
-        )
-    version = wire.get("version")
-    if not _is_int(version) or version < 1:
-        raise CorruptArtifact(f"{key}: the manifest is damaged (version {str(version)[:20]}); {_REMEDY}")
-    if version > VERSION:
-        raise UnsupportedFormat(
-            f"{key}: format version {str(version)[:20]}, this installation reads up to {VERSION}; "
-            "upgrade metaflow-artifacts"
-        )
-    if tail is None or hashlib.sha256(data[:-_TAIL_LENGTH]).hexdigest().encode() != tail[1]:
+    if tail is None or _hex(data[:-_TAIL_LENGTH]) != tail[1]:
         raise CorruptArtifact(f"{key}: the manifest is damaged (its checksum does not match); {_REMEDY}")
     try:
-        if _head_of(text) is None:
-            raise _Bad("head: does not come first, or its digest does not match")
-        return _manifest(wire)
+        return _manifest(data)
     except _Bad as error:
         raise CorruptArtifact(f"{key}: the manifest breaks the format ({str(error)[:200]}); {_REMEDY}") from None
 
 
-def decode_head(data: bytes) -> Head | None:
-    """What the first bytes of a manifest say, where they hold all of its head and it is whole; else None.
+def _demand_version(data: bytes, key: str) -> None:
+    start = _START.match(data)
+    if start is None:
+        raise UnsupportedFormat(
+            f"{key}: what is stored there is not a manifest of these packages ({len(data)} bytes, starting "
+            f"{data[:20]!r}); it is damaged, or was written by something else; {_REMEDY}"
+        )
+    version = int(start["version"])
+    if version > VERSION:
+        raise UnsupportedFormat(
+            f"{key}: format version {version}, this installation reads up to {VERSION}; upgrade metaflow-artifacts"
+        )
+    if version < VERSION:
+        raise CorruptArtifact(f"{key}: the manifest is damaged (version {version}); {_REMEDY}")
 
-    None says nothing about the manifest: read all of it then.
+
+def decode_front(data: bytes) -> Front | None:
+    """Where the parts of a manifest lie, from its first bytes; None where these are not of a whole manifest.
+
+    None says nothing about what is wrong: read all of the manifest and `decode` it then.
     """
+    start = _START.match(data)
+    if start is None or int(start["version"]) != VERSION:
+        return None
+    match = _FRONT.match(data, start.end())
+    if match is None:
+        return None
+    head = slice(match.end(), match.end() + int(match["head_bytes"]))
+    begin = head.stop + len(_BEFORE_CHUNKS)
+    chunks = slice(begin, begin + int(match["chunks_bytes"]))
+    if chunks.stop > MAX_BYTES:
+        return None
+    return Front(head, match["head_sha256"].decode(), chunks, match["chunks_sha256"].decode())
+
+
+def decode_head(data: bytes, front: Front) -> Head | None:
+    """The head in the first bytes of a manifest, of which `front` says where it lies; None where it is damaged."""
     try:
-        head = _head_of(data.decode("ascii"))
-        return None if head is None else _head(head)
-    except (_Bad, ValueError):
+        return _head(data, front)
+    except _Bad:
         return None
 
 
-def _head_of(text: str) -> dict[str, Any] | None:
-    match = _HEAD.match(text)
-    if match is None or int(match["version"]) > VERSION:
+def decode_outline(data: bytes, front: Front) -> Outline | None:
+    """Head and chunks in the first bytes of a manifest; None where either is damaged."""
+    if _parsed(data[: front.chunks.stop]) > _MAX_PARSED:
         return None
     try:
-        head, end = _JSON.raw_decode(text, match.end())
-    except (ValueError, RecursionError):
+        head = _head(data, front)
+        return Outline(head.artifact, head.latest, _chunks(data, front, head.artifact))
+    except _Bad:
         return None
-    whole = hashlib.sha256(text[match.end() : end].encode()).hexdigest() == match["sha256"]
-    return head if whole and isinstance(head, dict) else None
 
 
 _REMEDY = "save the artifact again, or load another one"
@@ -241,7 +288,25 @@ def _finite(text: str) -> float:
 _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
 
 
-def _head(wire: dict[str, Any]) -> Head:
+def _parse(data: bytes, what: str) -> Any:
+    try:
+        return _JSON.decode(data.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise _Bad(f"{what}: {error}") from None
+
+
+def _part(data: bytes, where: slice, sha256: str, what: str) -> Any:
+    """One of the parts that have a digest of their own, parsed."""
+    part = data[where]
+    if len(part) != where.stop - where.start or _hex(part).decode() != sha256:
+        raise _Bad(f"{what}: does not have its length and digest")
+    return _parse(part, what)
+
+
+def _head(data: bytes, front: Front) -> Head:
+    wire = _part(data, front.head, front.head_sha256, "head")
+    if not isinstance(wire, dict):
+        raise _Bad("head: expected an object")
     artifact = wire.get("artifact")
     problems = validate(artifact)
     if problems or not isinstance(artifact, dict):
@@ -254,16 +319,34 @@ def _head(wire: dict[str, Any]) -> Head:
     return Head(cast(ModelArtifact, artifact), latest)
 
 
-def _manifest(wire: dict[str, Any]) -> Manifest:
-    if not isinstance(wire.get("head"), dict):
-        raise _Bad("head: expected an object")
-    head = _head(wire["head"])
+def _chunks(data: bytes, front: Front, artifact: ModelArtifact) -> list[Chunk]:
+    rows = _part(data, front.chunks, front.chunks_sha256, "chunks")
+    if not isinstance(rows, list):
+        raise _Bad("chunks: expected a list")
+    chunks = [_chunk(row, number) for number, row in enumerate(rows)]
+    stored = sum(chunk.size for chunk in chunks)
+    # Content that lies in the manifest itself has no chunks.
+    if chunks and stored != artifact["size"]:
+        raise _Bad(f"sizes: chunks add up to {stored}, the artifact says {artifact['size']}")
+    return chunks
+
+
+def _manifest(data: bytes) -> Manifest:
+    front = decode_front(data)
+    if front is None or data[front.head.stop : front.chunks.start] != _BEFORE_CHUNKS:
+        raise _Bad("its first bytes do not say where head and chunks are")
+    head = _head(data, front)
     artifact = head.artifact
+    chunks = _chunks(data, front, artifact)
+    if data[front.chunks.stop : front.chunks.stop + 1] != b",":
+        raise _Bad("chunks: no other member follows")
+    wire = _parse(b"{" + data[front.chunks.stop + 1 :], "members after chunks")
+    if not wire.keys().isdisjoint(_FIXED):
+        raise _Bad("a member that occurs twice")
     chunk_size = wire.get("chunk_size")
     if not _is_int(chunk_size) or not 0 < chunk_size < _MAX_SIZE:
         raise _Bad(f"chunk_size: {chunk_size!r}")
     files = [_file(row, number) for number, row in enumerate(_rows(wire, "files"))]
-    chunks = [_chunk(row, number) for number, row in enumerate(_rows(wire, "chunks"))]
     dirs = _rows(wire, "dirs")
     for number, path in enumerate(dirs):
         if not isinstance(path, str):
@@ -275,11 +358,9 @@ def _manifest(wire: dict[str, Any]) -> Manifest:
         if file.offset != size:
             raise _Bad(f"files[{number}]: offset {file.offset}, the files before it end at {size}")
         size += file.size
-    stored = sum(chunk.size for chunk in chunks)
-    if not size == stored == artifact["size"]:
-        raise _Bad(f"sizes: files add up to {size}, chunks to {stored}, the artifact says {artifact['size']}")
-    inline = _inline(wire, chunks)
-    return Manifest(artifact, files, dirs, chunks, chunk_size, inline, head.latest)
+    if size != artifact["size"]:
+        raise _Bad(f"sizes: files add up to {size}, the artifact says {artifact['size']}")
+    return Manifest(artifact, files, dirs, chunks, chunk_size, _inline(wire, chunks, size), head.latest)
 
 
 def _rows(wire: dict[str, Any], name: str) -> list[Any]:
@@ -317,16 +398,18 @@ def _chunk(row: Any, number: int) -> Chunk:
     return Chunk(row[0], row[1])
 
 
-def _inline(wire: dict[str, Any], chunks: Sequence[Chunk]) -> bytes | None:
+def _inline(wire: dict[str, Any], chunks: Sequence[Chunk], size: int) -> bytes | None:
     text = wire.get("inline")
     if text is None:
+        if size and not chunks:
+            raise _Bad(f"sizes: no chunks and no inline content for {size} bytes")
         return None
     try:
         inline = base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise _Bad("inline: not base64") from None
-    if len(chunks) > 1 or len(inline) != sum(chunk.size for chunk in chunks):
-        raise _Bad("inline: its size is not that of one chunk")
+    if chunks or len(inline) != size:
+        raise _Bad(f"inline: {len(inline)} bytes beside {len(chunks)} chunks, for {size} bytes of content")
     return inline
 
 

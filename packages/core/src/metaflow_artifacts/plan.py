@@ -1,12 +1,12 @@
 """Where the stream of an artifact's files is cut into chunks. Pure: sizes and names in, sizes out.
 
 The stream is the contents of all files, in path order. Cuts depend on names and sizes alone, so that the same
-files are cut the same way by every save, and one file more or less moves only the cuts around it:
+files are cut the same way by every save, and one more or one fewer file moves only the cuts around it:
 
-- a file of at least half a chunk starts a chunk, is cut at every chunk size, and ends its last chunk;
-- smaller files are packed whole. A pack ends before the file that would take it over the chunk size, and after
-  a file that a hash of its path picks, with a chance of its size in half chunks: packs come out near half a
-  chunk, and where they end does not depend on what came long before.
+- a large file, from 1/32 of the chunk size on (512 KiB of 16 MiB), has chunks of its own, cut at every chunk size;
+- smaller files are packed whole. A pack holds at most a quarter of the chunk size. It ends before the file that
+  would exceed that, and after a file that a hash of its path picks, with a chance that grows with its size: packs
+  hold about an eighth of the chunk size, and where they end does not depend on what came long before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,22 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Segment", "is_packed", "plan", "segments"]
+__all__ = ["Group", "Segment", "is_packed", "plan", "plan_groups", "segments"]
+
+_LARGE = 32
+"""A file of at least chunk size / 32 has chunks of its own: equal large files are stored once."""
+_PACK = 4
+"""A pack holds at most chunk size / 4: what one changed small file costs."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that are saved together: one large file, or a pack of small ones."""
+
+    files: range
+    """Their numbers in the stream."""
+    sizes: Sequence[int]
+    """Bytes of each chunk that holds them, in order; none where all files are empty."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +45,42 @@ class Segment:
 
 def is_packed(size: int, chunk_size: int) -> bool:
     """Whether a file of `size` bytes shares its chunk with others."""
-    return size < chunk_size // 2
+    return size < chunk_size // _LARGE
 
 
 def plan(files: Sequence[tuple[str, int]], chunk_size: int) -> list[int]:
     """The sizes in bytes of the chunks that hold `files`, given as (path, size in bytes) in stream order."""
-    chunks = []
-    pack = 0
-    for path, size in files:
+    return [size for group in plan_groups(files, chunk_size) for size in group.sizes]
+
+
+def plan_groups(files: Sequence[tuple[str, int]], chunk_size: int) -> Iterator[Group]:
+    """`files`, given as (path, size in bytes) in stream order, in groups that hold every file once and in order."""
+    begin, pack = 0, 0
+    for number, (path, size) in enumerate(files):
         if not is_packed(size, chunk_size):
-            if pack:
-                chunks.append(pack)
-                pack = 0
+            yield from _pack(begin, number, pack)
             whole, rest = divmod(size, chunk_size)
-            chunks += [chunk_size] * whole + ([rest] if rest else [])
+            yield Group(range(number, number + 1), [chunk_size] * whole + [rest] * bool(rest))
+            begin, pack = number + 1, 0
             continue
-        if pack + size > chunk_size:
-            chunks.append(pack)
-            pack = 0
+        if pack + size > chunk_size // _PACK:
+            yield from _pack(begin, number, pack)
+            begin, pack = number, 0
         pack += size
         if size and _ends_pack(path, size, chunk_size):
-            chunks.append(pack)
-            pack = 0
-    if pack:
-        chunks.append(pack)
-    return chunks
+            yield from _pack(begin, number + 1, pack)
+            begin, pack = number + 1, 0
+    yield from _pack(begin, len(files), pack)
+
+
+def _pack(begin: int, end: int, size: int) -> Iterator[Group]:
+    if begin < end:
+        yield Group(range(begin, end), [size] if size else [])
 
 
 def _ends_pack(path: str, size: int, chunk_size: int) -> bool:
     draw = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big")
-    return draw * (chunk_size // 2) < size << 64
+    return draw * (chunk_size // _PACK // 2) < size << 64
 
 
 def segments(file_sizes: Sequence[int], chunk_sizes: Sequence[int]) -> Iterator[list[Segment]]:

@@ -29,6 +29,11 @@ class Transfer:
         with self._lock:
             self.total, self.done, self.stored = total, 0, 0
 
+    def more(self, total: int) -> None:
+        """`total` bytes of content are dealt with once more, since files changed."""
+        with self._lock:
+            self.total += total
+
     def add(self, done: int, stored: int = 0) -> None:
         """`done` more bytes are dealt with, `stored` of which were written to the store."""
         with self._lock:

@@ -13,11 +13,11 @@ from typing import Literal
 
 from metaflow_artifacts.artifact import ModelArtifact
 from metaflow_artifacts.check import artifact_objects
-from metaflow_artifacts.chunks import in_threads
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
 from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
 from metaflow_artifacts.storage import ObjectInfo
 from metaflow_artifacts.store import Store
+from metaflow_artifacts.threads import in_threads
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from dataclasses import dataclass, field
 
-from metaflow_artifacts.errors import InvalidReference, SourceError
+from metaflow_artifacts.errors import ArtifactWarning, InvalidReference, SourceError
+from metaflow_artifacts.target import STAGING_PREFIX
 
-__all__ = ["Source", "SourceFile", "scan"]
+__all__ = ["Source", "SourceFile", "look_again", "scan"]
+
+_NAMED = 5
+"""How many of the entries that are left out a warning names."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class SourceFile:
     """Permission bits."""
     mtime_ns: int
     """When it was last changed, as found by the walk."""
+    inode: int
+    """Its number in the file system."""
 
 
 @dataclass
@@ -33,6 +40,8 @@ class Source:
 
     files: list[SourceFile] = field(default_factory=list)
     dirs: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """What is left out, with the reason: pipes, sockets, devices, links that lead nowhere."""
 
     @property
     def size(self) -> int:
@@ -43,8 +52,9 @@ class Source:
 def scan(path: str | os.PathLike[str]) -> Source:
     """Find everything below `path`; links are followed, a file becomes a directory holding it under its name.
 
-    Raises SourceError for a path that does not exist or cannot be read, for a link that dangles or loops, and
-    for what is neither file nor directory.
+    Left out are directories of loads that were killed (`.metaflow_artifacts_…`), and, with one ArtifactWarning that
+    names them, pipes, sockets, devices and links that lead nowhere. Raises SourceError for a path that does not exist
+    or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidReference(f"path to save: expected str or PathLike, found {type(path).__name__}")
@@ -52,55 +62,93 @@ def scan(path: str | os.PathLike[str]) -> Source:
     if not isinstance(location, str) or not location or "\0" in location:
         raise InvalidReference(f"path to save: expected a path, found {location!r}")
     source = Source()
-    info = _stat(location)
+    try:
+        info = os.stat(location)
+    except OSError as error:
+        raise SourceError(f"cannot save {location!r}: {error.strerror}") from error
     if stat.S_ISDIR(info.st_mode):
-        _walk(location, "", [(info.st_dev, info.st_ino)], source)
+        _walk(location, [(info.st_dev, info.st_ino)], source)
         # A directory that is saved empty has no entry: an artifact without files is that directory.
         source.dirs = [name for name in source.dirs if name]
+    elif stat.S_ISREG(info.st_mode):
+        source.files.append(_file(os.path.basename(os.path.abspath(location)), location, info))
     else:
-        source.files.append(_file(location, os.path.basename(os.path.abspath(location)), info))
+        raise SourceError(f"cannot save {location!r}: it is {_kind(info.st_mode)}, neither a file nor a directory")
     source.files.sort(key=lambda file: os.fsencode(file.path))
     source.dirs.sort(key=os.fsencode)
+    _warn(location, source.skipped)
     return source
 
 
-def _walk(location: str, path: str, above: list[tuple[int, int]], source: Source) -> None:
-    pending = [(location, path, above)]
+def look_again(file: SourceFile) -> SourceFile:
+    """The file as it is now at the same place. Raises SourceError where there is none any more."""
+    try:
+        info = os.stat(file.location)
+    except OSError as error:
+        raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise SourceError(f"{file.location!r} became {_kind(info.st_mode)} while it was saved; save again")
+    return _file(file.path, file.location, info)
+
+
+def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:
+    pending = [(location, "", above)]
     while pending:
         location, path, above = pending.pop()
         try:
             with os.scandir(location) as entries:
-                names = [entry.name for entry in entries]
+                names = [entry.name for entry in entries if not entry.name.startswith(STAGING_PREFIX)]
         except OSError as error:
+            if path and isinstance(error, FileNotFoundError):
+                continue  # removed since its parent was read
             raise SourceError(f"cannot read the directory {location!r}: {error.strerror}") from error
         if not names:
             source.dirs.append(path)
         for name in names:
             child = os.path.join(location, name)
             child_path = f"{path}/{name}" if path else name
-            info = _stat(child)
+            info = _stat(child, source)
+            if info is None:
+                continue
             if stat.S_ISDIR(info.st_mode):
                 identity = (info.st_dev, info.st_ino)
                 if identity in above:
                     raise SourceError(f"{child!r} leads back to a directory above it: remove the link that loops")
                 pending.append((child, child_path, [*above, identity]))
+            elif stat.S_ISREG(info.st_mode):
+                source.files.append(_file(child_path, child, info))
             else:
-                source.files.append(_file(child, child_path, info))
+                source.skipped.append(f"{child!r} is {_kind(info.st_mode)}")
 
 
-def _stat(location: str) -> os.stat_result:
+def _stat(location: str, source: Source) -> os.stat_result | None:
+    """The status of what `location` leads to; None where it leads nowhere, or was removed since it was listed."""
     try:
         return os.stat(location)
     except OSError as error:
-        if os.path.islink(location):
-            raise SourceError(
-                f"{location!r} is a link to {os.readlink(location)!r}, which cannot be read ({error.strerror}): "
-                "remove the link or restore what it points to"
-            ) from error
-        raise SourceError(f"cannot save {location!r}: {error.strerror}") from error
+        try:
+            target = os.readlink(location)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            raise SourceError(f"cannot save {location!r}: {error.strerror}") from error
+        if isinstance(error, PermissionError):
+            raise SourceError(f"{location!r} links to {target!r}, which cannot be read: {error.strerror}") from error
+        source.skipped.append(f"{location!r} is a link to {target!r}, which leads nowhere")
+        return None
 
 
-def _file(location: str, path: str, info: os.stat_result) -> SourceFile:
-    if not stat.S_ISREG(info.st_mode):
-        raise SourceError(f"{location!r} is neither a file nor a directory (a socket, pipe or device): move it away")
-    return SourceFile(path, location, info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns)
+def _file(path: str, location: str, info: os.stat_result) -> SourceFile:
+    return SourceFile(path, location, info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, info.st_ino)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _warn(location: str, skipped: list[str]) -> None:
+    if skipped:
+        more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+        named = "; ".join(skipped[:_NAMED])
+        warnings.warn(f"saved {location!r} without what is no file: {named}{more}", ArtifactWarning, stacklevel=3)

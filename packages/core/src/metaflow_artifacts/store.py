@@ -6,44 +6,46 @@ free. That one write is the commit; before it, nothing can be loaded, and after 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from typing import Any
 
-from metaflow_artifacts import chunks as transfer_chunks
 from metaflow_artifacts.artifact import ModelArtifact, normalise_metadata, parse
-from metaflow_artifacts.chunks import REFRESH_AFTER, are_lasting, fetch_chunks, packed_digests, save_chunks
+from metaflow_artifacts.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
     InvalidReference,
-    SourceError,
     StorageError,
     TargetError,
     TransientStorageError,
 )
 from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
+from metaflow_artifacts.loading import fetch_chunks, read_range
 from metaflow_artifacts.manifest import (
-    HEAD_BYTES,
+    FRONT_BYTES,
     MAX_BYTES,
     Chunk,
     FileEntry,
+    Front,
     Head,
     Manifest,
+    Outline,
     decode,
+    decode_front,
     decode_head,
+    decode_outline,
     encode,
 )
-from metaflow_artifacts.plan import plan
 from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.saving import file_entries, save_chunks
 from metaflow_artifacts.scan import Source, scan
+from metaflow_artifacts.source import read_inline
 from metaflow_artifacts.storage import Storage, open_storage
-from metaflow_artifacts.target import make_tree, staged_target
+from metaflow_artifacts.target import create, make_tree, staged_target, write_all
 
 __all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_of"]
 
@@ -52,8 +54,10 @@ CHUNK_SIZE = 16 << 20
 INLINE_LIMIT = 64 << 10
 """Content of at most this many bytes lies in the manifest: a small checkpoint is one write."""
 
-_ROUNDS = 10
-"""How often a save stores again what a `gc` removed under it, and a manifest is read that comes differently."""
+_SAVE_ATTEMPTS = 10
+"""How often a save stores chunks that a concurrent gc removed."""
+_READ_ATTEMPTS = 10
+"""How often a manifest is read whose bytes differ between reads."""
 
 Reference = str | Mapping[str, Any]
 
@@ -164,7 +168,7 @@ class Store:
         the order of their paths' bytes, their offsets adding up. Raises TransientStorageError where a `gc` has
         removed a chunk meanwhile.
         """
-        if not are_lasting(self.storage, chunks, since, self.refresh_after):
+        if not are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
             raise TransientStorageError(f"{self.root}: a gc removed content while it was stored; store it again")
         return self._commit(_checkpoints(keys, metadata, label, pathspec, parents), files, (), chunks, None, latest)
 
@@ -177,35 +181,32 @@ class Store:
     ) -> ModelArtifact:
         transfer = progress or Transfer()
         transfer.start(source.size)
-        inline: bytes | None = None
-        digests: list[str | None] = [None] * len(source.files)
-        if source.size <= INLINE_LIMIT:
-            inline = _read_all(source)
-            chunks = [Chunk(hashlib.sha256(inline).hexdigest(), len(inline))] if inline else []
-            transfer.add(len(inline), stored=len(inline))
+        chunks: list[Chunk] = []
+        digests: dict[int, str] = {}
+        inline = read_inline(source, INLINE_LIMIT)
+        if inline is None:
+            chunks, digests = self._store_chunks(source, transfer)
         else:
-            sizes = plan([(file.path, file.size) for file in source.files], self.chunk_size)
-            place = self.storage.identity()
-            for _ in range(_ROUNDS):
-                since = time.time()
-                chunks, found = save_chunks(self.storage, source.files, sizes, transfer, self.refresh_after)
-                if are_lasting(self.storage, chunks, since, self.refresh_after):
-                    break
-                transfer.start(source.size)
-            else:
-                raise TransientStorageError(
-                    f"{self.root}: what is saved is deleted meanwhile, {_ROUNDS} times in a row; is a gc running "
-                    "with a grace period that is shorter than saves take?"
-                )
-            if place is not None and place != self.storage.identity():
-                raise StorageError(f"{self.root}: the store was removed or replaced meanwhile; save again")
-            digests = packed_digests(source.files, self.chunk_size, found)
-        files = []
-        offset = 0
-        for file, digest in zip(source.files, digests, strict=True):
-            files.append(FileEntry(file.path, file.size, file.mode, offset, digest))
-            offset += file.size
-        return self._commit(candidates, files, source.dirs, chunks, inline, latest)
+            transfer.start(len(inline))
+            transfer.add(len(inline), stored=len(inline))
+        return self._commit(candidates, file_entries(source.files, digests), source.dirs, chunks, inline, latest)
+
+    def _store_chunks(self, source: Source, transfer: Transfer) -> tuple[list[Chunk], dict[int, str]]:
+        root = self.storage.identity()
+        for _ in range(_SAVE_ATTEMPTS):
+            since = self.storage.now()
+            transfer.start(source.size)
+            chunks, digests = save_chunks(self.storage, source, self.chunk_size, transfer, self.refresh_after)
+            if are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
+                break
+        else:
+            raise TransientStorageError(
+                f"{self.root}: what is saved is deleted meanwhile, {_SAVE_ATTEMPTS} times in a row; is a gc running "
+                "with a grace period that is shorter than saves take?"
+            )
+        if root is not None and root != self.storage.identity():
+            raise StorageError(f"{self.root}: the store was removed or replaced meanwhile; save again")
+        return chunks, digests
 
     def _commit(
         self,
@@ -241,11 +242,11 @@ class Store:
 
     def _decoded(self, key: str) -> Manifest:
         data = self._read(key, MAX_BYTES + 1)
-        for _ in range(_ROUNDS):
+        for _ in range(_READ_ATTEMPTS):
             try:
                 return decode(data, key)
             except CorruptArtifact:
-                # Bytes that changed on the way come right the next time; what is stored damaged comes the same.
+                # Corruption in transit differs between reads; corruption at rest does not.
                 again = self._read(key, MAX_BYTES + 1)
                 if again == data:
                     raise
@@ -266,13 +267,31 @@ class Store:
 
     def head_at(self, key: str) -> Head:
         """As `head`, for what is known to be a key since it was listed."""
-        head = decode_head(self._read(key, HEAD_BYTES))
+        data, front = self._front(key, lambda front: front.head)
+        head = None if front is None else decode_head(data, front)
         if head is None or head.artifact["key"] != key:
             manifest = self.manifest(key)
             head = Head(manifest.artifact, manifest.latest)
         # The store may have been moved or be reached by another name since.
         head.artifact["url"] = self.storage.url(key)
         return head
+
+    def outline_at(self, key: str) -> Outline:
+        """As `head_at`, and the chunks that the artifact needs; the rows of files are not read."""
+        data, front = self._front(key, lambda front: front.chunks)
+        outline = None if front is None else decode_outline(data, front)
+        if outline is None or outline.artifact["key"] != key:
+            manifest = self.manifest(key)
+            outline = Outline(manifest.artifact, manifest.latest, manifest.chunks)
+        return outline
+
+    def _front(self, key: str, part: Callable[[Front], slice]) -> tuple[bytes, Front | None]:
+        """The first bytes of a manifest, up to the end of a part of it; at most two reads."""
+        data = self._read(key, FRONT_BYTES)
+        front = decode_front(data)
+        if front is not None and part(front).stop > len(data) == FRONT_BYTES:
+            data = self._read(key, part(front).stop)
+        return data, front
 
     def info(self, reference: Reference) -> ModelArtifact:
         """The reference to an artifact, from its key. Raises as `manifest` does."""
@@ -303,12 +322,12 @@ class Store:
             make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())
             if manifest.inline is None:
                 fetch_chunks(self.storage, manifest.files, manifest.chunks, stage, wanted, transfer)
-            content = memoryview(b"" if manifest.inline is None else _inline(manifest))
+            content = memoryview(manifest.inline or b"")
             for number in sorted(wanted):
                 file = manifest.files[number]
                 if manifest.inline is not None or not file.size:
-                    with transfer_chunks.create(os.path.join(stage, file.path), file.mode) as out:
-                        transfer_chunks.write_all(out, content[file.offset : file.offset + file.size])
+                    with create(os.path.join(stage, file.path), file.mode) as out:
+                        write_all(out, content[file.offset : file.offset + file.size])
                     transfer.add(file.size)
         return os.fspath(path)
 
@@ -329,8 +348,8 @@ class Store:
             return b""
         with _naming(manifest):
             if manifest.inline is not None:
-                return _inline(manifest)[file.offset + start : file.offset + end]
-            return transfer_chunks.read_range(self.storage, manifest.chunks, file, start, end)
+                return manifest.inline[file.offset + start : file.offset + end]
+            return read_range(self.storage, manifest.chunks, file, start, end)
 
     def list(self, prefix: str = f"{MODELS}/models/artifacts/") -> Iterator[str]:
         """The keys of all artifacts that start with `prefix`, in no set order; by default those of models."""
@@ -393,32 +412,10 @@ def _fields(
     }
 
 
-def _read_all(source: Source) -> bytes:
-    parts = []
-    for file in source.files:
-        try:
-            with open(file.location, "rb", buffering=0) as opened:
-                content = opened.read(file.size)
-        except OSError as error:
-            raise SourceError(f"cannot read {file.location!r}: {error.strerror}") from error
-        if len(content) != file.size:
-            raise SourceError(f"{file.location!r} became shorter while it was saved; save it when it is whole")
-        parts.append(content)
-    return b"".join(parts)
-
-
 @contextmanager
 def _naming(manifest: Manifest) -> Iterator[None]:
-    """Errors about chunks and about the target say which artifact could not be loaded for them."""
+    """Prefix errors raised in the block with the artifact's key."""
     try:
         yield
     except (CorruptArtifact, StorageError, TargetError) as error:
         raise type(error)(f"cannot load {manifest.artifact['key']}: {error}") from error
-
-
-def _inline(manifest: Manifest) -> bytes:
-    """The inline content, verified."""
-    content = manifest.inline or b""
-    if [hashlib.sha256(content).hexdigest()] * bool(content) != [chunk.sha256 for chunk in manifest.chunks]:
-        raise CorruptArtifact("its inline content has changed; save it again, or load another one")
-    return content

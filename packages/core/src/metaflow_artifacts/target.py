@@ -14,10 +14,11 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from metaflow_artifacts.errors import InvalidReference, TargetError
 
-__all__ = ["STAGING_PREFIX", "make_tree", "staged_target"]
+__all__ = ["STAGING_PREFIX", "create", "make_tree", "staged_target", "write_all"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the private directory is called; one that a killed load left behind may be removed."""
@@ -156,3 +157,27 @@ def _one_name(stage: str, a: str, b: str) -> bool:
         same = os.path.lexists(os.path.join(stage, b))
     os.unlink(location)
     return same
+
+
+def create(location: str, mode: int) -> Any:
+    """Open a file for writing, made with the execute bits of `mode` and what the umask leaves of the rest."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags & ~os.O_TRUNC, 0o666 | (mode & 0o111))
+
+    try:
+        return open(location, "wb", buffering=0, opener=opener)
+    except OSError as error:
+        raise TargetError(f"cannot write {location!r}: {error.strerror}; {_ROOM}") from error
+
+
+_ROOM = "make room and access there, or choose another path"
+
+
+def write_all(file: Any, block: memoryview) -> None:
+    """Write all of a block to an unbuffered file. Raises TargetError naming the file."""
+    try:
+        while block:
+            block = block[file.write(block) :]
+    except OSError as error:
+        raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_ROOM}") from error

@@ -175,6 +175,8 @@ def _cat(options: argparse.Namespace) -> int:
 def _pieces(manifest: Manifest, file: FileEntry) -> Iterator[tuple[int, int]]:
     """The parts of a file that are read in one go: one chunk each, so that none is read twice, but no more than
     memory should be given for."""
+    if manifest.inline is not None:
+        yield 0, file.size
     begin = 0
     for chunk in manifest.chunks:
         first = max(begin, file.offset) - file.offset

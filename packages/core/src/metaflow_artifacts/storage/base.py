@@ -7,6 +7,7 @@ lists what a storage must guarantee; `metaflow_artifacts.testing.StorageConforma
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -105,8 +106,19 @@ class Storage(ABC):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; a key that does not exist is no error."""
 
+    def now(self) -> float:
+        """The time by the storage's own clock, in seconds since the epoch."""
+        return time.time()
+
+    def is_settled(self, info: ObjectInfo) -> bool:
+        """Whether no power failure can have cut this object."""
+        return True
+
+    def require_put_if_absent(self) -> None:  # noqa: B027
+        """Raise unless put-if-absent is kept."""
+
     @abstractmethod
-    def touch(self, key: str) -> bool:
+    def touch(self, key: str, after: float = 0.0) -> bool:
         """Set an object's time to now, without sending its content; False where the key does not exist."""
 
     def leftovers(self) -> Iterator[ObjectInfo]:

@@ -191,7 +191,7 @@ class LocalStorage(Storage):
                     continue
                 _raise(error, "delete", path)
 
-    def touch(self, key: str) -> bool:
+    def touch(self, key: str, after: float = 0.0) -> bool:
         path = self._path(key)
         try:
             os.utime(path)

@@ -200,7 +200,7 @@ class S3Storage(Storage):
 
         self._request("delete", objects[0]["Key"][len(self._prefix) :], request)
 
-    def touch(self, key: str) -> bool:
+    def touch(self, key: str, after: float = 0.0) -> bool:
         check_key(key)
         name = self._prefix + key
         source = {"Bucket": self.bucket, "Key": name}

@@ -17,13 +17,15 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from metaflow_artifacts.chunks import chunk_key, create, in_threads, is_stored, put_chunk, read_range, write_all
+from metaflow_artifacts.chunks import chunk_key, is_stored, put_chunk
 from metaflow_artifacts.errors import CorruptArtifact
+from metaflow_artifacts.loading import read_range
 from metaflow_artifacts.manifest import Chunk, FileEntry
 from metaflow_artifacts.plan import is_packed, plan, segments
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.store import Store
-from metaflow_artifacts.target import make_tree
+from metaflow_artifacts.target import create, make_tree, write_all
+from metaflow_artifacts.threads import in_threads
 
 from .earlier import Earlier
 from .errors import HubError

@@ -1,0 +1,153 @@
+"""From chunks in a storage into files, in parallel. Every byte is verified before it may be used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from metaflow_artifacts.chunks import READ_ATTEMPTS, chunk_key, damaged, missing, read_chunk
+from metaflow_artifacts.errors import ArtifactNotFound
+from metaflow_artifacts.manifest import Chunk, FileEntry
+from metaflow_artifacts.plan import Segment, segments
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.storage.base import Storage
+from metaflow_artifacts.target import create, write_all
+from metaflow_artifacts.threads import in_threads
+
+__all__ = ["fetch_chunks", "read_range"]
+
+_HELD = 64 << 20
+"""Bytes of a file that are held in memory to be verified at once."""
+
+
+def fetch_chunks(
+    storage: Storage,
+    files: Sequence[FileEntry],
+    chunks: Sequence[Chunk],
+    directory: str,
+    wanted: set[int],
+    transfer: Transfer,
+) -> None:
+    """Write the files with the numbers in `wanted` below `directory`, an empty directory of the caller's.
+
+    Directories are there already. Every byte is verified before this returns; where it raises, what lies in
+    the directory is not to be used.
+    """
+    parts = segments([file.size for file in files], [chunk.size for chunk in chunks])
+    turns = {number: threading.Lock() for number in wanted}
+
+    def job(chunk: Chunk, mine: list[Segment]) -> Callable[[], None]:
+        def run() -> None:
+            _Writer(files, mine, directory, turns).write(storage, chunk)
+            transfer.add(sum(part.length for part in mine if part.file in wanted))
+
+        return run
+
+    jobs = (
+        job(chunk, mine) for chunk, mine in zip(chunks, parts, strict=True) if any(part.file in wanted for part in mine)
+    )
+    in_threads(storage.threads, jobs)
+
+
+def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start: int, end: int) -> bytes:
+    """The bytes from `start` to `end` of a file, verified. Reads the file alone where its own digest is known,
+    else the chunks that hold the range. Raises as `read_chunk` does."""
+    content = bytearray()
+    begin = 0
+    for chunk in chunks:
+        first, last = max(file.offset + start, begin), min(file.offset + end, begin + chunk.size)
+        if first < last:
+            alone = begin <= file.offset and file.offset + file.size <= begin + chunk.size
+            if file.sha256 is not None and alone and file.size < min(chunk.size, _HELD):
+                return _read_packed(storage, chunk, file, file.offset - begin)[start:end]
+            piece = _Piece(first - begin, last - begin)
+            read_chunk(storage, chunk, piece.take, piece.restart)
+            content += piece.content
+        begin += chunk.size
+    return bytes(content)
+
+
+class _Piece:
+    """Keeps the bytes from `start` to `end` of what it is given, and no others."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.restart()
+
+    def restart(self) -> None:
+        self.content = bytearray()
+        self._position = 0
+
+    def take(self, block: memoryview) -> None:
+        self.content += block[max(0, self.start - self._position) : max(0, self.end - self._position)]
+        self._position += len(block)
+
+
+def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> bytes:
+    found = []
+    for _ in range(READ_ATTEMPTS):
+        try:
+            content = storage.get(chunk_key(chunk.sha256), at, file.size)
+        except ArtifactNotFound as error:
+            raise missing(storage, chunk) from error
+        found.append(hashlib.sha256(content).hexdigest())
+        if found[-1] == file.sha256:
+            return content
+    raise damaged(storage, chunk, f"the content of {file.path!r} in this chunk", found)
+
+
+class _Writer:
+    """Deals the blocks of one chunk out to the files whose parts it holds."""
+
+    def __init__(
+        self, files: Sequence[FileEntry], parts: list[Segment], directory: str, turns: dict[int, threading.Lock]
+    ) -> None:
+        """`turns` has a lock for each file that is wanted: Linux lets one thread at a time write to a file, and the
+        others would spin until it is done, on cores that have something to hash."""
+        self.files = files
+        self.parts = parts
+        self.directory = directory
+        self.turns = turns
+        self._restart()
+
+    def write(self, storage: Storage, chunk: Chunk) -> None:
+        try:
+            read_chunk(storage, chunk, self._take, self._restart)
+        finally:
+            self._close()
+
+    def _restart(self) -> None:
+        self._close()
+        self._next = iter(self.parts)
+        self._left = 0
+
+    _file: Any = None
+    _turn: threading.Lock
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _take(self, block: memoryview) -> None:
+        while block:
+            if not self._left:
+                self._close()
+                part = next(self._next)
+                self._left = part.length
+                if part.file in self.turns:
+                    self._turn = self.turns[part.file]
+                    self._file = create(
+                        os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode
+                    )
+                    self._file.seek(part.start)
+            count = min(self._left, len(block))
+            if self._file is not None:
+                with self._turn:
+                    write_all(self._file, block[:count])
+            self._left -= count
+            block = block[count:]

@@ -1,0 +1,197 @@
+"""From files into chunks of a storage, in parallel.
+
+Memory is bounded by the number of threads: each holds one block, and one chunk where the storage stages in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from metaflow_artifacts.chunks import REFRESH_AFTER, chunk_key, is_stored
+from metaflow_artifacts.manifest import Chunk, FileEntry
+from metaflow_artifacts.plan import Group, Segment, plan_groups, segments
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.scan import Source, SourceFile, look_again
+from metaflow_artifacts.source import BLOCK, ROUNDS, Changed, OpenSource, keeps_changing, wait_for_tick
+from metaflow_artifacts.storage.base import Storage
+from metaflow_artifacts.threads import in_threads
+
+__all__ = ["file_entries", "save_chunks"]
+
+
+def save_chunks(
+    storage: Storage, source: Source, chunk_size: int, transfer: Transfer, refresh_after: float = REFRESH_AFTER
+) -> tuple[list[Chunk], dict[int, str]]:
+    """Store the content of `source`, cut into chunks as planned.
+
+    Returns the chunks in order, and for each file that shares a chunk with others its own SHA-256 (hex) by its
+    number. A file that is changed meanwhile is looked at anew and read again, up to three times; its entry in
+    `source` is replaced. Raises SourceError where it goes on changing, StorageError where the storage fails.
+    """
+    return _Saver(storage, source.files, chunk_size, transfer, refresh_after).run()
+
+
+def file_entries(files: Sequence[SourceFile], digests: dict[int, str]) -> list[FileEntry]:
+    """The rows of a manifest for `files`, in stream order; `digests` as `save_chunks` returns them."""
+    entries = []
+    offset = 0
+    for number, file in enumerate(files):
+        entries.append(FileEntry(file.path, file.size, file.mode, offset, digests.get(number)))
+        offset += file.size
+    return entries
+
+
+@dataclass
+class _Task:
+    """A group of files on its way into the storage."""
+
+    group: Group
+    chunks: list[Chunk | None]
+    shared: OpenSource | None
+    """The one file of a group of several chunks, which all their jobs read."""
+    last: bool
+    """Whether this is the last try."""
+    digests: dict[int, str] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)
+
+
+class _Saver:
+    def __init__(
+        self, storage: Storage, files: list[SourceFile], chunk_size: int, transfer: Transfer, refresh_after: float
+    ) -> None:
+        self.storage = storage
+        self.files = files
+        self.chunk_size = chunk_size
+        self.transfer = transfer
+        self.refresh_after = refresh_after
+        self._mine: set[str] = set()
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
+        self._expect_new = True
+
+    def run(self) -> tuple[list[Chunk], dict[int, str]]:
+        done: list[_Task] = []
+        groups = self._plan(range(len(self.files)))
+        for left in range(ROUNDS - 1, -1, -1):
+            wait_for_tick(self.files[number] for group in groups for number in group.files)
+            tasks = [self._task(group, last=not left) for group in groups]
+            try:
+                in_threads(self.storage.threads, (job for task in tasks for job in self._jobs(task)))
+            finally:
+                for task in tasks:
+                    if task.shared is not None:
+                        task.shared.close()
+            done += [task for task in tasks if not task.changed]
+            again = [task for task in tasks if task.changed]
+            if not again:
+                break
+            if not left:
+                raise keeps_changing(self.files[min(again[0].changed)])
+            groups = [group for task in again for group in self._plan_again(task)]
+        done.sort(key=lambda task: task.group.files.start)
+        chunks = [chunk for task in done for chunk in task.chunks if chunk is not None]
+        return chunks, {number: digest for task in done for number, digest in task.digests.items()}
+
+    def _plan(self, numbers: range) -> list[Group]:
+        named = [(self.files[number].path, self.files[number].size) for number in numbers]
+        first = numbers.start
+        return [
+            Group(range(group.files.start + first, group.files.stop + first), group.sizes)
+            for group in plan_groups(named, self.chunk_size)
+        ]
+
+    def _plan_again(self, task: _Task) -> list[Group]:
+        for number in task.changed:
+            self.files[number] = look_again(self.files[number])
+        groups = self._plan(task.group.files)
+        self.transfer.more(sum(size for group in groups for size in group.sizes))
+        return groups
+
+    def _task(self, group: Group, *, last: bool) -> _Task:
+        shared = None
+        if len(group.sizes) > 1:
+            first = group.files.start
+            shared = OpenSource(self.files[first], first, len(group.sizes), may_grow=last)
+        return _Task(group, [None] * len(group.sizes), shared, last)
+
+    def _jobs(self, task: _Task) -> Iterator[Callable[[], None]]:
+        first = task.group.files.start
+        sizes = [self.files[number].size for number in task.group.files]
+        for index, parts in enumerate(segments(sizes, task.group.sizes)):
+            here = [Segment(part.file + first, part.start, part.length) for part in parts]
+            yield self._job(task, index, here)
+
+    def _job(self, task: _Task, index: int, parts: list[Segment]) -> Callable[[], None]:
+        def run() -> None:
+            # Another job of the same file may have found it changed.
+            if task.changed:
+                return
+            try:
+                task.chunks[index] = self._save(task, parts, task.group.sizes[index])
+            except Changed as error:
+                task.changed.add(error.number)
+
+        return run
+
+    def _save(self, task: _Task, parts: list[Segment], size: int) -> Chunk:
+        if not self._expect_new:
+            chunk = self._read(task, parts, size, lambda block: None)
+            if self._present(chunk):
+                self._finish(task, parts, chunk)
+                self.transfer.add(size)
+                return chunk
+            self._expect_new = True
+        with self.storage.stage(size) as staged:
+            chunk = self._read(task, parts, size, staged.write)
+            self._finish(task, parts, chunk)
+            if self._present(chunk):
+                self._expect_new = self.storage.stages_in_memory
+                self.transfer.add(size)
+            else:
+                staged.commit(chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256))
+                with self._lock:
+                    self._mine.add(chunk.sha256)
+                self.transfer.add(size, stored=size)
+        return chunk
+
+    def _present(self, chunk: Chunk) -> bool:
+        with self._lock:
+            if chunk.sha256 in self._mine:
+                return True
+        return is_stored(self.storage, chunk, self.refresh_after)
+
+    def _read(self, task: _Task, parts: list[Segment], size: int, take: Callable[[memoryview], None]) -> Chunk:
+        """Read the content of one chunk, each whole file in it from a descriptor of its own."""
+        digest = hashlib.sha256()
+        buffer = self._block()
+        for part in parts:
+            opened = task.shared or OpenSource(self.files[part.file], part.file, may_grow=task.last)
+            own = hashlib.sha256()
+            try:
+                for block in opened.blocks(part.start, part.length, buffer):
+                    digest.update(block)
+                    if len(parts) > 1:
+                        own.update(block)
+                    take(block)
+                if task.shared is None:
+                    opened.finish(part.start, part.length, (own if len(parts) > 1 else digest).hexdigest())
+            finally:
+                if task.shared is None:
+                    opened.close()
+            if len(parts) > 1:
+                task.digests[part.file] = own.hexdigest()
+        return Chunk(digest.hexdigest(), size)
+
+    def _finish(self, task: _Task, parts: list[Segment], chunk: Chunk) -> None:
+        if task.shared is not None:
+            task.shared.finish(parts[0].start, chunk.size, chunk.sha256)
+
+    def _block(self) -> memoryview:
+        block: memoryview | None = getattr(self._local, "block", None)
+        if block is None:
+            block = self._local.block = memoryview(bytearray(BLOCK))
+        return block
