@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from faultlib.newest import find_latest
 
-from metaflow_artifacts import ArtifactError, InvalidReference, Store
+from metaflow_artifacts import ArtifactError, ArtifactNotFound, InvalidReference, Store
 from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import Series, find_latest, latest_checkpoints, list_checkpoints
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts.checkpoints import latest_checkpoints, list_checkpoints
 from metaflow_artifacts.keys import CheckpointPlace, parse_key
 from metaflow_artifacts.storage import ObjectInfo
 
@@ -32,8 +35,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def series(store: Store, place: CheckpointPlace, attempt: int = 0, pathspec: str = PATHSPEC) -> Series:
-    return Series(store, place, ID, attempt, pathspec)
+def writer(store: Store, place: CheckpointPlace, attempt: int = 0, pathspec: str = PATHSPEC) -> CheckpointWriter:
+    return CheckpointWriter(store, place, ID, attempt, pathspec)
 
 
 def keys(artifacts: list[ModelArtifact]) -> list[str]:
@@ -41,16 +44,16 @@ def keys(artifacts: list[ModelArtifact]) -> list[str]:
 
 
 def test_numbers_go_on_over_names_and_objects(store: Store, place: CheckpointPlace, file: Path) -> None:
-    first = series(store, place)
+    first = writer(store, place)
     saved = [first.save(file, name, label="l") for name in ("a", "b", "a")]
-    saved.append(series(store, place).save(file, label="l"))
+    saved.append(writer(store, place).save(file, label="l"))
     assert [artifact["version_id"] for artifact in saved] == [0, 1, 2, 3]
     assert [artifact["name"] for artifact in saved] == ["a", "b", "a", "mfchckpt"]
     assert list_checkpoints(store, place.prefix()) == saved[::-1]
 
 
 def test_a_number_that_is_taken_is_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
-    one, two = series(store, place), series(store, place)
+    one, two = writer(store, place), writer(store, place)
     saved = [one.save(file, label="l"), two.save(file, label="l"), one.save(file, label="l"), two.save(file, label="l")]
     assert [artifact["version_id"] for artifact in saved] == [0, 1, 2, 3]
 
@@ -58,7 +61,7 @@ def test_a_number_that_is_taken_is_passed_over(store: Store, place: CheckpointPl
 def test_the_newest_that_may_be_latest_is_found(store: Store, place: CheckpointPlace, file: Path) -> None:
     assert find_latest(store, place) is None
     assert list_checkpoints(store, place.prefix()) == []
-    task = series(store, place)
+    task = writer(store, place)
     saved = [task.save(file, label="l", latest=latest) for latest in (True, True, False, False)]
     assert find_latest(store, place) == saved[1]
     assert list(latest_checkpoints(store, place)) == [saved[1], saved[0]]
@@ -66,19 +69,19 @@ def test_the_newest_that_may_be_latest_is_found(store: Store, place: CheckpointP
 
 
 def test_nothing_but_latest_false(store: Store, place: CheckpointPlace, file: Path) -> None:
-    task = series(store, place)
+    task = writer(store, place)
     task.save(file, label="l", latest=False)
     task.save(file, label="l", latest=False)
     assert find_latest(store, place) is None
 
 
 def test_a_zombie_attempt_keeps_its_own(store: Store, place: CheckpointPlace, file: Path) -> None:
-    zombie, successor = series(store, place, 0), series(store, place, 1)
+    zombie, successor = writer(store, place, 0), writer(store, place, 1)
     zombie.save(file, label="l")
     second = successor.save(file, label="l")
     third = zombie.save(file, label="l")
     assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=1) == third
-    assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=2) == third
+    assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=2) == second
     assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=0) is None
     fourth = successor.save(file, label="l")
     assert find_latest(store, place, id=ID, pathspec=PATHSPEC, before_attempt=2) == fourth
@@ -86,8 +89,8 @@ def test_a_zombie_attempt_keeps_its_own(store: Store, place: CheckpointPlace, fi
 
 
 def test_another_task_with_the_same_id_is_another_task(store: Store, place: CheckpointPlace, file: Path) -> None:
-    mine = series(store, place).save(file, label="l")
-    theirs = series(store, place, pathspec="F/9/train/8").save(file, label="l")
+    mine = writer(store, place).save(file, label="l")
+    theirs = writer(store, place, pathspec="F/9/train/8").save(file, label="l")
     assert mine["key"] != theirs["key"]
     assert find_latest(store, place, id=ID, pathspec=PATHSPEC) == mine
     assert find_latest(store, place) == theirs
@@ -97,7 +100,7 @@ def test_another_task_with_the_same_id_is_another_task(store: Store, place: Chec
 
 
 def test_by_name_and_attempt(store: Store, place: CheckpointPlace, file: Path) -> None:
-    first, second = series(store, place, 0), series(store, place, 1)
+    first, second = writer(store, place, 0), writer(store, place, 1)
     best = [first.save(file, "best", label="l"), second.save(file, "best", label="l")]
     second.save(file, "be", label="l")
     dotted = first.save(file, "a.0.best", label="l")
@@ -107,7 +110,7 @@ def test_by_name_and_attempt(store: Store, place: CheckpointPlace, file: Path) -
 
 
 def test_a_damaged_manifest_is_told_and_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
-    task = series(store, place)
+    task = writer(store, place)
     good, bad = task.save(file, label="l"), task.save(file, label="l")
     store.storage.put(bad["key"], b"{")
     told: list[ArtifactError] = []
@@ -116,24 +119,52 @@ def test_a_damaged_manifest_is_told_and_passed_over(store: Store, place: Checkpo
     assert list_checkpoints(store, place.prefix()) == [good]
 
 
-def test_a_deleted_number_hides_nothing(store: Store, place: CheckpointPlace, file: Path) -> None:
-    hidden = series(store, place).save(file, label="l", latest=False)
-    store.delete(hidden)
-    again = series(store, place).save(file, label="l")
-    assert again["key"] == hidden["key"]
+@pytest.mark.parametrize("latest", [True, False])
+def test_a_number_is_never_given_twice(store: Store, place: CheckpointPlace, file: Path, latest: bool) -> None:
+    saved = [writer(store, place).save(file, label="l", latest=latest) for _ in range(3)]
+    store.delete(saved[1])
+    store.delete(saved[2])
+    again = writer(store, place).save(file, label="l")
+    assert again["version_id"] == 3
+    with pytest.raises(ArtifactNotFound):
+        store.info(saved[2])
     assert find_latest(store, place) == again
+    store.delete(again)
+    assert writer(store, place).save(file, label="l")["version_id"] == 4
+    markers = [info.key.rpartition(".")[2] for info in store.storage.list(place.prefix("not_latest"))]
+    assert sorted(markers) == (["2", "3"] if latest else ["0", "2", "3"])
+
+
+def test_threads_that_save_at_once_get_numbers_of_their_own(store: Store, place: CheckpointPlace, file: Path) -> None:
+    mine = writer(store, place)
+    with ThreadPoolExecutor(8) as pool:
+        saved = list(pool.map(lambda name: mine.save(file, name, label="l"), "abcdefgh" * 2))
+    assert sorted(artifact["version_id"] for artifact in saved) == list(range(16))
+
+
+def test_a_save_that_begins_later_is_newer_though_it_ends_earlier(
+    store: Store, place: CheckpointPlace, file: Path
+) -> None:
+    mine = writer(store, place)
+    slow = mine.keys("mfchckpt")
+    fast = mine.save(file, label="l")
+    held = store.save_checkpoint(file, slow, label="l", pathspec=PATHSPEC)
+    assert (held["version_id"], fast["version_id"]) == (0, 1)
+    assert held["created_on"] > fast["created_on"]
+    assert find_latest(store, place) == fast
+    assert list_checkpoints(store, place.prefix()) == [fast, held]
 
 
 def test_a_name_that_breaks_a_rule_stores_nothing(store: Store, place: CheckpointPlace, file: Path) -> None:
     with pytest.raises(InvalidReference, match="name"):
-        series(store, place).save(file, "a\nb", label="l")
+        writer(store, place).save(file, "a\nb", label="l")
     assert list(store.storage.list("mf.")) == []
 
 
 def test_only_what_could_be_newest_is_read(
     store: Store, place: CheckpointPlace, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = series(store, place)
+    task = writer(store, place)
     for number in range(12):
         task.save(file, "best" if number % 4 == 0 else "other", label="l", latest=number < 6)
     old = store.storage.list
@@ -161,7 +192,7 @@ def test_only_what_could_be_newest_is_read(
 def test_saves_in_a_row_cost_one_read(
     store: Store, place: CheckpointPlace, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = series(store, place)
+    task = writer(store, place)
     saved = [task.save(file, label="l") for _ in range(10)]
     reads: list[str] = []
     get = store.storage.get
@@ -172,33 +203,30 @@ def test_saves_in_a_row_cost_one_read(
 
 def test_of_two_with_one_number_the_time_decides(store: Store, place: CheckpointPlace, file: Path) -> None:
     # As two processes do that save at the same moment, under names of their own.
-    saved = [series(store, place).save(file, "z", label="l")]
+    saved = [writer(store, place).save(file, "z", label="l")]
     for name in ("y", "x"):
-        other = Series(store, place, ID, 0, PATHSPEC, start=0)
+        other = CheckpointWriter(store, place, ID, 0, PATHSPEC, start=0)
         saved.append(other.save(file, name, label="l"))
     assert [artifact["version_id"] for artifact in saved] == [0, 0, 0]
     assert list(latest_checkpoints(store, place)) == saved[::-1]
 
 
-def test_what_others_took_is_asked_when_the_number_is_taken(store: Store, place: CheckpointPlace, file: Path) -> None:
-    taken: list[int] = []
-    mine = Series(store, place, ID, 0, PATHSPEC, start=0, others=lambda: taken)
-    assert mine.save(file, "a", label="l")["version_id"] == 0
-    keys_ = mine.keys("a")
-    taken += [3, 7]
-    assert next(keys_).n == 8
-    assert mine.save(file, "a", label="l")["version_id"] == 8
+def test_numbers_come_from_where_the_machine_draws_them(store: Store, place: CheckpointPlace, file: Path) -> None:
+    drawn = iter([0, 8])
+    mine = CheckpointWriter(store, place, ID, 0, PATHSPEC, start=0, draw=lambda at_least: next(drawn, None))
+    numbers = [mine.save(file, "a", label="l")["version_id"] for _ in range(3)]
+    assert numbers == [0, 8, 9]
 
 
 SAVER = """
 import sys
 from metaflow_artifacts import open_store
-from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.keys import CheckpointPlace
 root, task, path, name, count = sys.argv[1:]
-series = Series(open_store(root), CheckpointPlace("F", "train", "a" * 12, task), "0123abcd", 0, "F/1/train/2")
+writer = CheckpointWriter(open_store(root), CheckpointPlace("F", "train", "a" * 12, task), "0123abcd", 0, "F/1/train/2")
 for _ in range(int(count)):
-    print(series.save(path, name, label="l")["key"])
+    print(writer.save(path, name, label="l")["key"])
 """
 
 

@@ -13,13 +13,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from faultlib.newest import find_latest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from metaflow_artifacts import Store
 from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import Series, find_latest, latest_checkpoints, list_checkpoints
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts.checkpoints import latest_checkpoints, list_checkpoints
 from metaflow_artifacts.keys import CheckpointPlace
 from metaflow_artifacts.storage import ObjectInfo, Reader, Staged, Storage, open_storage
 from metaflow_artifacts.storage.local import LocalStorage
@@ -131,15 +133,15 @@ class TwoAttempts(RuleBasedStateMachine):
         super().__init__()
         self.storage = type(self).open_storage()
         self.mortal = [MortalStorage(self.storage) for _ in range(2)]
-        self.series = [self._process(attempt) for attempt in range(2)]
+        self.writers = [self._process(attempt) for attempt in range(2)]
         self.reader = Store(self.storage, chunk_size=CHUNK_SIZE)
         self.complete: list[Saved] = []
         self.directory = Path(tempfile.mkdtemp(prefix="two-attempts-"))
         self.count = 0
 
-    def _process(self, attempt: int) -> Series:
+    def _process(self, attempt: int) -> CheckpointWriter:
         store = Store(self.mortal[attempt], chunk_size=CHUNK_SIZE)
-        return Series(store, PLACE, ID, attempt, PATHSPEC)
+        return CheckpointWriter(store, PLACE, ID, attempt, PATHSPEC)
 
     def _source(self, size: int) -> tuple[Path, bytes]:
         self.count += 1
@@ -159,7 +161,7 @@ class TwoAttempts(RuleBasedStateMachine):
     @rule(attempt=attempts, size=sizes, latest=st.booleans(), name=names)
     def save(self, attempt: int, size: int, latest: bool, name: str) -> None:
         path, content = self._source(size)
-        artifact = self.series[attempt].save(path, name, label="l", latest=latest)
+        artifact = self.writers[attempt].save(path, name, label="l", latest=latest)
         self.complete.append(Saved(attempt, content, latest, artifact["key"]))
 
     @rule(attempt=attempts, size=sizes, latest=st.booleans(), name=names, operations=st.integers(0, 30))
@@ -168,17 +170,17 @@ class TwoAttempts(RuleBasedStateMachine):
         before = self._keys()
         self.mortal[attempt].left = operations
         with suppress(Killed):
-            self.series[attempt].save(path, name, label="l", latest=latest)
+            self.writers[attempt].save(path, name, label="l", latest=latest)
         for key in self._keys() - before:
             # What is listed is complete, whether the save lived to tell or not.
             self.complete.append(Saved(attempt, content, latest, key))
         self.mortal[attempt].left = None
-        self.series[attempt] = self._process(attempt)
+        self.writers[attempt] = self._process(attempt)
 
     @rule(size=sizes, latest=st.booleans())
     def another_task_saves(self, size: int, latest: bool) -> None:
         path, _ = self._source(size)
-        Series(self.reader, PLACE, ID, 0, FOREIGN).save(path, "foreign", label="l", latest=latest)
+        CheckpointWriter(self.reader, PLACE, ID, 0, FOREIGN).save(path, "foreign", label="l", latest=latest)
 
     @precondition(lambda self: self.complete)
     @rule(data=st.data(), operations=st.none() | st.integers(0, 2))
@@ -188,14 +190,21 @@ class TwoAttempts(RuleBasedStateMachine):
         with suppress(Killed):
             Store(self.mortal[0]).delete(victim.key)
         self.mortal[0].left = None
-        if victim.key not in self._keys():
-            self.complete.remove(victim)
+        if victim.key in self._keys():
+            # A search may pass it over by now, but it is whole, and can be deleted again.
+            assert self.reader.read_file(victim.key, "state") == victim.content
+            self.reader.delete(victim.key)
+        self.complete.remove(victim)
+
+    def _in_order(self) -> list[Saved]:
+        """The higher attempt is newer, whenever it saved; `complete` has the order within an attempt."""
+        return sorted(self.complete, key=lambda saved: saved.attempt)
 
     @invariant()
     def the_newest_complete_latest_loads(self) -> None:
         for before in (1, 2):
             found = find_latest(self.reader, PLACE, id=ID, pathspec=PATHSPEC, before_attempt=before)
-            expected = [saved for saved in self.complete if saved.latest and saved.attempt < before]
+            expected = [saved for saved in self._in_order() if saved.latest and saved.attempt < before]
             assert (found and found["key"]) == (expected[-1].key if expected else None)
             if found:
                 target = self.directory / "loaded"
@@ -205,12 +214,12 @@ class TwoAttempts(RuleBasedStateMachine):
     @invariant()
     def all_that_is_complete_is_listed_and_nothing_else(self) -> None:
         listed = list_checkpoints(self.reader, PLACE.prefix() + ID, accept=_is_mine)
-        assert [artifact["key"] for artifact in listed] == [saved.key for saved in reversed(self.complete)]
+        assert [artifact["key"] for artifact in listed] == [saved.key for saved in reversed(self._in_order())]
 
     @invariant()
     def the_older_ones_come_in_order(self) -> None:
         found = latest_checkpoints(self.reader, PLACE, id=ID, pathspec=PATHSPEC)
-        expected = [saved.key for saved in reversed(self.complete) if saved.latest]
+        expected = [saved.key for saved in reversed(self._in_order()) if saved.latest]
         assert [artifact["key"] for artifact in found] == expected
 
     def teardown(self) -> None:
@@ -248,14 +257,16 @@ def test_any_interleaving_on_s3(s3_server: SeaweedServer) -> None:
 def test_killed_before_each_operation_in_turn(store: Store, tmp_path: Path, latest: bool) -> None:
     source = tmp_path / "state"
     source.write_bytes(bytes(96 << 10))
-    Series(store, PLACE, ID, 0, PATHSPEC).save(source, label="l")
+    CheckpointWriter(store, PLACE, ID, 0, PATHSPEC).save(source, label="l")
     for operations in range(100):
         source.write_bytes(b"".join(f"{operations:08}{n:08}".encode() for n in range(6 << 10)))
         before = list_checkpoints(store, PLACE.prefix())
         mortal = MortalStorage(store.storage)
         mortal.left = operations
         try:
-            Series(Store(mortal, chunk_size=CHUNK_SIZE), PLACE, ID, 0, PATHSPEC).save(source, label="l", latest=latest)
+            CheckpointWriter(Store(mortal, chunk_size=CHUNK_SIZE), PLACE, ID, 0, PATHSPEC).save(
+                source, label="l", latest=latest
+            )
         except Killed:
             after = list_checkpoints(store, PLACE.prefix())
             assert after[-len(before) :] == before

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import Store, __version__
-from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.chunks import chunk_key
 from metaflow_artifacts.cli import main
 from metaflow_artifacts.cli.output import duration, escape, seconds, size
@@ -46,7 +46,7 @@ def keys(store: Store, tmp_path: Path) -> dict[str, str]:
     base = store.save_model(tree, "base", {"accuracy": 0.9}, pathspec="TrainFlow/1/train/2")
     (tree / "config.json").write_text('{"a": 2}\n')
     place = CheckpointPlace("TrainFlow", "train", "0" * 12, "1" * 12)
-    series = Series(store, place, "0" * 8, 0, "TrainFlow/1/train/2")
+    series = CheckpointWriter(store, place, "0" * 8, 0, "TrainFlow/1/train/2")
     first = series.save(tree, metadata={"loss": 0.5}, label="TrainFlow_train", parents=[base["key"]])
     second = series.save(tree, metadata={"loss": 0.7}, label="TrainFlow_train", parents=[first["key"]])
     hostile = tmp_path / "hostile"

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faultlib.newest import find_latest
 
 from metaflow_artifacts import Store
 from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoints import find_latest, list_checkpoints
+from metaflow_artifacts.checkpoints import list_checkpoints
 from metaflow_artifacts.keys import HUB, CheckpointPlace, parse_key
 from metaflow_artifacts.manifest import VERSION, decode, encode
 from metaflow_artifacts.plan import plan

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faultlib.newest import find_latest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import CorruptArtifact, InvalidReference, ModelArtifact, Store, TransientStorageError, sweeps
 from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoints import Series, find_latest
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
 from metaflow_artifacts.gc import GRACE, execute_gc, gc, plan_gc
 from metaflow_artifacts.keys import CheckpointPlace
@@ -133,7 +134,7 @@ def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> 
 
 
 def test_a_marker_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
-    series = Series(local, PLACE, "0" * 8, 0)
+    series = CheckpointWriter(local, PLACE, "0" * 8, 0)
     kept = series.save(write(tmp_path / "a", 2), latest=False, label="l")
     lost = series.save(write(tmp_path / "a", 2), latest=False, label="l")
     local.storage.delete([lost["key"]])
@@ -143,7 +144,7 @@ def test_a_marker_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> N
         kept["key"].replace("artifacts", "not_latest")
     ]
     # Else it would hide the next one that is saved there.
-    assert Series(local, PLACE, "0" * 8, 0).save(tmp_path / "a", label="l")["version_id"] == 1
+    assert CheckpointWriter(local, PLACE, "0" * 8, 0).save(tmp_path / "a", label="l")["version_id"] == 1
     latest = find_latest(local, PLACE)
     assert latest is not None
     assert latest["version_id"] == 1
@@ -265,7 +266,7 @@ def test_a_save_that_takes_long_renews_its_chunks(local: Store, tmp_path: Path) 
 def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path) -> None:
     chunk, new = put_chunk(local.storage, b"x" * CHUNK)
     assert new
-    keys = Series(local, PLACE, "0" * 8, 0)
+    keys = CheckpointWriter(local, PLACE, "0" * 8, 0)
     files = [FileEntry("f", chunk.size, 0o644, 0)]
     since = time.time()
     first = local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=since)

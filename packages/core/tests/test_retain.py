@@ -10,7 +10,8 @@ import pytest
 
 from metaflow_artifacts import InvalidReference, ModelArtifact, Store
 from metaflow_artifacts import store as store_module
-from metaflow_artifacts.checkpoints import Series, list_checkpoints
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts.checkpoints import list_checkpoints
 from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointPlace
 from metaflow_artifacts.retain import RetentionPlan, Rules, execute_retention, plan_retention
 from metaflow_artifacts.storage import open_storage
@@ -34,7 +35,7 @@ class Saver:
         self.days = days
         flow, step, task = where.split("/")
         place = CheckpointPlace(flow, step, "0" * 12, task * 12, root)
-        saved = Series(self.store, place, "0" * 8, 0, f"{flow}/1/{step}/2").save(
+        saved = CheckpointWriter(self.store, place, "0" * 8, 0, f"{flow}/1/{step}/2").save(
             self.path, metadata=metadata, label="l"
         )
         return saved["key"]
@@ -144,9 +145,8 @@ def test_what_cannot_be_read_is_left_alone(store: Store, save: Saver) -> None:
 def test_a_date_that_makes_no_sense(store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the storage's time counts: what was written just now is young."""
     monkeypatch.setattr(store_module, "datetime", type("Clock", (), {"now": lambda tz: _Odd()}))
-    key = Series(store, CheckpointPlace("Flow", "step", "0" * 12, "a" * 12), "0" * 8, 0).save(save.path, label="l")[
-        "key"
-    ]
+    writer = CheckpointWriter(store, CheckpointPlace("Flow", "step", "0" * 12, "a" * 12), "0" * 8, 0)
+    key = writer.save(save.path, label="l")["key"]
     assert set(kept(plan_retention(store, Rules(younger=DAY)))) == {key}
 
 

@@ -15,7 +15,7 @@ from hub import Hub as HubServer
 from hub_repo import Repo, lfs
 
 from metaflow_artifacts import ModelArtifact, Store
-from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.chunks import CHUNKS, chunk_key
 from metaflow_artifacts.errors import TargetError
 from metaflow_artifacts.keys import HUB, CheckpointPlace
@@ -52,7 +52,7 @@ class Caller:
     def cache(self, ttl: float = 30.0, run: str | None = None) -> Cache:
         """That of a new task, in a run of its own or in `run`."""
         pathspec = f"Flow/{run or uuid4().hex}/start/{uuid4().hex}"
-        series = Series(self.store, self.place, uuid4().hex[:8], 0, pathspec)
+        series = CheckpointWriter(self.store, self.place, uuid4().hex[:8], 0, pathspec)
         return Cache(lambda request: series, "Flow_start", self.lines.append, self.warnings.append, ttl)
 
     def obtain(self, repo_id: str = "org/name", **arguments: Any) -> Obtained:

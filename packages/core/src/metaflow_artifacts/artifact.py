@@ -45,6 +45,8 @@ class _Required(TypedDict):
 class ModelArtifact(_Required, total=False):
     """A reference to a model, a checkpoint or a snapshot of a Hub repo. Unknown keys are kept."""
 
+    gang: str
+    """`@parallel` steps only: the pathspec of the gang's control task, whose task all of its nodes count as."""
     name: str
     """Checkpoints only: the name it was saved under."""
     version_id: int
@@ -65,7 +67,7 @@ _TYPES: dict[str, type] = {
     "metadata": dict,
     "label": str,
 }
-_OPTIONAL: dict[str, type] = {"name": str, "version_id": int, "parents": list}
+_OPTIONAL: dict[str, type] = {"gang": str, "name": str, "version_id": int, "parents": list}
 
 
 def validate(value: object) -> list[str]:

@@ -1,147 +1,80 @@
-"""Checkpoints of one place in a flow: counting them, listing them, finding the one to go on from.
+"""Which checkpoint is the newest, and which a task resumes from.
 
-There is no `latest` pointer that a killed save could leave behind its time. A checkpoint's manifest says itself
-whether it may be loaded without being asked for; the newest such manifest is the latest, found by one listing
-and, as a rule, one read. A save with latest=False leaves an empty marker after it, so that a search that has to
-go further back need not read its manifest; where a kill kept the marker from being written, the manifest is read
-and says the same.
+There is no `latest` pointer, so a killed save cannot leave a stale one. The manifests say it, and the storage's clock
+has no say: within a task, the higher attempt and then the higher number is newer; among tasks, the later `created_on`.
+`docs/format.md` (Newest) has the rule.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any
+from datetime import datetime, timezone
 
 from metaflow_artifacts.artifact import ModelArtifact
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
 from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
 from metaflow_artifacts.manifest import Head
-from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage import ObjectInfo
 from metaflow_artifacts.store import Store
+from metaflow_artifacts.sweeps import SKEW
 
-__all__ = ["DEFAULT_NAME", "Series", "find_latest", "latest_checkpoints", "list_checkpoints"]
+__all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
 
-DEFAULT_NAME = "mfchckpt"
+
+def task_of(artifact: ModelArtifact) -> str:
+    """The pathspec of the task that an artifact belongs to: in a `@parallel` step, the control node's."""
+    return artifact.get("gang") or artifact["pathspec"]
+
+
+def created_at(artifact: ModelArtifact, default: float = 0.0) -> float:
+    """`created_on` in seconds since the epoch; `default` where it is no time."""
+    try:
+        moment = datetime.fromisoformat(artifact["created_on"].replace("Z", "+00:00"))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return default
+
+
+def newest_first(artifacts: Iterable[ModelArtifact]) -> list[ModelArtifact]:
+    """Checkpoints in the order that `latest_checkpoints` has, whatever their `latest` says."""
+    tasks: dict[str, list[ModelArtifact]] = defaultdict(list)
+    for artifact in artifacts:
+        tasks[task_of(artifact)].append(artifact)
+    for task in tasks.values():
+        task.sort(key=lambda one: (one["attempt"], one.get("version_id", 0), *_age(one)))
+    ready = [(_descending(task[-1]), number) for number, task in enumerate(tasks.values())]
+    heapq.heapify(ready)
+    lists = list(tasks.values())
+    found = []
+    while ready:
+        _, number = heapq.heappop(ready)
+        found.append(lists[number].pop())
+        if lists[number]:
+            heapq.heappush(ready, (_descending(lists[number][-1]), number))
+    return found
+
+
+def _age(artifact: ModelArtifact) -> tuple[float, str]:
+    return created_at(artifact), artifact["key"]
 
 
 @dataclass(frozen=True)
-class _Entry:
-    key: CheckpointKey
-    info: ObjectInfo
+class _Descending:
+    """Turns the order of times and keys round, for a heap."""
+
+    created: float
+    key: str
+
+    def __lt__(self, other: _Descending) -> bool:
+        return (self.created, self.key) > (other.created, other.key)
 
 
-class Series:
-    """The checkpoints that one attempt of a task saves, numbered from 0 over all names.
-
-    Several processes may save into the same series: a number is taken by the write of the manifest itself, so
-    nothing is overwritten. A later save has a higher number, but for saves of several processes at the same moment.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        place: CheckpointPlace,
-        id: str,
-        attempt: int,
-        pathspec: str = "",
-        start: int | None = None,
-        others: Callable[[], Iterable[int]] = tuple,
-    ) -> None:
-        """`start` is the first number, where the caller knows that this attempt has saved nothing before.
-
-        `others`, called right before a number is taken, gives those that other processes have saved under since.
-        """
-        self.store = store
-        self.place = place
-        self.id = id
-        self.attempt = attempt
-        self.pathspec = pathspec
-        self._next = start
-        self._others = others
-
-    def save(
-        self,
-        path: str | PathLike[str],
-        name: str = DEFAULT_NAME,
-        metadata: Mapping[str, Any] | None = None,
-        *,
-        label: str,
-        parents: Sequence[str] = (),
-        latest: bool = True,
-        progress: Transfer | None = None,
-    ) -> ModelArtifact:
-        """Save a file or directory as the next checkpoint of this series. Raises as `Store.save_checkpoint`."""
-        keys = self.keys(name)
-        artifact = self.store.save_checkpoint(
-            path,
-            keys,
-            metadata,
-            label=label,
-            pathspec=self.pathspec,
-            parents=parents,
-            latest=latest,
-            progress=progress,
-        )
-        self.saved(artifact, latest)
-        return artifact
-
-    def keys(self, name: str) -> Iterator[CheckpointKey]:
-        """Keys that are likely free, the right one first. Raises InvalidReference for a name that breaks a rule."""
-        encode_part(name, "name")
-        return self._count(CheckpointKey(self.place, self.id, self.attempt, name, 0))
-
-    def _count(self, key: CheckpointKey) -> Iterator[CheckpointKey]:
-        if self._next is None:
-            self._next = self._highest() + 1
-        self._next = max(self._next, *(n + 1 for n in self._others()), 0)
-        yield key.numbered(self._next)
-        while True:
-            # Another process saves into this series too: what is there tells how far it is.
-            self._next = max(self._next, self._highest()) + 1
-            yield key.numbered(self._next)
-
-    def _highest(self) -> int:
-        prefix = f"{self.place.prefix()}{self.id}.{self.attempt}."
-        return max((entry.key.n for entry in _entries(self.store.storage.list(prefix))), default=-1)
-
-    def saved(self, artifact: ModelArtifact, latest: bool) -> None:
-        """Count an artifact that was just committed under one of `keys`."""
-        key = parse_key(artifact["key"])
-        assert isinstance(key, CheckpointKey)
-        self._next = max(self._next or 0, key.n + 1)
-        if not latest:
-            self.store.storage.put(key.marker, b"")
-
-
-def _entries(infos: Iterable[ObjectInfo]) -> Iterator[_Entry]:
-    for info in infos:
-        try:
-            key = parse_key(info.key)
-        except InvalidReference:
-            continue
-        if isinstance(key, CheckpointKey):
-            yield _Entry(key, info)
-
-
-def find_latest(
-    store: Store,
-    place: CheckpointPlace,
-    *,
-    id: str | None = None,
-    pathspec: str | None = None,
-    before_attempt: int | None = None,
-    on_damage: Callable[[ArtifactError], None] | None = None,
-) -> ModelArtifact | None:
-    """The newest checkpoint of a place that was saved with `latest`, or None: the first of `latest_checkpoints`."""
-    found = latest_checkpoints(
-        store, place, id=id, pathspec=pathspec, before_attempt=before_attempt, on_damage=on_damage
-    )
-    return next(found, None)
+def _descending(artifact: ModelArtifact) -> _Descending:
+    return _Descending(*_age(artifact))
 
 
 def latest_checkpoints(
@@ -156,90 +89,143 @@ def latest_checkpoints(
     """The checkpoints of a place that were saved with `latest`, newest first, each found when it is asked for.
 
     With `id` and `pathspec`, only what that task saved counts; with `before_attempt`, only its earlier attempts.
-    A manifest that is damaged is passed over, after `on_damage` was told. One listing, and a read of what could be
-    the newest; another listing where nothing of that is latest. Raises StorageError.
+    A manifest that is damaged is passed over, after `on_damage` was told. One listing, and one read for each task
+    whose newest object may be the newest of all; another listing where one is not latest. Raises StorageError.
     """
     filter_ = f"{id}." if id else ""
-    infos = sorted(store.storage.list(place.prefix() + filter_), key=_modified, reverse=True)
-    hidden: set[str] | None = None
-    series: dict[tuple[str, int], _Series] = {}
-    begin = 0
+    search = _Search(store, place, filter_, pathspec, on_damage)
+    tasks = _by_task(store.storage.list(place.prefix() + filter_), before_attempt)
+    waiting = sorted(tasks, key=lambda task: task.modified)
+    ready: list[tuple[_Descending, int, ModelArtifact, _Task]] = []
     while True:
-        # What the storage's clock may have written last is looked at more closely.
-        newest = max([*map(_modified, infos[begin : begin + 1]), *(one.modified for one in series.values())], default=0)
-        end = begin
-        while end < len(infos) and infos[end].modified >= newest - store.storage.resolution:
-            end += 1
-        for entry in _entries(infos[begin:end]):
-            if before_attempt is None or entry.key.attempt < before_attempt:
-                series.setdefault((entry.key.id, entry.key.attempt), _Series()).add(entry)
-        begin = end
-        # Within a series numbers tell which was saved last; among several, the time in the manifests does.
-        while unread := [(one, entry) for one in series.values() for entry in one.pop(hidden or ())]:
-            heads = _read_all(store, [entry for _, entry in unread], on_damage)
-            for (one, read), head in zip(unread, heads, strict=True):
-                if head is not None and head.latest and pathspec in (None, head.artifact["pathspec"]):
-                    one.ready.append((_age(head.artifact), read.info.modified, head.artifact))
-            if hidden is None and any(head is not None and not head.latest for head in heads):
-                hidden = {_filename(info) for info in store.storage.list(place.prefix("not_latest") + filter_)}
-        ready = [(found, one) for one in series.values() for found in one.ready]
-        if ready:
-            best, of = max(ready, key=lambda pair: pair[0][0])
-            of.ready.remove(best)
-            yield best[2]
-        elif begin == len(infos):
+        while waiting:
+            # An object can be younger than it says, since it was copied; not older, but for clocks that differ.
+            limit = ready[0][0].created - SKEW if ready else waiting[-1].modified
+            batch = []
+            while waiting and waiting[-1].modified >= limit:
+                batch.append(waiting.pop())
+            if not batch:
+                break
+            for task, artifact in search.candidates(batch):
+                heapq.heappush(ready, (_descending(artifact), task.number, artifact, task))
+        if not ready:
             return
+        _, _, best, task = heapq.heappop(ready)
+        yield best
+        for _, artifact in search.candidates([task]):
+            heapq.heappush(ready, (_descending(artifact), task.number, artifact, task))
 
 
-class _Series:
-    """What one attempt of a task has saved, of the part of a listing that was looked at so far."""
+class _Task:
+    """The checkpoints of one task of a place, the newest last."""
 
-    def __init__(self) -> None:
-        self.ready: list[tuple[tuple[str, int, int], float, ModelArtifact]] = []
-        """What was read and may be latest: its age, the storage's time of it, and itself. None is older than what
-        was not read."""
-        self._unread: list[_Entry] = []
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.modified = 0.0
+        """The storage's time of the newest object, in seconds since the epoch."""
+        self.entries: list[tuple[int, int, ObjectInfo]] = []
 
-    def add(self, entry: _Entry) -> None:
-        bisect.insort(self._unread, entry, key=_number)
+    def add(self, attempt: int, n: int, info: ObjectInfo) -> None:
+        self.entries.append((attempt, n, info))
+        self.modified = max(self.modified, info.modified)
 
-    def pop(self, hidden: Container[str]) -> list[_Entry]:
-        """What was saved last of the unread and is not `hidden`, if nothing is ready: one entry, as a rule.
 
-        Processes that save at the same moment may take the same number, under other names.
-        """
-        top: list[_Entry] = []
-        while not self.ready and self._unread and (not top or _number(self._unread[-1]) == _number(top[0])):
-            entry = self._unread.pop()
-            if _filename(entry.info) not in hidden:
-                top.append(entry)
+def _by_task(infos: Iterable[ObjectInfo], before_attempt: int | None) -> list[_Task]:
+    tasks: dict[str, _Task] = {}
+    for info in infos:
+        # Only what is read is parsed with care: there can be tens of thousands.
+        id, _, rest = _filename(info).partition(".")
+        attempt, _, rest = rest.partition(".")
+        n = rest.rpartition(".")[2]
+        if not (attempt.isdecimal() and n.isdecimal()):
+            continue
+        if before_attempt is None or int(attempt) < before_attempt:
+            tasks.setdefault(id, _Task(len(tasks))).add(int(attempt), int(n), info)
+    for task in tasks.values():
+        task.entries.sort(key=lambda entry: entry[:2])
+    return list(tasks.values())
+
+
+class _Search:
+    """Reads the heads of what may be the latest."""
+
+    def __init__(
+        self,
+        store: Store,
+        place: CheckpointPlace,
+        filter_: str,
+        pathspec: str | None,
+        on_damage: Callable[[ArtifactError], None] | None,
+    ) -> None:
+        self._store = store
+        self._markers = place.prefix("not_latest") + filter_
+        self._pathspec = pathspec
+        self._on_damage = on_damage
+        self._hidden: Container[str] | None = None
+
+    def candidates(self, tasks: list[_Task]) -> Iterator[tuple[_Task, ModelArtifact]]:
+        """The newest of each task that is latest, of what is left of it; it is taken out."""
+        pending = tasks
+        while pending:
+            reads = [(task, group) for task in pending if (group := self._next(task))]
+            flat = [info for _, group in reads for info in group]
+            heads = dict(zip(flat, _read_heads(self._store, flat, self._on_damage), strict=True))
+            pending = []
+            for task, group in reads:
+                found = [head.artifact for info in group if (head := heads[info]) is not None and self._accepts(head)]
+                if found:
+                    best = max(found, key=_age)
+                    # Two machines that save for one attempt can draw the same number, under other names.
+                    task.entries += [
+                        (one["attempt"], one.get("version_id", 0), info)
+                        for info in group
+                        if (head := heads[info]) is not None and (one := head.artifact) in found and one is not best
+                    ]
+                    yield task, best
+                else:
+                    pending.append(task)
+            if self._hidden is None and any(head is not None and not head.latest for head in heads.values()):
+                self._hidden = {_filename(info) for info in self._store.storage.list(self._markers)}
+
+    def _accepts(self, head: Head) -> bool:
+        return head.latest and self._pathspec in (None, task_of(head.artifact))
+
+    def _next(self, task: _Task) -> list[ObjectInfo]:
+        """What has the highest number of what is left: one object, as a rule."""
+        top: list[ObjectInfo] = []
+        number: tuple[int, int] | None = None
+        while task.entries and (not top or task.entries[-1][:2] == number):
+            attempt, n, info = task.entries.pop()
+            if (self._hidden is None or _filename(info) not in self._hidden) and _is_checkpoint(info):
+                number = attempt, n
+                top.append(info)
         return top
 
-    @property
-    def modified(self) -> float:
-        """The storage's time of the newest that is left."""
-        times = [entry.info.modified for entry in self._unread[-1:]]
-        return max([*times, *(modified for _, modified, _ in self.ready)], default=0.0)
+
+def _is_checkpoint(info: ObjectInfo) -> bool:
+    return next(_entries([info]), None) is not None
 
 
-def _number(entry: _Entry) -> int:
-    return entry.key.n
-
-
-def _modified(info: ObjectInfo) -> float:
-    return info.modified
+def _entries(infos: Iterable[ObjectInfo]) -> Iterator[tuple[CheckpointKey, ObjectInfo]]:
+    for info in infos:
+        try:
+            key = parse_key(info.key)
+        except InvalidReference:
+            continue
+        if isinstance(key, CheckpointKey):
+            yield key, info
 
 
 def _filename(info: ObjectInfo) -> str:
     return info.key.rpartition("/")[2]
 
 
-def _read_all(
-    store: Store, entries: list[_Entry], on_damage: Callable[[ArtifactError], None] | None = None
+def _read_heads(
+    store: Store, infos: list[ObjectInfo], on_damage: Callable[[ArtifactError], None] | None = None
 ) -> list[Head | None]:
-    def read(entry: _Entry) -> Head | None:
+    def read(info: ObjectInfo) -> Head | None:
         try:
-            return store.head_at(entry.info.key)
+            return store.head_at(info.key)
         except ArtifactNotFound:  # deleted since it was listed
             return None
         except CorruptArtifact as error:
@@ -248,14 +234,10 @@ def _read_all(
             return None
 
     # A disk answers sooner than a thread starts.
-    if len(entries) < 2 or not store.storage.stages_in_memory:
-        return [read(entry) for entry in entries]
-    with ThreadPoolExecutor(min(store.storage.threads, len(entries))) as pool:
-        return list(pool.map(read, entries))
-
-
-def _age(artifact: ModelArtifact) -> tuple[str, int, int]:
-    return artifact["created_on"], artifact["attempt"], artifact.get("version_id", 0)
+    if len(infos) < 2 or not store.storage.stages_in_memory:
+        return [read(info) for info in infos]
+    with ThreadPoolExecutor(min(store.storage.threads, len(infos))) as pool:
+        return list(pool.map(read, infos))
 
 
 def list_checkpoints(
@@ -277,8 +259,6 @@ def list_checkpoints(
         # Nearly all that has another name is told by this, without a closer look at its key.
         part = f".{encode_part(name, 'name')}."
         infos = (info for info in infos if part in _filename(info))
-    entries = [
-        entry for entry in _entries(infos) if name in (None, entry.key.name) and attempt in (None, entry.key.attempt)
-    ]
-    artifacts = [head.artifact for head in _read_all(store, entries) if head is not None]
-    return sorted(filter(accept, artifacts), key=_age, reverse=True)
+    wanted = [info for key, info in _entries(infos) if name in (None, key.name) and attempt in (None, key.attempt)]
+    artifacts = [head.artifact for head in _read_heads(store, wanted) if head is not None]
+    return newest_first(filter(accept, artifacts))

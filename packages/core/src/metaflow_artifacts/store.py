@@ -40,6 +40,7 @@ from metaflow_artifacts.manifest import (
     decode_outline,
     encode,
 )
+from metaflow_artifacts.numbering import highest_number
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.saving import file_entries, save_chunks
 from metaflow_artifacts.scan import Source, scan
@@ -142,10 +143,11 @@ class Store:
     ) -> ModelArtifact:
         """Save a file or directory as a checkpoint under the first of `keys` that is free.
 
-        `latest=False` keeps it from being loaded when a task starts again. See `checkpoints.Series`, which
-        counts the keys; the rest is as in `save_model`.
+        `latest=False` keeps it from being loaded when a task starts again. See `CheckpointWriter`, which numbers the
+        keys; the rest is as in `save_model`.
         """
         candidates = _checkpoints(keys, metadata, label, pathspec, parents)
+        self.storage.require_put_if_absent()
         return self._save(scan(path), candidates, latest, progress)
 
     def commit_checkpoint(
@@ -168,6 +170,7 @@ class Store:
         the order of their paths' bytes, their offsets adding up. Raises TransientStorageError where a `gc` has
         removed a chunk meanwhile.
         """
+        self.storage.require_put_if_absent()
         if not are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
             raise TransientStorageError(f"{self.root}: a gc removed content while it was stored; store it again")
         return self._commit(_checkpoints(keys, metadata, label, pathspec, parents), files, (), chunks, None, latest)
@@ -369,9 +372,14 @@ class Store:
         if self.storage.stat(key) is None:
             raise ArtifactNotFound(f"nothing is stored at {self.storage.url(key)}: nothing was deleted")
         parsed = parse_key(key)
-        # The marker goes first: one that stayed behind would hide a later checkpoint of the same number.
-        self.storage.delete([parsed.marker] if isinstance(parsed, CheckpointKey) else [])
-        self.storage.delete([key])
+        unneeded = [key]
+        if isinstance(parsed, CheckpointKey):
+            if highest_number(self.storage, parsed.place, parsed.id, parsed.attempt) == parsed.n:
+                # A number is never given twice: its marker stays.
+                self.storage.put(parsed.marker, b"")
+            else:
+                unneeded.append(parsed.marker)
+        self.storage.delete(unneeded)
 
 
 def _checkpoints(

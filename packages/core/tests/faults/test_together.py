@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 SAVER = """
 import sys
 from metaflow_artifacts import Store
-from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.keys import CheckpointPlace
 from metaflow_artifacts.storage import open_storage
 root, tree, kind = sys.argv[1:]
@@ -33,9 +33,9 @@ sys.stdin.readline()
 if kind == "model":
     print(store.save_model(tree)["key"])
 else:
-    series = Series(store, CheckpointPlace("F", "s", "0" * 12, "1" * 12), "0" * 8, 0, "F/1/s/2")
+    writer = CheckpointWriter(store, CheckpointPlace("F", "s", "0" * 12, "1" * 12), "0" * 8, 0, "F/1/s/2")
     for _ in range(3):
-        print(series.save(tree, label="l")["key"])
+        print(writer.save(tree, label="l")["key"])
 """
 
 

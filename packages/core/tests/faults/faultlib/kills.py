@@ -21,11 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from faultlib.newest import find_latest
 from faultlib.outcomes import content
 from faultlib.watched import Watched
 from metaflow_artifacts import ArtifactNotFound, Store, sweeps
 from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoints import Series, find_latest
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.gc import execute_gc, plan_gc
 from metaflow_artifacts.keys import CheckpointPlace
 from metaflow_artifacts.retain import Rules, execute_retention, plan_retention
@@ -124,17 +125,17 @@ class Checkpoint(Scenario):
     """A checkpoint that must not become the latest, after one that is."""
 
     def prepare(self) -> None:
-        self.latest = Series(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l")["key"]
+        self.latest = CheckpointWriter(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l")["key"]
 
     def act(self, store: Store) -> None:
-        Series(store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)
+        CheckpointWriter(store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)
 
     def after(self) -> bool:
         found = find_latest(self.store, PLACE)
         assert found is not None
         assert found["key"] == self.latest
         done = [info.key for info in self.store.storage.list(PLACE.prefix()) if info.key != self.latest]
-        again = Series(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)
+        again = CheckpointWriter(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)
         assert again["version_id"] == 1 + len(done)
         for key in [*done, again["key"]]:
             self.load(key)
@@ -204,7 +205,7 @@ class Delete(Scenario):
     """A checkpoint with a marker."""
 
     def before(self) -> None:
-        self.key = Series(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)["key"]
+        self.key = CheckpointWriter(self.store, PLACE, "0" * 8, 0).save(self.tree, label="l", latest=False)["key"]
 
     def act(self, store: Store) -> None:
         store.delete(self.key)
@@ -215,7 +216,7 @@ class Delete(Scenario):
             self.load(self.key)
         except ArtifactNotFound:
             # A marker that stayed behind would hide the next one, which gets its number.
-            series = Series(self.store, PLACE, "0" * 8, 0)
+            series = CheckpointWriter(self.store, PLACE, "0" * 8, 0)
             keys = [series.save(self.tree, label="l", latest=latest)["key"] for latest in (True, False)]
             found = find_latest(self.store, PLACE)
             assert found is not None
@@ -231,7 +232,7 @@ class Retain(Scenario):
     """The last of five stays."""
 
     def before(self) -> None:
-        series = Series(self.store, PLACE, "0" * 8, 0)
+        series = CheckpointWriter(self.store, PLACE, "0" * 8, 0)
         self.keys = [series.save(self.tree, label="l")["key"] for _ in range(5)]
 
     def act(self, store: Store) -> None:

@@ -10,8 +10,8 @@ from metaflow_artifacts.mf.loaded import TemporaryDirectories
 from metaflow_artifacts.mf.log import Log
 from metaflow_artifacts.mf.task import TaskIdentity
 
-# directory, series and tasks: imported with the task, so that its first save or list need not.
-from . import directory, series, tasks  # noqa: F401
+# directory, tasks and writer: imported with the task, so that its first save or list need not.
+from . import directory, tasks, writer  # noqa: F401
 from .info import CheckpointInfo
 from .journal import Journal
 from .outside import PREFIX, Checkpoint

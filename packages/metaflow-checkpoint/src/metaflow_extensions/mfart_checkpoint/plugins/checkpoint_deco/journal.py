@@ -1,12 +1,13 @@
 """What one attempt of a task has saved so far, as its processes on this machine write it down for each other.
 
-The card shows saves of subprocesses too, and what these save has everything that the task had loaded for parents.
-The store is not asked for either. Where the journal cannot be reached, nothing but that is lost.
+The card shows saves of subprocesses too, what these save has everything that the task had loaded for parents, and
+numbers are drawn here. The store is not asked for any of it. Where the journal cannot be reached, it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import time
@@ -22,6 +23,7 @@ __all__ = ["Journal"]
 
 _SAVES = "saves.jsonl"
 _PARENTS = "parents.json"
+_NUMBERS = "next_number"
 _FIELD = "journal"
 
 _known: dict[tuple[str | None, int], Journal] = {}
@@ -99,6 +101,24 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         self._position += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
+
+    def draw_number(self, at_least: int = 0) -> int | None:
+        """The next number for a checkpoint of this attempt: each is given once on this machine, to whichever process
+        asks. None where the journal is not here."""
+        if self._directory is None:
+            return None
+        try:
+            fd = os.open(os.path.join(self._directory, _NUMBERS), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None
+        try:
+            # The lock ends with the process that holds it.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            number = max(int(os.pread(fd, 20, 0) or b"0"), at_least)
+            os.pwrite(fd, b"%d" % (number + 1), 0)
+        finally:
+            os.close(fd)
+        return number
 
     def note_parents(self) -> None:
         """Write down what the task in this process has loaded."""

@@ -96,10 +96,10 @@ class Checkpoint:
         of it. Raises NoTask (a UsageError) outside of a task with `@checkpoint`, SourceError where `path` cannot be
         read, InvalidReference for a name or metadata that break a rule, StorageError where the datastore fails.
         """
-        from metaflow_artifacts.checkpoints import DEFAULT_NAME
+        from metaflow_artifacts.checkpoint_writer import DEFAULT_NAME
         from metaflow_artifacts.progress import Transfer
 
-        from .series import series_of
+        from .writer import writer_of
 
         task = self._task("save")
         if isinstance(metadata, str):
@@ -111,7 +111,7 @@ class Checkpoint:
         journal = self._journal()
         transfer = Transfer()
         with journal.timed(transfer) as note:
-            artifact = series_of(task, journal).save(
+            artifact = writer_of(task, journal).save(
                 path,
                 DEFAULT_NAME if name is None else name,
                 metadata,

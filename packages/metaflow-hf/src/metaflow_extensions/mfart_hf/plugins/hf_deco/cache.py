@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
 from metaflow_artifacts.keys import HUB, CheckpointKey, parse_key
 from metaflow_artifacts.manifest import FileEntry, Manifest
@@ -69,15 +69,15 @@ class Cache:
 
     def __init__(
         self,
-        series_of: Callable[[RepoRequest], Series],
+        writer_of: Callable[[RepoRequest], CheckpointWriter],
         label: str,
         log: Callable[[str], None],
         warn: Callable[[str], None],
         lease_ttl: float = TTL,
     ) -> None:
-        """`series_of` says where a request's snapshots lie, which depends on the cache scope; `lease_ttl` in
+        """`writer_of` says where a request's snapshots lie, which depends on the cache scope; `lease_ttl` in
         seconds."""
-        self._series_of = series_of
+        self._writer_of = writer_of
         self._label = label
         self._log = log
         self._warn = warn
@@ -101,8 +101,8 @@ class _Task:
         self._cache = cache
         self._request = request
         self._path = path
-        self._series = cache._series_of(request)
-        self._store = self._series.store
+        self._writer = cache._writer_of(request)
+        self._store = self._writer.store
         self._hints = Hints(self._store)
         self._began = self._told = time.monotonic()
         self._known_hub: Hub | None = None
@@ -137,7 +137,7 @@ class _Task:
 
     def _resolve_in_run(self, fallback: bool) -> Resolved:
         request = self._request
-        run = "/".join(self._series.pathspec.split("/")[:2])
+        run = "/".join(self._writer.pathspec.split("/")[:2])
         found = None if request.force_download else self._hints.commit_in(run, request)
         if found is not None:
             return found
@@ -156,7 +156,7 @@ class _Task:
             lambda: self._hints.commit_in(run, request),
             ask,
             lambda who: None,
-            self._series.pathspec,
+            self._writer.pathspec,
             self._cache._lease_ttl,
             _PATIENCE_FOR_COMMIT,
         )
@@ -164,7 +164,7 @@ class _Task:
     def _listed(self) -> list[ObjectInfo]:
         """What this request has stored in its place, newest first; none of it is read."""
         found = []
-        for info in self._store.storage.list(self._series.place.prefix()):
+        for info in self._store.storage.list(self._writer.place.prefix()):
             try:
                 key = parse_key(info.key)
             except InvalidReference:
@@ -228,7 +228,7 @@ class _Task:
             lambda: self._take_over(commit, resolved),
             lambda: self._download(commit),
             lambda who: self._cache._log(f"{self._request}: waiting for {who}, which downloads it"),
-            self._series.pathspec,
+            self._writer.pathspec,
             self._cache._lease_ttl,
         )
 
@@ -239,7 +239,7 @@ class _Task:
             return None
         manifest = snapshot.manifest
         key = parse_key(manifest.artifact["key"])
-        if isinstance(key, CheckpointKey) and key.place == self._series.place and self._is_mine(manifest.artifact):
+        if isinstance(key, CheckpointKey) and key.place == self._writer.place and self._is_mine(manifest.artifact):
             return self._from_datastore(manifest)
         if resolved.restricted:
             self._hub.check_access()
@@ -303,13 +303,13 @@ class _Task:
         artifact = self._store.commit_checkpoint(
             content.files,
             content.chunks,
-            self._series.keys(self._request.name),
+            self._writer.keys(self._request.name),
             self._request.metadata(commit),
             label=self._cache._label,
-            pathspec=self._series.pathspec,
+            pathspec=self._writer.pathspec,
             since=content.since,
         )
-        self._series.saved(artifact, latest=True)
+        self._writer.saved(artifact, latest=True)
         return artifact
 
 

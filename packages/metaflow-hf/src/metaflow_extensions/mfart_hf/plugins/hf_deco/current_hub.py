@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import Series
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.keys import HUB, CheckpointPlace
 from metaflow_artifacts.mf.errors import in_flow, shown
 from metaflow_artifacts.mf.loaded import Loaded, TemporaryDirectories, note_loaded
@@ -51,8 +51,8 @@ class CurrentHuggingfaceHub:
         self._temp_dir_root = temp_dir_root
         self._temporary = TemporaryDirectories(temp_dir_root)
         self._loaded = Loaded()
-        self._series: dict[CheckpointPlace, Series] = {}
-        self._cache = Cache(self._series_of, f"{task.flow}_{task.step}", log, log.warning)
+        self._writers: dict[CheckpointPlace, CheckpointWriter] = {}
+        self._cache = Cache(self._writer_of, f"{task.flow}_{task.step}", log, log.warning)
         self.events: list[Event] = []
         """What was asked for so far, for the card."""
         self.watch: Callable[[], None] = lambda: None
@@ -131,12 +131,12 @@ class CurrentHuggingfaceHub:
         self.watch()
         return obtained.artifact, target
 
-    def _series_of(self, request: RepoRequest) -> Series:
+    def _writer_of(self, request: RepoRequest) -> CheckpointWriter:
         place = self._place(request)
-        if place not in self._series:
+        if place not in self._writers:
             task = self.task
-            self._series[place] = Series(task.store(), place, task.id, task.attempt, task.pathspec, start=0)
-        return self._series[place]
+            self._writers[place] = CheckpointWriter(task.store(), place, task.id, task.attempt, task.pathspec, start=0)
+        return self._writers[place]
 
     def _place(self, request: RepoRequest) -> CheckpointPlace:
         if self.cache_scope == "checkpoint":

@@ -1,0 +1,107 @@
+"""Saving checkpoints: each gets a key of its own, and later ones get higher numbers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
+from metaflow_artifacts.numbering import highest_number
+from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.store import Store
+
+__all__ = ["DEFAULT_NAME", "CheckpointWriter"]
+
+DEFAULT_NAME = "mfchckpt"
+
+
+class CheckpointWriter:
+    """Saves the checkpoints of one attempt of a task, numbered from 0 over all names. Safe to use from any thread.
+
+    Several processes may save for the same attempt. The write of the manifest takes the key, so nothing is
+    overwritten. A number is drawn when a save begins: a save that begins later has a higher one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        place: CheckpointPlace,
+        id: str,
+        attempt: int,
+        pathspec: str = "",
+        start: int | None = None,
+        draw: Callable[[int], int | None] = lambda at_least: None,
+    ) -> None:
+        """`start` is the first number, where the caller knows that this attempt has saved nothing before.
+
+        `draw` gives a number that no process on this machine has drawn for this attempt, at least as high as its
+        argument; None where it cannot tell.
+        """
+        self.store = store
+        self.place = place
+        self.id = id
+        self.attempt = attempt
+        self.pathspec = pathspec
+        self._next = start
+        self._draw_here = draw
+        self._lock = threading.Lock()
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        name: str = DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        label: str,
+        parents: Sequence[str] = (),
+        latest: bool = True,
+        progress: Transfer | None = None,
+    ) -> ModelArtifact:
+        """Save a file or directory as the next checkpoint. Raises as `Store.save_checkpoint`."""
+        artifact = self.store.save_checkpoint(
+            path,
+            self.keys(name),
+            metadata,
+            label=label,
+            pathspec=self.pathspec,
+            parents=parents,
+            latest=latest,
+            progress=progress,
+        )
+        self.saved(artifact, latest)
+        return artifact
+
+    def keys(self, name: str) -> Iterator[CheckpointKey]:
+        """Keys to try in turn; the number of the first is drawn now. Raises InvalidReference for a name that breaks a
+        rule, StorageError."""
+        encode_part(name, "name")
+        return self._keys(CheckpointKey(self.place, self.id, self.attempt, name, self._draw()))
+
+    def _keys(self, key: CheckpointKey) -> Iterator[CheckpointKey]:
+        while True:
+            yield key
+            # A process on another machine saves for this attempt too: the store tells how far it is.
+            key = key.numbered(self._draw(max(key.n, self._highest()) + 1))
+
+    def _draw(self, at_least: int = 0) -> int:
+        with self._lock:
+            if self._next is None:
+                self._next = self._highest() + 1
+            at_least = max(at_least, self._next)
+            drawn = self._draw_here(at_least)
+            number = at_least if drawn is None else drawn
+            self._next = number + 1
+            return number
+
+    def _highest(self) -> int:
+        return highest_number(self.store.storage, self.place, self.id, self.attempt)
+
+    def saved(self, artifact: ModelArtifact, latest: bool) -> None:
+        """Note an artifact that was just committed under one of `keys`."""
+        key = parse_key(artifact["key"])
+        assert isinstance(key, CheckpointKey)
+        if not latest:
+            self.store.storage.put(key.marker, b"")
