@@ -95,6 +95,8 @@ def test_a_zombie_and_its_successor_overwrite_nothing(runner: FlowRunner, flows:
     assert result.fact("loaded") == [0, ["zombie"]]
     assert result.fact("mine") == [4, 3, 2, 1, 0]
     assert result.facts("content") == [f"successor {number}" for number in (4, 3, 2, 1, 0)]
+    # What a later attempt has saved is newer, whenever the zombie saved.
+    assert result.fact("in order") == sorted(result.fact("in order"), reverse=True)
     order = "".join(map(str, result.fact("interleaved")))
     assert "1" in order.strip("0")
     assert "0" in order.strip("0").strip("1"), order

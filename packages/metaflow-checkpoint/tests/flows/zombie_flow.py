@@ -65,7 +65,8 @@ class ZombieFlow(FlowSpec):
             with open(os.path.join(current.checkpoint.load(one), "state")) as file:
                 emit("content", file.read())
         both = current.checkpoint.list()
-        emit("interleaved", [one["attempt"] for one in both])
+        emit("in order", [one["attempt"] for one in both])
+        emit("interleaved", [one["attempt"] for one in sorted(both, key=lambda one: one["created_on"])])
         for one in both:
             if one["attempt"] == 0:
                 with open(os.path.join(current.checkpoint.load(one), "zombie")) as file:
