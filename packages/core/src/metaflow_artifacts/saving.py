@@ -15,7 +15,7 @@ from metaflow_artifacts.manifest import Chunk, FileEntry
 from metaflow_artifacts.plan import Group, Segment, plan_groups, segments
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.scan import Source, SourceFile, look_again
-from metaflow_artifacts.source import BLOCK, ROUNDS, Changed, OpenSource, keeps_changing, wait_for_tick
+from metaflow_artifacts.source import BLOCK, ROUNDS, Changed, OpenSource, is_young, keeps_changing, wait_for_tick
 from metaflow_artifacts.storage.base import Storage
 from metaflow_artifacts.threads import in_threads
 
@@ -77,10 +77,9 @@ class _Saver:
         done: list[_Task] = []
         groups = self._plan(range(len(self.files)))
         for left in range(ROUNDS - 1, -1, -1):
-            wait_for_tick(self.files[number] for group in groups for number in group.files)
             tasks = [self._task(group, last=not left) for group in groups]
             try:
-                in_threads(self.storage.threads, (job for task in tasks for job in self._jobs(task)))
+                in_threads(self.storage.threads, self._all_jobs(tasks))
             finally:
                 for task in tasks:
                     if task.shared is not None:
@@ -117,6 +116,18 @@ class _Saver:
             first = group.files.start
             shared = OpenSource(self.files[first], first, len(group.sizes), may_grow=last)
         return _Task(group, [None] * len(group.sizes), shared, last)
+
+    def _all_jobs(self, tasks: list[_Task]) -> Iterator[Callable[[], None]]:
+        """The youngest files come last: when they are reached, they are old enough to be read, as a rule."""
+        young = []
+        for task in tasks:
+            if any(is_young(self.files[number]) for number in task.group.files):
+                young.append(task)
+            else:
+                yield from self._jobs(task)
+        wait_for_tick(self.files[number] for task in young for number in task.group.files)
+        for task in young:
+            yield from self._jobs(task)
 
     def _jobs(self, task: _Task) -> Iterator[Callable[[], None]]:
         first = task.group.files.start

@@ -104,9 +104,9 @@ def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:
             raise SourceError(f"cannot read the directory {location!r}: {error.strerror}") from error
         if not names:
             source.dirs.append(path)
+        below = os.path.join(location, "")
         for name in names:
-            child = os.path.join(location, name)
-            child_path = f"{path}/{name}" if path else name
+            child, child_path = below + name, f"{path}/{name}" if path else name
             info = _stat(child, source)
             if info is None:
                 continue

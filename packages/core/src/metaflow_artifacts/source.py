@@ -14,11 +14,13 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from metaflow_artifacts.errors import SourceError
 from metaflow_artifacts.scan import Source, SourceFile, look_again
 
-__all__ = ["BLOCK", "ROUNDS", "Changed", "OpenSource", "keeps_changing", "read_inline", "wait_for_tick"]
+__all__ = ["BLOCK", "ROUNDS", "Changed", "OpenSource", "is_young", "keeps_changing", "read_inline", "wait_for_tick"]
 
 BLOCK = 512 << 10
 """Bytes that are read, hashed and written in one go: they stay in the processor's cache."""
@@ -49,6 +51,9 @@ def keeps_changing(file: SourceFile) -> SourceError:
     )
 
 
+_NO_LOCK = nullcontext()
+
+
 class OpenSource:
     """One file, open for as long as parts of it are read, by any threads.
 
@@ -56,21 +61,25 @@ class OpenSource:
     file that is appended to all the time is taken as far as the walk found it, if these bytes read the same twice.
     """
 
+    __slots__ = ("_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_opened", "_parts")
+
     def __init__(self, file: SourceFile, number: int, parts: int = 1, *, may_grow: bool = False) -> None:
         self._file = file
         self._number = number
         self._parts = parts
         self._may_grow = may_grow
         self._digests: dict[int, tuple[int, str]] = {}
-        self._lock = threading.Lock()
+        # Small files have one part, and there may be 100,000 of them.
+        self._lock: AbstractContextManager[Any] = threading.Lock() if parts > 1 else _NO_LOCK
         self._fd = -1
         self._opened: os.stat_result | None = None
 
     def blocks(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of one part, block by block, each in `buffer`. Raises Changed, or SourceError."""
-        with self._lock:
-            if self._opened is None:
-                self._open()
+        if self._opened is None:
+            with self._lock:
+                if self._opened is None:
+                    self._open()
         at, end = start, start + length
         while at < end:
             try:
@@ -145,9 +154,13 @@ class OpenSource:
 
 
 def _is_young(file: SourceFile, now_ns: int) -> bool:
-    """Whether a write may still come that leaves the file's time as it is."""
     age = now_ns - file.mtime_ns
     return -_COARSE_NS < age < (_TICK_NS if file.mtime_ns % 1_000_000_000 else _COARSE_NS)
+
+
+def is_young(file: SourceFile) -> bool:
+    """Whether a write may still come that leaves the file's time as it is."""
+    return _is_young(file, time.time_ns())
 
 
 def wait_for_tick(files: Iterable[SourceFile]) -> None:
