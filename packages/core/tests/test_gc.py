@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from faultlib.watched import Watched
 
-from metaflow_artifacts import CorruptArtifact, InvalidReference, ModelArtifact, Store, TransientStorageError, sweeps
+from metaflow_artifacts import (
+    CorruptArtifact,
+    InvalidReference,
+    ModelArtifact,
+    StorageError,
+    Store,
+    TransientStorageError,
+    sweeps,
+)
 from metaflow_artifacts.check import check
 from metaflow_artifacts.checkpoints import Series, find_latest
 from metaflow_artifacts.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
@@ -111,7 +119,13 @@ def test_nothing_goes_where_a_manifest_cannot_be_read(
 
 
 def test_what_others_keep_below_the_root_stays(local: Store) -> None:
-    keys = {"F/1/start/1/0.data", "mf.artifacts/other", f"{CHUNKS}aa/no-digest", "mf.models/models/artifacts/x.tar"}
+    keys = {
+        "F/1/start/1/0.data",
+        "mf.artifacts/other",
+        f"{CHUNKS}aa/no-digest",
+        f"{MARKS}README",
+        "mf.checkpoints/checkpoints/not_latest/F/s/README",
+    }
     for key in keys:
         local.storage.put(key, b"others")
     age(local, 30)
@@ -390,3 +404,65 @@ def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> No
     store = Store(Behind(local.root))
     stats = execute_gc(store, plan_gc(store))
     assert (stats.removed, stats.spared) == (0, 1)
+
+
+def test_the_grace_period_ends_by_the_clock_of_the_storage(local: Store) -> None:
+    """Another machine's clock has no part in it, however far ahead it is."""
+
+    class Clock(LocalStorage):
+        ahead = 0.0
+
+        def now(self) -> float:
+            return time.time() + self.ahead
+
+    storage = Clock(local.root)
+    put_chunk(storage, b"x")
+    for days, removed in ((-30.0, 0), (6.9, 0), (7.1, 1)):
+        storage.ahead = days * DAY
+        assert gc(Store(storage)).removed == removed
+
+
+def test_what_the_grace_period_keeps_is_told(local: Store, tmp_path: Path) -> None:
+    kept = local.save_model(write(tmp_path / "a", 3))
+    local.delete(local.save_model(write(tmp_path / "b", 2, seed=1)))
+    age(local, 1)
+    local.delete(local.save_model(write(tmp_path / "c", 4, seed=2)))
+    times = {info.key: info.modified for info in local.storage.list(CHUNKS)}
+    needed = {chunk_key(chunk.sha256) for chunk in local.manifest(kept).chunks}
+    times = {key: modified for key, modified in times.items() if key not in needed}
+    for dry_run in (True, False):
+        stats = gc(local, dry_run=dry_run)
+        assert (stats.artifacts, stats.removed) == (1, 0)
+        waiting = stats.waiting
+        assert (waiting.chunks, waiting.size) == (6, 6 * CHUNK)
+        assert waiting.first == pytest.approx(min(times.values()) + GRACE)
+        assert waiting.last == pytest.approx(max(times.values()) + GRACE)
+    age(local, 6.5)
+    stats = gc(local)
+    assert (stats.removed, stats.waiting.chunks) == (2, 4)
+    age(local, 1)
+    stats = gc(local)
+    assert (stats.removed, stats.waiting.chunks, stats.waiting.first, stats.waiting.last) == (6, 0, None, None)
+
+
+def test_artifacts_are_counted_where_nothing_is_old_enough(local: Store, tmp_path: Path) -> None:
+    for seed in range(3):
+        local.save_model(write(tmp_path / "a", 2, seed))
+    assert gc(local).artifacts == 3
+
+
+@pytest.mark.parametrize(("answer", "told"), [(True, True), (False, False), (None, None)])
+def test_a_storage_that_keeps_versions_is_told(local: Store, answer: bool | None, told: bool | None) -> None:
+    """None: it may not be asked. That keeps nobody from a gc."""
+
+    class Versioned(LocalStorage):
+        def keeps_versions(self) -> bool:
+            if answer is None:
+                raise StorageError("access denied: s3:GetBucketVersioning")
+            return answer
+
+    storage = Versioned(local.root)
+    put_chunk(storage, b"x")
+    for dry_run in (True, False):
+        stats = gc(Store(storage), grace=0, exclusive=True, dry_run=dry_run)
+        assert (stats.removed, stats.keeps_versions) == (1, told)
