@@ -303,15 +303,16 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
     watched = Store(Watched(local.storage, before))
     with pytest.raises(KeyboardInterrupt):
         execute_gc(watched, plan_gc(watched))
-    (mark,) = (info.key for info in local.storage.list(MARKS))
-    assert mark.endswith(".open")
+    mark, run = sorted(info.key for info in local.storage.list(MARKS))
+    assert mark.endswith(".0.open")
+    assert run.endswith(".run")
     waits = []
     for _ in range(2):
         began = time.monotonic()
         local.save_model(tmp_path / "a")
         waits.append(time.monotonic() - began)
     assert waits[0] >= 0.5
-    assert [info.key for info in local.storage.list(MARKS)] == [mark.replace(".open", ".done")]
+    assert {info.key for info in local.storage.list(MARKS)} == {mark.replace(".open", ".done"), run}
     assert waits[1] < waits[0]
     age(local, 30, MARKS)
     gc(local, dry_run=False)
@@ -386,9 +387,9 @@ def test_many_chunks_go_in_batches(local: Store) -> None:
 
     store = Store(Watched(local.storage, before))
     assert gc(store, dry_run=False).removed == 600
-    assert len(marks) == 6
-    left = list(local.storage.list(MARKS))
-    assert [info.key[-5:] for info in left] == [".done"]
+    assert len(marks) == 7
+    left = sorted(info.key.rpartition(".")[2] for info in local.storage.list(MARKS))
+    assert left == ["done", "run"]
 
 
 def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> None:

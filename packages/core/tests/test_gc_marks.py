@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def marks(store: Store) -> list[str]:
     return sorted(info.key for info in store.storage.list(MARKS))
 
 
+def kinds(store: Store) -> list[str]:
+    return [mark.rpartition(".")[2] for mark in marks(store)]
+
+
 def test_at_no_moment_of_a_batch_is_there_neither_mark(local: Store) -> None:
     """A save that lists the marks after gc has looked at a chunk must see that it did."""
     for number in range(600):
@@ -54,7 +59,46 @@ def test_at_no_moment_of_a_batch_is_there_neither_mark(local: Store) -> None:
 
     store = Store(Watched(local.storage, before))
     execute_gc(store, plan_gc(store))
-    assert seen == 3 * [("put", "open"), ("put", "done"), ("delete", "open"), ("delete", "done")]
+    batch = [("put", "open"), ("put", "run"), ("put", "done"), ("delete", "open"), ("delete", "done")]
+    assert seen == [("put", "run"), *3 * batch]
+
+
+class Torn(Watched):
+    """A listing that asks for times after it has read the names, as that of a directory does: `between` is called
+    after the names of marks were read, and what is gone by then is left out."""
+
+    def __init__(self, store: Store, between: Callable[[], None]) -> None:
+        super().__init__(store.storage, lambda operation, key: None)
+        self.between = between
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        names = [info.key for info in self.inner.list(prefix)]
+        if prefix == MARKS:
+            self.between()
+        yield from filter(None, map(self.inner.stat, names))
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_batch_that_ends_while_a_save_lists_the_marks_is_seen(local: Store, tmp_path: Path, batch: int) -> None:
+    """gc has looked at the chunks before the save renews them, and removes them before the save commits."""
+    sweep = Sweep(local.storage)
+    for _ in range(batch):
+        with sweep.batch():
+            pass
+    chunks = [info.key for info in local.storage.list(CHUNKS)]
+    running = sweep.batch()
+    running.__enter__()
+    pending = [running]
+
+    def between() -> None:
+        if pending:
+            local.storage.delete(chunks)
+            pending.pop().__exit__(None, None, None)
+
+    saved = Store(Torn(local, between), chunk_size=CHUNK).save_model(tmp_path / "a")
+    assert not pending
+    local.load(saved, tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == (tmp_path / "a").read_bytes()
 
 
 class CannotDelete(Watched):
@@ -79,7 +123,7 @@ def test_a_gc_that_cannot_remove_its_marks_holds_no_save_up(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert gc(Store(CannotDelete(local, MARKS)), dry_run=False).removed == 3
-    assert [mark[-5:] for mark in marks(local)] == [".done", ".open"]
+    assert kinds(local) == ["done", "open", "run"]
     monkeypatch.setattr(sweeps.time, "sleep", never)
     for _ in range(2):
         saved = Store(CannotDelete(local), chunk_size=CHUNK).save_model(tmp_path / "a")
@@ -99,10 +143,10 @@ def test_a_saver_without_the_right_to_delete_saves_beside_the_mark_of_a_killed_g
     watched = Store(Watched(local.storage, before))
     with pytest.raises(KeyboardInterrupt):
         execute_gc(watched, plan_gc(watched))
-    assert [mark[-5:] for mark in marks(local)] == [".open"]
+    assert kinds(local) == ["open", "run"]
     store = Store(CannotDelete(local), chunk_size=CHUNK)
     store.save_model(tmp_path / "a")
-    assert [mark[-5:] for mark in marks(local)] == [".done", ".open"]
+    assert kinds(local) == ["done", "open", "run"]
     # From now on nobody waits for it.
     monkeypatch.setattr(sweeps.time, "sleep", never)
     store.save_model(tmp_path / "a")

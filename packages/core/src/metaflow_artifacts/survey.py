@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from metaflow_artifacts.chunks import CHUNKS
@@ -38,6 +39,8 @@ _CHUNK_DIGITS = 2 + 1 + 62
 _LARGE = 1 << 20
 """Bytes from which an object is first asked whether it is a tar of metaflow-checkpoint: most manifests are smaller,
 and a tar must not be read whole to find that it is none."""
+_AHEAD = 2
+"""How many objects a thread are asked for before the first of them is handed on."""
 _BEGINNING = f'{{"format":"{FORMAT}"'.encode()
 
 
@@ -162,13 +165,15 @@ def _read(
                 return None
             return info, error
 
-    ahead: list[ObjectInfo] = []
+    # Results are handed on in order while later objects are read, and no more of them than needed are held.
+    ahead: deque[Future[tuple[ObjectInfo, _T | CorruptArtifact | None] | None]] = deque()
     for info in objects:
-        ahead.append(info)
-        if len(ahead) == 2 * store.storage.threads:
-            yield from filter(None, pool.map(one, ahead))
-            ahead = []
-    yield from filter(None, pool.map(one, ahead))
+        ahead.append(pool.submit(one, info))
+        if len(ahead) > _AHEAD * store.storage.threads and (done := ahead.popleft().result()) is not None:
+            yield done
+    for future in ahead:
+        if (done := future.result()) is not None:
+            yield done
 
 
 def _is_ignored(strays: Strays, key: str) -> bool:

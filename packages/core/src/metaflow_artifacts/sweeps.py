@@ -4,6 +4,9 @@
 renews the chunk in between would name one that is about to go. So `gc` deletes in short batches and keeps an
 `open` mark in the store during each. A save whose chunks are in place looks for marks, waits for the batches that
 are under way, and looks at its chunks again. `docs/format.md` has the proof.
+
+A listing is not of one moment: it can miss the `done` mark that was not there yet when it began, and the `open` mark
+that is gone when it ends. So a `run` mark stays from before the first batch until long after the last.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ the rest is more than a storage tries to delete for."""
 SKEW = 900.0
 """Seconds that the clocks of writers and of the storage may differ by; S3 refuses requests beyond that."""
 
-_OPEN, _DONE = ".open", ".done"
+_RUN, _OPEN, _DONE = ".run", ".open", ".done"
 _POLL = 0.05
 
 
@@ -44,12 +47,17 @@ class Sweep:
         """A stretch of looking and deleting. Gives a function that tells whether it may still delete."""
         began = _elapsed()
         mark, before = f"{MARKS}{self._run}.{self._batches}", f"{MARKS}{self._run}.{self._batches - 1}"
+        run = f"{MARKS}{self._run}{_RUN}"
+        if not self._batches:
+            self._storage.put(run, b"")
         self._batches += 1
         self._storage.put(mark + _OPEN, b"")
         try:
             yield lambda: _elapsed() - began < LEASE / 4
         finally:
-            # In this order: at no moment is there neither mark.
+            # In this order: at no moment is there neither mark, and the time of the `run` mark is hardly ever older
+            # than that of a batch.
+            self._storage.put(run, b"")
             self._storage.put(mark + _DONE, b"")
             _remove(self._storage, [mark + _OPEN, before + _DONE])
 
@@ -77,7 +85,8 @@ def wait_for_sweeps(storage: Storage, since: float) -> bool:
     Returns when the batches that were under way have ended: the `open` mark is gone, or the `done` mark is there.
     One whose marks stay otherwise for longer than a live `gc` would leave them is taken for dead.
     """
-    marks = {info.key for info in storage.list(MARKS) if info.modified > since - SKEW}
+    # The time that a listing has of a `run` mark may be that of its batch's beginning.
+    marks = {info.key for info in storage.list(MARKS) if info.modified > since - SKEW - LEASE}
     waiting = _under_way(marks)
     end = time.monotonic() + LEASE
     while waiting and time.monotonic() < end:
@@ -95,4 +104,4 @@ def _under_way(marks: set[str]) -> set[str]:
 
 def old_marks(storage: Storage, before: float) -> list[ObjectInfo]:
     """The marks that were last written before a time (seconds since the epoch), for `gc` to remove."""
-    return [info for info in storage.list(MARKS) if info.modified < before and info.key.endswith((_OPEN, _DONE))]
+    return [info for info in storage.list(MARKS) if info.modified < before and info.key.endswith((_RUN, _OPEN, _DONE))]
