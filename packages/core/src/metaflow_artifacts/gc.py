@@ -156,7 +156,8 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
     strays = Strays(storage, ignore)
     begin = _now(storage)
     refuse_unknown_needs(storage)
-    # Two times that are closer than the storage tells apart: with nobody saving, the chunk came first.
+    # With `exclusive`, nothing saves from `begin` on: what has the same time, as far as the storage's clock can tell
+    # times apart, was written before.
     limit = begin - grace + (storage.resolution if exclusive else 0)
     unneeded = {digest: info for info, digest in chunk_objects(storage)}
     chunks, stored = len(unneeded), sum(info.size for info in unneeded.values())
@@ -189,7 +190,7 @@ def _keeps_versions(storage: Storage) -> bool | None:
     try:
         return bool(ask())
     except StorageError:
-        # It is for the report only, and takes a permission that gc does not need.
+        # The answer is only reported, and to ask needs a permission that gc otherwise does not.
         return None
 
 

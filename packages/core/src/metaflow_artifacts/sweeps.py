@@ -55,8 +55,8 @@ class Sweep:
         try:
             yield lambda: _elapsed() - began < LEASE / 4
         finally:
-            # In this order: at no moment is there neither mark, and the time of the `run` mark is hardly ever older
-            # than that of a batch.
+            # In this order: the `run` mark has a new time before the batch has ended, and at every moment there is an
+            # `open` or a `done` mark.
             self._storage.put(run, b"")
             self._storage.put(mark + _DONE, b"")
             _remove(self._storage, [mark + _OPEN, before + _DONE])
