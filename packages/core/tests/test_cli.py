@@ -281,6 +281,9 @@ def test_delete(run: Run, store: Store, keys: dict[str, str]) -> None:
 
 def test_retain(run: Run, keys: dict[str, str]) -> None:
     rule = ("retain", "--best", "1", "--metric", "loss", "--lowest", "--flow", "TrainFlow", "--step", "train")
+    resume = {row["key"]: row["decision"] for row in run(*rule).table()}
+    assert resume == {keys["second"]: "keep: resume", keys["first"]: "keep: best"}
+    rule = (*rule, "--last", "0")
     dry = run(*rule)
     assert dry.code == 0
     assert {row["key"]: row["decision"] for row in dry.table()} == {

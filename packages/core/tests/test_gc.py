@@ -13,7 +13,15 @@ import pytest
 from faultlib.newest import find_latest
 from faultlib.watched import Watched
 
-from metaflow_artifacts import CorruptArtifact, InvalidReference, ModelArtifact, Store, TransientStorageError, sweeps
+from metaflow_artifacts import (
+    CorruptArtifact,
+    InvalidReference,
+    ModelArtifact,
+    StorageError,
+    Store,
+    TransientStorageError,
+    sweeps,
+)
 from metaflow_artifacts.check import check
 from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
@@ -94,7 +102,11 @@ def test_a_grace_period_that_is_too_short_is_refused(local: Store) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda data: data[:-10], lambda data: b"x", lambda data: data.replace(b'"version":1,', b'"version":2,')],
+    [
+        lambda data: data[: data.index(b',"chunk_size"') - 5],
+        lambda data: b"x",
+        lambda data: data.replace(b'"version":1,', b'"version":2,'),
+    ],
     ids=["cut", "nothing", "later"],
 )
 def test_nothing_goes_where_a_manifest_cannot_be_read(
@@ -112,7 +124,13 @@ def test_nothing_goes_where_a_manifest_cannot_be_read(
 
 
 def test_what_others_keep_below_the_root_stays(local: Store) -> None:
-    keys = {"F/1/start/1/0.data", "mf.artifacts/other", f"{CHUNKS}aa/no-digest", "mf.models/models/artifacts/x.tar"}
+    keys = {
+        "F/1/start/1/0.data",
+        "mf.artifacts/other",
+        f"{CHUNKS}aa/no-digest",
+        f"{MARKS}README",
+        "mf.checkpoints/checkpoints/not_latest/F/s/README",
+    }
     for key in keys:
         local.storage.put(key, b"others")
     age(local, 30)
@@ -136,18 +154,18 @@ def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> 
 def test_a_marker_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
     series = CheckpointWriter(local, PLACE, "0" * 8, 0)
     kept = series.save(write(tmp_path / "a", 2), latest=False, label="l")
-    lost = series.save(write(tmp_path / "a", 2), latest=False, label="l")
-    local.storage.delete([lost["key"]])
+    lost = [series.save(write(tmp_path / "a", 2), latest=False, label="l") for _ in range(2)]
+    local.storage.delete([one["key"] for one in lost])
     age(local, 8)
     assert gc(local, dry_run=False).markers == 1
-    assert [info.key for info in local.storage.list("mf.checkpoints/checkpoints/not_latest/")] == [
-        kept["key"].replace("artifacts", "not_latest")
-    ]
-    # Else it would hide the next one that is saved there.
-    assert CheckpointWriter(local, PLACE, "0" * 8, 0).save(tmp_path / "a", label="l")["version_id"] == 1
+    # That of the highest number stays: the number is never given again.
+    assert {info.key for info in local.storage.list("mf.checkpoints/checkpoints/not_latest/")} == {
+        one["key"].replace("artifacts", "not_latest") for one in (kept, lost[1])
+    }
+    assert CheckpointWriter(local, PLACE, "0" * 8, 0).save(tmp_path / "a", label="l")["version_id"] == 3
     latest = find_latest(local, PLACE)
     assert latest is not None
-    assert latest["version_id"] == 1
+    assert latest["version_id"] == 3
 
 
 def test_a_plan_may_be_executed_much_later(local: Store, tmp_path: Path) -> None:
@@ -290,15 +308,16 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
     watched = Store(Watched(local.storage, before))
     with pytest.raises(KeyboardInterrupt):
         execute_gc(watched, plan_gc(watched))
-    (mark,) = (info.key for info in local.storage.list(MARKS))
-    assert mark.endswith(".open")
+    mark, run = sorted(info.key for info in local.storage.list(MARKS))
+    assert mark.endswith(".0.open")
+    assert run.endswith(".run")
     waits = []
     for _ in range(2):
         began = time.monotonic()
         local.save_model(tmp_path / "a")
         waits.append(time.monotonic() - began)
     assert waits[0] >= 0.5
-    assert [info.key for info in local.storage.list(MARKS)] == [mark.replace(".open", ".done")]
+    assert {info.key for info in local.storage.list(MARKS)} == {mark.replace(".open", ".done"), run}
     assert waits[1] < waits[0]
     age(local, 30, MARKS)
     gc(local, dry_run=False)
@@ -373,9 +392,9 @@ def test_many_chunks_go_in_batches(local: Store) -> None:
 
     store = Store(Watched(local.storage, before))
     assert gc(store, dry_run=False).removed == 600
-    assert len(marks) == 6
-    left = list(local.storage.list(MARKS))
-    assert [info.key[-5:] for info in left] == [".done"]
+    assert len(marks) == 7
+    left = sorted(info.key.rpartition(".")[2] for info in local.storage.list(MARKS))
+    assert left == ["done", "run"]
 
 
 def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> None:
@@ -391,3 +410,76 @@ def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> No
     store = Store(Behind(local.root))
     stats = execute_gc(store, plan_gc(store))
     assert (stats.removed, stats.spared) == (0, 1)
+
+
+def test_the_grace_period_ends_by_the_clock_of_the_storage(local: Store) -> None:
+    """Another machine's clock has no part in it, however far ahead it is."""
+
+    class Clock(LocalStorage):
+        ahead = 0.0
+
+        def now(self) -> float:
+            return time.time() + self.ahead
+
+    storage = Clock(local.root)
+    put_chunk(storage, b"x")
+    for days, removed in ((-30.0, 0), (6.9, 0), (7.1, 1)):
+        storage.ahead = days * DAY
+        assert gc(Store(storage)).removed == removed
+
+
+def test_what_the_grace_period_keeps_is_told(local: Store, tmp_path: Path) -> None:
+    kept = local.save_model(write(tmp_path / "a", 3))
+    local.delete(local.save_model(write(tmp_path / "b", 2, seed=1)))
+    age(local, 1)
+    local.delete(local.save_model(write(tmp_path / "c", 4, seed=2)))
+    times = {info.key: info.modified for info in local.storage.list(CHUNKS)}
+    needed = {chunk_key(chunk.sha256) for chunk in local.manifest(kept).chunks}
+    times = {key: modified for key, modified in times.items() if key not in needed}
+    for dry_run in (True, False):
+        stats = gc(local, dry_run=dry_run)
+        assert (stats.artifacts, stats.removed) == (1, 0)
+        waiting = stats.waiting
+        assert (waiting.chunks, waiting.size) == (6, 6 * CHUNK)
+        assert waiting.first == pytest.approx(min(times.values()) + GRACE)
+        assert waiting.last == pytest.approx(max(times.values()) + GRACE)
+    age(local, 6.5)
+    stats = gc(local)
+    assert (stats.removed, stats.waiting.chunks) == (2, 4)
+    age(local, 1)
+    stats = gc(local)
+    assert (stats.removed, stats.waiting.chunks, stats.waiting.first, stats.waiting.last) == (6, 0, None, None)
+
+
+def test_artifacts_are_counted_where_nothing_is_old_enough(local: Store, tmp_path: Path) -> None:
+    for seed in range(3):
+        local.save_model(write(tmp_path / "a", 2, seed))
+    assert gc(local).artifacts == 3
+
+
+@pytest.mark.parametrize(("answer", "told"), [(True, True), (False, False), (None, None)])
+def test_a_storage_that_keeps_versions_is_told(local: Store, answer: bool | None, told: bool | None) -> None:
+    """None: it may not be asked. That keeps nobody from a gc."""
+
+    class Versioned(LocalStorage):
+        def keeps_versions(self) -> bool:
+            if answer is None:
+                raise StorageError("access denied: s3:GetBucketVersioning")
+            return answer
+
+    storage = Versioned(local.root)
+    put_chunk(storage, b"x")
+    for dry_run in (True, False):
+        stats = gc(Store(storage), grace=0, exclusive=True, dry_run=dry_run)
+        assert (stats.removed, stats.keeps_versions) == (1, told)
+
+
+def test_gc_reads_no_rows_of_files(local: Store, tmp_path: Path) -> None:
+    """Of a manifest that is damaged behind its chunks, every chunk is known, and kept."""
+    saved = local.save_model(write(tmp_path / "a", 3))
+    data = local.storage.get(saved["key"])
+    local.storage.put(saved["key"], data[: data.index(b',"files"')])
+    age(local, 8)
+    stats = gc(local, dry_run=False)
+    assert (stats.artifacts, stats.removed) == (1, 0)
+    assert len(chunks(local)) == 3

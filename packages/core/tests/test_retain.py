@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faultlib.newest import find_latest
 
 from metaflow_artifacts import InvalidReference, ModelArtifact, Store
 from metaflow_artifacts import store as store_module
@@ -27,16 +28,28 @@ class Saver:
         self.store = store
         self.path = path
         self.days = 0.0
+        self.place = CheckpointPlace("Flow", "step", "0" * 12, "a" * 12)
         path.write_bytes(b"content")
         clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None: NOW - timedelta(days=self.days))})
         monkeypatch.setattr(store_module, "datetime", clock)
 
-    def __call__(self, days: float, where: str = "Flow/step/a", root: str = CHECKPOINTS, **metadata: Any) -> str:
+    def __call__(
+        self,
+        days: float,
+        where: str = "Flow/step/a",
+        root: str = CHECKPOINTS,
+        *,
+        latest: bool = True,
+        run: int = 1,
+        attempt: int = 0,
+        scope: str = "0",
+        **metadata: Any,
+    ) -> str:
         self.days = days
         flow, step, task = where.split("/")
-        place = CheckpointPlace(flow, step, "0" * 12, task * 12, root)
-        saved = CheckpointWriter(self.store, place, "0" * 8, 0, f"{flow}/1/{step}/2").save(
-            self.path, metadata=metadata, label="l"
+        place = CheckpointPlace(flow, step, scope * 12, task * 12, root)
+        saved = CheckpointWriter(self.store, place, f"{run:08}", attempt, f"{flow}/{run}/{step}/2").save(
+            self.path, metadata=metadata, label="l", latest=latest
         )
         return saved["key"]
 
@@ -55,35 +68,101 @@ def kept(plan: RetentionPlan) -> dict[str, tuple[str, ...]]:
 
 
 def test_the_last(store: Store, save: Saver) -> None:
-    keys = [save(days) for days in (5, 3, 4, 1, 2)]
+    keys = [save(days) for days in (5, 4, 3, 2, 1)]
     plan = plan_retention(store, Rules(last=2))
     assert kept(plan) == {keys[3]: ("last",), keys[4]: ("last",)}
     assert deleted(plan) == {keys[0], keys[1], keys[2]}
     assert plan.size == 3 * len(b"content")
     (group,) = plan.groups
-    assert (group.flow, group.step, group.task) == ("Flow", "step", None)
-    assert [one.artifact["key"] for one in group.keep] == [keys[3], keys[4]]
+    assert (group.flow, group.step, group.task) == ("Flow", "step", f"{'0' * 12}/{'a' * 12}")
+    assert [one.artifact["key"] for one in group.keep] == [keys[4], keys[3]]
     assert deleted(plan_retention(store, Rules(last=9))) == set()
     assert deleted(plan_retention(store, Rules(last=0))) == set(keys)
+
+
+def test_of_a_task_the_last_has_the_highest_attempt_and_number(store: Store, save: Saver) -> None:
+    """Whatever the clocks of the machines said on which it ran."""
+    first = [save(days, attempt=0) for days in (2, 3, 1)]
+    second = [save(days, attempt=1) for days in (9, 8)]
+    plan = plan_retention(store, Rules(last=3))
+    (group,) = plan.groups
+    assert [one.artifact["key"] for one in group.keep] == [second[1], second[0], first[2]]
 
 
 def test_the_best(store: Store, save: Saver) -> None:
     keys = [save(9 - n, loss=loss) for n, loss in enumerate((0.5, 0.25, 3, 0.25, "low", None, True, [1]))]
     without = save(1)
-    assert set(kept(plan_retention(store, Rules(best=2, metric="loss", lowest=True)))) == {keys[1], keys[3]}
-    assert set(kept(plan_retention(store, Rules(best=1, metric="loss", lowest=True)))) == {keys[3]}
+    resume = {without: ("resume",)}
+    assert kept(plan_retention(store, Rules(best=2, metric="loss", lowest=True))) == {
+        keys[1]: ("best",),
+        keys[3]: ("best",),
+        **resume,
+    }
+    assert set(kept(plan_retention(store, Rules(best=1, metric="loss", lowest=True)))) == {keys[3], without}
     highest = plan_retention(store, Rules(best=2, metric="loss"))
-    assert set(kept(highest)) == {keys[2], keys[0]}
-    assert deleted(highest) == {keys[1], *keys[3:], without}
-    assert set(kept(plan_retention(store, Rules(best=99, metric="loss")))) == set(keys[:4])
-    assert kept(plan_retention(store, Rules(best=5, metric="other"))) == {}
+    assert set(kept(highest)) == {keys[2], keys[0], without}
+    assert deleted(highest) == {keys[1], *keys[3:]}
+    assert set(kept(plan_retention(store, Rules(best=99, metric="loss")))) == {*keys[:4], without}
+    assert kept(plan_retention(store, Rules(best=5, metric="other"))) == resume
 
 
 def test_the_young(store: Store, save: Saver) -> None:
-    keys = [save(days) for days in (0.5, 6.9, 7.1, 400)]
+    keys = [save(days) for days in (400, 7.1, 6.9, 0.5)]
     plan = plan_retention(store, Rules(younger=7 * DAY))
-    assert kept(plan) == {keys[0]: ("younger",), keys[1]: ("younger",)}
-    assert deleted(plan) == {keys[2], keys[3]}
+    assert kept(plan) == {keys[2]: ("younger",), keys[3]: ("younger",)}
+    assert deleted(plan) == {keys[0], keys[1]}
+
+
+RULES = [Rules(last=1), Rules(best=1, metric="loss"), Rules(younger=DAY / 2)]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=["last", "best", "younger"])
+def test_what_a_retry_loads_stays_whatever_the_rules_keep(store: Store, save: Saver, rules: Rules) -> None:
+    """Checkpoints that were saved with latest=False are loaded by nobody unasked, and do not push it out."""
+    save(3, loss=9)
+    resume = save(2)
+    side = save(1, latest=False, loss=10)
+    for per in ("task", "step"):
+        plan = plan_retention(store, rules, per=per)  # type: ignore[arg-type]
+        assert kept(plan)[resume] == ("resume",)
+        assert set(kept(plan)) <= {resume, side}
+    execute_retention(store, plan)
+    latest = find_latest(store, save.place, id=f"{1:08}", pathspec="Flow/1/step/2", before_attempt=1)
+    assert latest is not None
+    assert latest["key"] == resume
+
+
+def test_each_task_that_may_be_retried_keeps_what_it_would_load(store: Store, save: Saver) -> None:
+    """Two runs at once, the older one waits for its retry; and what `eager` loads is that of the newest run."""
+    over = [save(9, run=1), save(8, run=1)]
+    waiting = [save(3, run=2), save(2.5, run=2), save(2, run=2, latest=False)]
+    newest = [save(1.5, run=3), save(1, run=3)]
+    plan = plan_retention(store, Rules(last=1))
+    assert kept(plan) == {newest[1]: ("last",), waiting[1]: ("resume",)}
+    assert deleted(plan) == {*over, waiting[0], waiting[2], newest[0]}
+
+
+def test_what_eager_loads_stays_however_old_it_is(store: Store, save: Saver) -> None:
+    keys = [save(400, run=1), save(300, run=2), save(290, run=2, latest=False)]
+    assert kept(plan_retention(store, Rules(younger=DAY))) == {keys[1]: ("resume",)}
+
+
+def test_to_keep_none_of_the_last_is_meant(store: Store, save: Saver) -> None:
+    keys = [save(days, loss=days) for days in (3, 2, 1)]
+    assert deleted(plan_retention(store, Rules(last=0))) == set(keys)
+    assert set(kept(plan_retention(store, Rules(last=0, best=1, metric="loss")))) == {keys[0]}
+
+
+def test_snapshots_of_the_hub_are_resumed_by_nobody(store: Store, save: Saver) -> None:
+    keys = [save(days, root=HUB) for days in (3, 2)]
+    assert deleted(plan_retention(store, Rules(younger=DAY), root=HUB)) == set(keys)
+
+
+def test_a_damaged_checkpoint_is_not_what_a_retry_loads(store: Store, save: Saver) -> None:
+    keys = [save(days) for days in (3, 2, 1)]
+    store.storage.put(keys[2], b"damaged")
+    plan = plan_retention(store, Rules(younger=DAY / 2))
+    assert kept(plan) == {keys[1]: ("resume",)}
 
 
 def test_one_rule_is_enough_to_stay(store: Store, save: Saver) -> None:
@@ -93,24 +172,34 @@ def test_one_rule_is_enough_to_stay(store: Store, save: Saver) -> None:
     assert deleted(plan) == {old}
 
 
-def test_each_flow_and_step_by_itself(store: Store, save: Saver) -> None:
+def test_each_place_by_itself(store: Store, save: Saver) -> None:
+    """A flow, a step, a namespace, a foreach value."""
     places = ["Flow/step/a", "Flow/step/b", "Flow/other/a", "FlowTwo/step/a"]
     keys = {place: [save(days, place) for days in (2, 1)] for place in places}
+    keys["other namespace"] = [save(days, places[0], scope="1") for days in (4, 3)]
     hub = [save(days, root=HUB) for days in (2, 1)]
-    everything = {key for pair in keys.values() for key in pair}
     plan = plan_retention(store, Rules(last=1))
-    assert [(group.flow, group.step) for group in plan.groups] == [
-        ("Flow", "other"),
-        ("Flow", "step"),
-        ("FlowTwo", "step"),
+    assert {(group.flow, group.step, group.task) for group in plan.groups} == {
+        ("Flow", "other", "0" * 12 + "/" + "a" * 12),
+        ("Flow", "step", "0" * 12 + "/" + "a" * 12),
+        ("Flow", "step", "0" * 12 + "/" + "b" * 12),
+        ("Flow", "step", "1" * 12 + "/" + "a" * 12),
+        ("FlowTwo", "step", "0" * 12 + "/" + "a" * 12),
+    }
+    assert set(kept(plan)) == {pair[1] for pair in keys.values()}
+    assert deleted(plan) == {pair[0] for pair in keys.values()}
+    # Two for each place are all there are. Two for each step, and beside them what a retry would load.
+    assert deleted(plan_retention(store, Rules(last=2))) == set()
+    per_step = plan_retention(store, Rules(last=2), per="step")
+    assert [(group.flow, group.step, group.task) for group in per_step.groups] == [
+        ("Flow", "other", None),
+        ("Flow", "step", None),
+        ("FlowTwo", "step", None),
     ]
-    assert len(kept(plan)) == 3
-    assert set(kept(plan)) | deleted(plan) == everything
-    per_task = plan_retention(store, Rules(last=1), per="task")
-    assert set(kept(per_task)) == {pair[1] for pair in keys.values()}
-    assert {group.task for group in per_task.groups} == {f"{'0' * 12}/{task * 12}" for task in "ab"}
+    assert deleted(per_step) == {keys[name][0] for name in ("Flow/step/a", "Flow/step/b", "other namespace")}
+    assert kept(per_step)[keys["other namespace"][1]] == ("resume",)
     for options, expected in (
-        ({"flow": "Flow"}, {*keys["Flow/step/a"], *keys["Flow/step/b"], *keys["Flow/other/a"]}),
+        ({"flow": "Flow"}, {key for name in keys if name != "FlowTwo/step/a" for key in keys[name]}),
         ({"flow": "Flow", "step": "other"}, {*keys["Flow/other/a"]}),
         ({"step": "other"}, {*keys["Flow/other/a"]}),
         ({"flow": "Fl"}, set()),
@@ -136,7 +225,6 @@ def test_what_the_plan_says_is_done_and_no_more(store: Store, save: Saver) -> No
 def test_what_cannot_be_read_is_left_alone(store: Store, save: Saver) -> None:
     keys = [save(days) for days in (3, 2, 1)]
     store.storage.put(keys[0], b"damaged")
-    store.storage.put(f"{CHECKPOINTS}/checkpoints/artifacts/Flow/step/others", b"others")
     plan = plan_retention(store, Rules(last=1))
     assert deleted(plan) == {keys[1]}
     assert [list(group.unreadable) for group in plan.groups] == [[keys[0]]]

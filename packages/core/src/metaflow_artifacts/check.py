@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts.chunks import CHUNKS, chunk_key, read_chunk
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS, parse_key
+from metaflow_artifacts.chunks import chunk_key, read_chunk
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 from metaflow_artifacts.manifest import Chunk, Manifest
+from metaflow_artifacts.needs import SHOWN, reserved_objects, unknown_needs
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage import ObjectInfo, Storage
 from metaflow_artifacts.store import Store, key_of
+from metaflow_artifacts.survey import Strays, artifact_objects, manifests, stored_chunks
 from metaflow_artifacts.threads import in_threads
 
-__all__ = ["ARTIFACT_PREFIXES", "CheckReport", "Problem", "artifact_objects", "check", "manifests", "stored_chunks"]
-
-ARTIFACT_PREFIXES = (
-    f"{MODELS}/models/artifacts/",
-    f"{CHECKPOINTS}/checkpoints/artifacts/",
-    f"{HUB}/checkpoints/artifacts/",
-)
-"""Below these lie all manifests of a store."""
-
-_CHUNK_DIGITS = 2 + 1 + 62
+__all__ = ["CheckReport", "Note", "Problem", "check"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,20 @@ class Problem:
     """What was found, and what to do about it; one line."""
     chunk: str | None = None
     """Storage key of the chunk."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that this version does not understand. It is no damage, and `gc` and `retain` refuse to run."""
+
+    kind: Literal["need", "stray"]
+    """The store says that it needs a later version, or holds objects of one; objects among the artifacts are none."""
+    keys: tuple[str, ...]
+    """The first ten of the objects."""
+    count: int
+    """How many there are."""
+    detail: str
+    """What was found, and what to do about it; one line."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,15 @@ class CheckReport:
     """Bytes of these chunks, each counted once."""
     read: int
     """Bytes of chunks that were read and hashed."""
+    foreign: int
+    """Artifacts of metaflow-checkpoint that were met and not checked."""
     problems: tuple[Problem, ...]
+    notes: tuple[Note, ...]
+    """What is not understood, where all of the store was checked."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether nothing is damaged. What is not understood is not counted."""
         return not self.problems
 
 
@@ -76,9 +86,9 @@ def check(
     """Check the artifacts at `keys`, or all of the store.
 
     Every manifest must parse, and every chunk exist with its size; with `read`, each chunk is also read and hashed,
-    once. Damage is reported, not raised. Saves, deletes and gc may go on meanwhile. Raises InvalidReference for a
-    malformed key among `keys`, ArtifactNotFound where nothing is stored at one, StorageError where the storage
-    fails.
+    once. Damage is reported, not raised. So is what is not understood, where all of the store is checked. Saves,
+    deletes and gc may go on meanwhile. Raises InvalidReference for a malformed key among `keys`, ArtifactNotFound
+    where nothing is stored at one, StorageError where the storage fails or a link in it leads nowhere.
     """
     return _Check(store, progress or Transfer()).run(None if keys is None else [key_of(key) for key in keys], read)
 
@@ -87,6 +97,7 @@ class _Check:
     def __init__(self, store: Store, transfer: Transfer) -> None:
         self.store = store
         self.transfer = transfer
+        self.strays = Strays(store.storage)
         self.problems: list[Problem] = []
         self.named: dict[bytes, tuple[int, str]] = {}
         self.artifacts = self.files = self.size = self.read = 0
@@ -94,15 +105,18 @@ class _Check:
     def run(self, keys: list[str] | None, read: bool) -> CheckReport:
         # A chunk that is newer than this listing is found by a look of its own.
         stored = stored_chunks(self.store.storage) if keys is None else {}
-        wanted = artifact_objects(self.store.storage) if keys is None else [self._existing(key) for key in keys]
+        wanted: Iterable[ObjectInfo] = artifact_objects(self.store.storage, strays=self.strays)
+        if keys is not None:
+            wanted = [self._existing(key) for key in keys]
         with ThreadPoolExecutor(self.store.storage.threads) as pool:
-            for info, manifest in manifests(self.store, wanted, pool):
+            for info, manifest in manifests(self.store, wanted, pool, self.strays):
                 if isinstance(manifest, CorruptArtifact):
                     self._report(info.key, "manifest", str(manifest))
                 elif manifest is not None:
                     self._manifest(info.key, manifest, stored, pool)
         if read:
             self._read()
+        notes = _notes(self.store.storage, self.strays) if keys is None else ()
         return CheckReport(
             artifacts=self.artifacts,
             files=self.files,
@@ -110,7 +124,9 @@ class _Check:
             chunks=len(self.named),
             stored=sum(size for size, _ in self.named.values()),
             read=self.read,
+            foreign=len(self.strays.foreign.met),
             problems=tuple(self.problems),
+            notes=notes,
         )
 
     def _existing(self, key: str) -> ObjectInfo:
@@ -173,51 +189,12 @@ class _Check:
             self.problems.append(Problem(key, kind, detail, None if chunk is None else chunk_key(chunk.sha256)))
 
 
-def artifact_objects(storage: Storage, prefixes: Iterable[str] = ARTIFACT_PREFIXES) -> Iterator[ObjectInfo]:
-    """The objects at the keys of artifacts; what others keep below the same prefixes is left out."""
-    for prefix in prefixes:
-        for info in storage.list(prefix):
-            try:
-                parse_key(info.key)
-            except InvalidReference:
-                continue
-            yield info
-
-
-def stored_chunks(storage: Storage) -> dict[bytes, int]:
-    """Size in bytes of every chunk in the store, by its digest."""
-    return {digest: info.size for info, digest in chunk_objects(storage)}
-
-
-def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
-    """Every chunk in the store with its digest; what else lies there is left out."""
-    for info in storage.list(CHUNKS):
-        name = info.key[len(CHUNKS) :]
-        if len(name) == _CHUNK_DIGITS and name[2] == "/":
-            try:
-                yield info, bytes.fromhex(name[:2] + name[3:])
-            except ValueError:
-                continue
-
-
-def manifests(
-    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor
-) -> Iterator[tuple[ObjectInfo, Manifest | CorruptArtifact | None]]:
-    """Read the manifests at `objects`, several at once, few ahead: each one, the damage that was found instead, or
-    None where it was deleted since it was listed."""
-
-    def read(info: ObjectInfo) -> tuple[ObjectInfo, Manifest | CorruptArtifact | None]:
-        try:
-            return info, store.manifest(info.key)
-        except ArtifactNotFound:
-            return info, None
-        except CorruptArtifact as error:
-            return info, error
-
-    ahead: list[ObjectInfo] = []
-    for info in objects:
-        ahead.append(info)
-        if len(ahead) == 2 * store.storage.threads:
-            yield from pool.map(read, ahead)
-            ahead = []
-    yield from pool.map(read, ahead)
+def _notes(storage: Storage, strays: Strays) -> tuple[Note, ...]:
+    notes = [Note("need", (need.key,), 1, f"the store uses {need}; upgrade") for need in unknown_needs(storage)]
+    if reserved := [info.key for info in reserved_objects(storage)]:
+        detail = "objects of a later version; upgrade metaflow-artifacts"
+        notes.append(Note("need", tuple(reserved[:SHOWN]), len(reserved), detail))
+    if left := [info.key for info in strays.left()]:
+        detail = "not understood, so gc and retain refuse to run; move them away, or pass --ignore to those"
+        notes.append(Note("stray", tuple(left[:SHOWN]), len(left), detail))
+    return tuple(notes)

@@ -45,17 +45,8 @@ def newest_first(artifacts: Iterable[ModelArtifact]) -> list[ModelArtifact]:
     for artifact in artifacts:
         tasks[task_of(artifact)].append(artifact)
     for task in tasks.values():
-        task.sort(key=lambda one: (one["attempt"], one.get("version_id", 0), *_age(one)))
-    ready = [(_descending(task[-1]), number) for number, task in enumerate(tasks.values())]
-    heapq.heapify(ready)
-    lists = list(tasks.values())
-    found = []
-    while ready:
-        _, number = heapq.heappop(ready)
-        found.append(lists[number].pop())
-        if lists[number]:
-            heapq.heappush(ready, (_descending(lists[number][-1]), number))
-    return found
+        task.sort(key=lambda one: (one["attempt"], one.get("version_id", 0), *_age(one)), reverse=True)
+    return list(heapq.merge(*tasks.values(), key=_age, reverse=True))
 
 
 def _age(artifact: ModelArtifact) -> tuple[float, str]:

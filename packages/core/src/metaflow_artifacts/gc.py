@@ -7,21 +7,20 @@ the store makes saves wait and look again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from metaflow_artifacts.check import ARTIFACT_PREFIXES, artifact_objects, chunk_objects, manifests
-from metaflow_artifacts.errors import CorruptArtifact, InvalidReference, TransientStorageError
-from metaflow_artifacts.keys import CHECKPOINTS, HUB
-from metaflow_artifacts.manifest import Manifest
+from metaflow_artifacts.errors import CorruptArtifact, InvalidReference, StorageError, TransientStorageError
+from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, parse_key
+from metaflow_artifacts.needs import refuse_unknown_needs
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage import ObjectInfo, Storage
 from metaflow_artifacts.store import Store
+from metaflow_artifacts.survey import ARTIFACT_PREFIXES, Strays, artifact_objects, chunk_objects, outlines
 from metaflow_artifacts.sweeps import Sweep, old_marks
 
-__all__ = ["GRACE", "GcPlan", "GcStats", "execute_gc", "gc", "plan_gc"]
+__all__ = ["GRACE", "GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"]
 
 GRACE = 7 * 24 * 3600.0
 """Seconds for which everything is kept that was written, or needed again, by whatever save."""
@@ -31,24 +30,43 @@ _MARKER_PREFIXES = tuple(f"{root}/checkpoints/not_latest/" for root in (CHECKPOI
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Chunks that no artifact names and that the grace period keeps."""
+
+    chunks: int
+    size: int
+    """Bytes of them."""
+    first: float | None
+    """Seconds since the epoch: when the grace period of the oldest ends. None where there is no such chunk."""
+    last: float | None
+    """The same for the youngest."""
+
+
+@dataclass(frozen=True)
 class GcPlan:
     """What a gc would remove. It stays valid however much later it is executed."""
 
     root: str
     limit: float
-    """Seconds since the epoch: what was written or renewed later than this stays."""
+    """Seconds since the epoch, by the storage's clock: what was written or renewed later than this stays."""
     artifacts: int
-    """Manifests that were read; 0 where nothing is old enough for it to matter."""
+    """Manifests that were read."""
     chunks: int
     """Chunks in the store."""
     stored: int
     """Bytes of all chunks."""
     garbage: Sequence[ObjectInfo]
     """Chunks that no artifact names and that are old enough to go."""
+    waiting: Waiting
+    """Chunks that no artifact names and that are not old enough."""
     temporary: Sequence[ObjectInfo]
     """Temporary objects that killed writers left behind."""
     markers: Sequence[ObjectInfo]
     """Markers of checkpoints that do not exist, and marks of earlier gc runs."""
+    keeps_versions: bool | None
+    """Whether the storage keeps what is removed as old versions; None where it does not say."""
+    ignore: Sequence[str] = ()
+    """What was passed over, though it was not understood."""
 
     @property
     def size(self) -> int:
@@ -62,7 +80,7 @@ class GcStats:
 
     dry_run: bool
     artifacts: int
-    """Manifests that were read; 0 where nothing is old enough for it to matter."""
+    """Manifests that were read."""
     chunks: int
     """Chunks in the store before."""
     stored: int
@@ -74,9 +92,14 @@ class GcStats:
     markers: int
     """Markers that were removed."""
     freed: int
-    """Bytes given back."""
+    """Bytes given back. Where `keeps_versions` is true, they still take space as old versions."""
     spared: int
     """Chunks of the plan that were needed again, or removed by another, before they were reached."""
+    waiting: Waiting
+    """Chunks that no artifact names and that are younger than the grace period; they stay."""
+    keeps_versions: bool | None
+    """Whether the storage keeps what is removed as old versions, until a rule of its own expires them; None where it
+    does not say."""
 
 
 def gc(
@@ -85,6 +108,7 @@ def gc(
     grace: float = GRACE,
     exclusive: bool = False,
     dry_run: bool = True,
+    ignore: Sequence[str] = (),
     progress: Transfer | None = None,
 ) -> GcStats:
     """Remove what no artifact needs and nothing has written or needed for `grace` seconds.
@@ -92,7 +116,7 @@ def gc(
     Without `dry_run=False`, nothing is removed and the statistics tell what would be. Saves, loads, deletes and
     other gc runs may go on at the same time. Raises as `plan_gc` does.
     """
-    plan = plan_gc(store, grace=grace, exclusive=exclusive)
+    plan = plan_gc(store, grace=grace, exclusive=exclusive, ignore=ignore)
     if not dry_run:
         return execute_gc(store, plan, progress=progress)
     return GcStats(
@@ -105,33 +129,38 @@ def gc(
         markers=len(plan.markers),
         freed=plan.size,
         spared=0,
+        waiting=plan.waiting,
+        keeps_versions=plan.keeps_versions,
     )
 
 
-def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False) -> GcPlan:
+def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, ignore: Sequence[str] = ()) -> GcPlan:
     """Find what a gc may remove; nothing is changed.
 
     `grace`, in seconds, must be at least twice the `refresh_after` of this store and of all that save to it: a save
     relies on chunks that are that old. `exclusive` promises that nothing saves until the plan was executed; then
-    any grace period will do. Raises InvalidReference for a grace period that is too short, CorruptArtifact where a
-    manifest cannot be read (it may name any chunk), StorageError where the storage fails.
+    any grace period will do. `ignore` has keys, or their first parts, below which objects are passed over that are
+    not understood.
+
+    Raises InvalidReference for a grace period that is too short, CorruptArtifact where a manifest cannot be read (it
+    may name any chunk), StorageError where the store needs a later version, where an object below the artifacts'
+    prefixes is not understood, and where the storage fails.
     """
     if grace < 0 or (not exclusive and grace < 2 * store.refresh_after):
         raise InvalidReference(
             f"grace period of {grace:g} s: at least {2 * store.refresh_after:g} s are needed while anything saves to "
             f"{store.root}; only when nothing does until the end, pass exclusive (--exclusive) to use a shorter one"
         )
-    begin = time.time()
-    limit = begin - grace
     storage = store.storage
-    chunks = stored = 0
-    candidates: dict[bytes, ObjectInfo] = {}
-    for info, digest in chunk_objects(storage):
-        chunks += 1
-        stored += info.size
-        if info.modified < limit:
-            candidates[digest] = info
-    artifacts = _discard_named(store, candidates) if candidates else 0
+    strays = Strays(storage, ignore)
+    begin = storage.now()
+    refuse_unknown_needs(storage)
+    # With `exclusive`, nothing saves from `begin` on: what has the same time, as far as the storage's clock can tell
+    # times apart, was written before.
+    limit = begin - grace + (storage.resolution if exclusive else 0)
+    unneeded = {digest: info for info, digest in chunk_objects(storage)}
+    chunks, stored = len(unneeded), sum(info.size for info in unneeded.values())
+    artifacts = _discard_named(store, unneeded, strays)
     old = max(grace, 2 * store.refresh_after)
     return GcPlan(
         root=store.root,
@@ -139,45 +168,105 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False) -> G
         artifacts=artifacts,
         chunks=chunks,
         stored=stored,
-        garbage=tuple(candidates.values()),
+        garbage=tuple(info for info in unneeded.values() if info.modified < limit),
+        waiting=_waiting([info for info in unneeded.values() if info.modified >= limit], begin - limit),
         temporary=tuple(info for info in storage.leftovers() if info.modified < limit),
         markers=(*_orphans(storage, limit), *old_marks(storage, begin - old)),
+        keeps_versions=_keeps_versions(storage),
+        ignore=tuple(ignore),
     )
 
 
-def _discard_named(store: Store, candidates: dict[bytes, ObjectInfo]) -> int:
-    """Take what any artifact names out of `candidates`; the number of artifacts."""
+def _keeps_versions(storage: Storage) -> bool | None:
+    try:
+        return storage.keeps_versions()
+    except StorageError:
+        # The answer is only reported, and to ask needs a permission that gc otherwise does not.
+        return None
+
+
+def _waiting(chunks: list[ObjectInfo], grace: float) -> Waiting:
+    times = [info.modified + grace for info in chunks]
+    return Waiting(len(chunks), sum(info.size for info in chunks), min(times, default=None), max(times, default=None))
+
+
+def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays) -> int:
+    """Take what any artifact names out of `chunks`; the number of artifacts."""
     count = 0
     with ThreadPoolExecutor(store.storage.threads) as pool:
-        for info, manifest in manifests(store, artifact_objects(store.storage), pool):
-            if isinstance(manifest, CorruptArtifact):
+        objects = artifact_objects(store.storage, strays=strays)
+        for info, outline in outlines(store, objects, pool, strays):
+            if isinstance(outline, CorruptArtifact):
                 raise CorruptArtifact(
                     f"nothing was removed: {info.key} cannot be read, and it may need any chunk; upgrade "
-                    f"metaflow-artifacts, restore it or delete it ({manifest})"
+                    f"metaflow-artifacts, restore it or delete it ({outline})"
                 )
+            if outline is None:
+                continue
             count += 1
-            if isinstance(manifest, Manifest) and manifest.inline is None:
-                for chunk in manifest.chunks:
-                    candidates.pop(bytes.fromhex(chunk.sha256), None)
+            for chunk in outline.chunks:
+                chunks.pop(bytes.fromhex(chunk.sha256), None)
+    strays.refuse()
     return count
 
 
 def _orphans(storage: Storage, limit: float) -> Iterator[ObjectInfo]:
-    """Old markers without their checkpoint: one of them would hide a later checkpoint of the same key."""
+    """Old markers without their checkpoint, but for those that keep a number from being given again."""
     for prefix in _MARKER_PREFIXES:
-        old = [info for info in storage.list(prefix) if info.modified < limit]
-        if old:
-            artifacts = prefix.replace("/not_latest/", "/artifacts/")
-            assert artifacts in ARTIFACT_PREFIXES
-            there = {info.key[len(artifacts) :] for info in storage.list(artifacts)}
-            yield from (info for info in old if info.key[len(prefix) :] not in there)
+        artifacts = prefix.replace("/not_latest/", "/artifacts/")
+        assert artifacts in ARTIFACT_PREFIXES
+        markers = [(info, key) for info in storage.list(prefix) if (key := _key(artifacts + info.key[len(prefix) :]))]
+        if not any(info.modified < limit for info, _ in markers):
+            continue
+        there = {key for info in storage.list(artifacts) if (key := _key(info.key))}
+        highest: dict[tuple[object, ...], int] = {}
+        for key in (*there, *(key for _, key in markers)):
+            attempt = key.place, key.id, key.attempt
+            highest[attempt] = max(highest.get(attempt, key.n), key.n)
+        for info, key in markers:
+            if info.modified < limit and key not in there and key.n < highest[key.place, key.id, key.attempt]:
+                yield info
+
+
+def _key(text: str) -> CheckpointKey | None:
+    try:
+        key = parse_key(text)
+    except InvalidReference:
+        return None
+    return key if isinstance(key, CheckpointKey) else None
 
 
 def execute_gc(store: Store, plan: GcPlan, *, progress: Transfer | None = None) -> GcStats:
-    """Remove what `plan_gc` found, but for what was needed again since. Raises StorageError."""
+    """Remove what `plan_gc` found, but for what was needed again since.
+
+    Raises StorageError where the storage fails, and where what `plan_gc` refuses has come into the store since.
+    """
     if plan.root != store.root:
         raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
-    transfer = progress or Transfer()
+    refuse_unknown_needs(store.storage)
+    strays = Strays(store.storage, plan.ignore)
+    for _ in artifact_objects(store.storage, strays=strays):
+        pass
+    strays.refuse()
+    removed = _remove_garbage(store, plan, progress or Transfer())
+    freed = (*removed, *plan.temporary, *plan.markers)
+    store.storage.delete([info.key for info in (*plan.temporary, *plan.markers)])
+    return GcStats(
+        dry_run=False,
+        artifacts=plan.artifacts,
+        chunks=plan.chunks,
+        stored=plan.stored,
+        removed=len(removed),
+        temporary=len(plan.temporary),
+        markers=len(plan.markers),
+        freed=sum(info.size for info in freed),
+        spared=len(plan.garbage) - len(removed),
+        waiting=plan.waiting,
+        keeps_versions=plan.keeps_versions,
+    )
+
+
+def _remove_garbage(store: Store, plan: GcPlan, transfer: Transfer) -> list[ObjectInfo]:
     transfer.start(sum(info.size for info in plan.garbage))
     storage = store.storage
     sweep = Sweep(storage)
@@ -198,16 +287,4 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Transfer | None = None) 
             storage.delete([info.key for info in doomed])
         removed += doomed
         transfer.add(sum(info.size for info in batch))
-    freed = (*removed, *plan.temporary, *plan.markers)
-    storage.delete([info.key for info in (*plan.temporary, *plan.markers)])
-    return GcStats(
-        dry_run=False,
-        artifacts=plan.artifacts,
-        chunks=plan.chunks,
-        stored=plan.stored,
-        removed=len(removed),
-        temporary=len(plan.temporary),
-        markers=len(plan.markers),
-        freed=sum(info.size for info in freed),
-        spared=len(plan.garbage) - len(removed),
-    )
+    return removed

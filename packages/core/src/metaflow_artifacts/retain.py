@@ -1,25 +1,36 @@
-"""Which checkpoints to keep: the last, the best, the young; the others of the same flow and step may go."""
+"""Which checkpoints to keep: the last, the best, the young, and what a retry may load. The others may go.
+
+A task that is retried loads the newest checkpoint that it has saved with `latest`; with `eager`, the newest of any run.
+No rule takes these away: beside what the rules keep, the newest `latest` checkpoint of each place stays, and that of
+each task which has saved it within the last 7 days (whether a task will be retried cannot be seen; later than that, it
+is taken to be over). Only `last=0`, which asks to keep none, removes them too.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Literal
 
 from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.check import artifact_objects
+from metaflow_artifacts.checkpoints import created_at, newest_first, task_of
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
 from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
+from metaflow_artifacts.manifest import Head
+from metaflow_artifacts.needs import refuse_unknown_needs
 from metaflow_artifacts.storage import ObjectInfo
 from metaflow_artifacts.store import Store
+from metaflow_artifacts.survey import Strays, artifact_objects, heads
 from metaflow_artifacts.threads import in_threads
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
+
+RETRY_WITHIN = 7 * 24 * 3600.0
+"""Seconds after a task's newest `latest` checkpoint within which a retry of the task may still want it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class Rules:
     """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidReference where none is given."""
 
     last: int | None = None
-    """As many of the newest."""
+    """As many of the newest. With 0, what a retry may load goes too, unless another rule keeps it."""
     best: int | None = None
     """As many of those with the best value of `metric`."""
     metric: str | None = None
@@ -50,7 +61,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint that stays, and the rules that keep it: `last`, `best`, `younger`."""
+    """A checkpoint that stays, and the rules that keep it: `last`, `best`, `younger`; `resume` where none of these
+    does, and a retry may load it."""
 
     artifact: ModelArtifact
     rules: tuple[str, ...]
@@ -58,7 +70,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Group:
-    """What the rules were applied to at once: the checkpoints of one step of a flow, or of one place in it."""
+    """What the rules were applied to at once: the checkpoints of one place in a flow, or of all of a step."""
 
     flow: str
     step: str
@@ -108,15 +120,17 @@ def plan_retention(
     *,
     flow: str | None = None,
     step: str | None = None,
-    per: Literal["step", "task"] = "step",
+    per: Literal["step", "task"] = "task",
     root: str = CHECKPOINTS,
+    ignore: Sequence[str] = (),
 ) -> RetentionPlan:
     """Find the checkpoints that no rule keeps; nothing is changed.
 
-    The rules hold for each flow and step by itself, or with `per="task"` for each place in a flow (namespace,
-    foreach value, node of a parallel step). `flow` and `step` restrict what is looked at. `root` is
-    `mf.checkpoints` or `mf.huggingface_hub`. Raises InvalidReference for names that break a rule, StorageError
-    where the storage fails.
+    The rules hold for each place in a flow (namespace, foreach value, node or gang of a parallel step) by itself, or
+    with `per="step"` for all checkpoints of a flow and step together. `flow` and `step` restrict what is looked at.
+    `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidReference for names
+    that break a rule; StorageError where the store needs a later version, where an object among the checkpoints is
+    not understood, and where the storage fails.
     """
     if root not in (CHECKPOINTS, HUB):
         raise InvalidReference(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
@@ -125,41 +139,62 @@ def plan_retention(
         prefix += encode_part(flow, "flow") + "/"
         if step is not None:
             prefix += encode_part(step, "step") + "/"
+    strays = Strays(store.storage, ignore)
+    refuse_unknown_needs(store.storage)
     found: dict[tuple[str, str, str], list[ObjectInfo]] = defaultdict(list)
-    for info in artifact_objects(store.storage, [prefix]):
+    for info in artifact_objects(store.storage, [prefix], strays):
         key = parse_key(info.key)
         assert isinstance(key, CheckpointKey)
         if step is None or key.place.step == step:
             task = f"{key.place.scope}/{key.place.task}" if per == "task" else ""
             found[key.place.flow, key.place.step, task].append(info)
+    strays.refuse()
     with ThreadPoolExecutor(store.storage.threads) as pool:
         groups = [
-            _group(store, names, infos, rules, pool) for names, infos in sorted(found.items(), key=lambda item: item[0])
+            _group(store, names, heads(store, infos, pool, strays), rules, root)
+            for names, infos in sorted(found.items(), key=lambda item: item[0])
         ]
-    return RetentionPlan(store.root, groups)
+    return RetentionPlan(store.root, [group for group in groups if group])
 
 
 @dataclass(frozen=True)
 class _Seen:
     artifact: ModelArtifact
+    latest: bool
     saved: float
+    """Seconds since the epoch."""
+
+    @property
+    def place(self) -> str:
+        return self.artifact["key"].rpartition("/")[0]
+
+    @property
+    def task(self) -> tuple[str, str]:
+        return _task(self.artifact)
+
+
+def _task(artifact: ModelArtifact) -> tuple[str, str]:
+    """The task of a run that saved it: two may share the digits in the key, and then differ in the pathspec."""
+    place, _, name = artifact["key"].rpartition("/")
+    return f"{place}/{name.partition('.')[0]}", task_of(artifact)
 
 
 def _group(
-    store: Store, names: tuple[str, str, str], infos: list[ObjectInfo], rules: Rules, pool: ThreadPoolExecutor
-) -> Group:
-    def read(info: ObjectInfo) -> _Seen | str | None:
-        try:
-            artifact = store.info(info.key)
-        except ArtifactNotFound:
-            return None
-        except CorruptArtifact:
-            return info.key
-        return _Seen(artifact, _seconds(artifact["created_on"], info.modified))
-
-    results = list(pool.map(read, infos))
-    seen = [result for result in results if isinstance(result, _Seen)]
-    seen.sort(key=lambda one: (one.saved, one.artifact["attempt"], one.artifact.get("version_id", 0)), reverse=True)
+    store: Store,
+    names: tuple[str, str, str],
+    objects: Iterable[tuple[ObjectInfo, Head | CorruptArtifact | None]],
+    rules: Rules,
+    root: str,
+) -> Group | None:
+    by_key: dict[str, _Seen] = {}
+    unreadable = []
+    for info, head in objects:
+        if isinstance(head, CorruptArtifact):
+            unreadable.append(info.key)
+        elif head is not None:
+            saved = created_at(head.artifact, info.modified)
+            by_key[info.key] = _Seen(head.artifact, head.latest, saved)
+    seen = [by_key[artifact["key"]] for artifact in newest_first(one.artifact for one in by_key.values())]
     kept: dict[str, list[str]] = defaultdict(list)
     for one in seen[: rules.last or 0]:
         kept[one.artifact["key"]].append("last")
@@ -170,6 +205,11 @@ def _group(
         for one in seen:
             if one.saved > oldest:
                 kept[one.artifact["key"]].append("younger")
+    if root == CHECKPOINTS and rules.last != 0:
+        for one in _resumable(seen):
+            kept[one.artifact["key"]] = kept[one.artifact["key"]] or ["resume"]
+    if not seen and not unreadable:
+        return None
     flow, step, task = names
     return Group(
         flow=flow,
@@ -177,8 +217,23 @@ def _group(
         task=task or None,
         keep=[Kept(s.artifact, tuple(kept[s.artifact["key"]])) for s in seen if s.artifact["key"] in kept],
         delete=[s.artifact for s in seen if s.artifact["key"] not in kept],
-        unreadable=sorted(result for result in results if isinstance(result, str)),
+        unreadable=sorted(unreadable),
     )
+
+
+def _resumable(seen: list[_Seen]) -> list[_Seen]:
+    """Of checkpoints, newest first, those that an attempt may load: see above."""
+    oldest = time.time() - RETRY_WITHIN
+    places: set[str] = set()
+    tasks: set[tuple[str, str]] = set()
+    found = []
+    for one in seen:
+        if one.latest and (one.place not in places or (one.task not in tasks and one.saved > oldest)):
+            found.append(one)
+        if one.latest:
+            places.add(one.place)
+            tasks.add(one.task)
+    return found
 
 
 def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
@@ -194,24 +249,16 @@ def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
     return [one for _, one in ranked[: rules.best]]
 
 
-def _seconds(created_on: str, modified: float) -> float:
-    """When it was saved, in seconds since the epoch: by its writer, or where that makes no sense, by the storage."""
-    try:
-        moment = datetime.fromisoformat(created_on)
-    except ValueError:
-        return modified
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-
-
 def execute_retention(
     store: Store, plan: RetentionPlan, *, done: Callable[[ModelArtifact], None] | None = None
 ) -> RetentionStats:
     """Delete what `plan_retention` found; `done` is told of each. Their content goes with the next `gc`.
 
-    Raises StorageError.
+    Raises StorageError where the storage fails, and where the store needs a later version by now.
     """
     if plan.root != store.root:
         raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
+    refuse_unknown_needs(store.storage)
     deleted: list[ModelArtifact] = []
 
     def delete(artifact: ModelArtifact) -> None:

@@ -14,14 +14,13 @@ from typing import Any
 
 from metaflow_artifacts.ancestry import lineage
 from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.check import ARTIFACT_PREFIXES, artifact_objects
 from metaflow_artifacts.cli.bar import bar
 from metaflow_artifacts.cli.output import count, escape, escape_lines, print_json, print_table, size, warn, when
 from metaflow_artifacts.cli.roots import resolve, store_of
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 from metaflow_artifacts.manifest import FileEntry, Manifest
-from metaflow_artifacts.storage import ObjectInfo
 from metaflow_artifacts.store import Store
+from metaflow_artifacts.survey import ARTIFACT_PREFIXES, artifact_objects, heads
 
 __all__ = ["add_commands"]
 
@@ -56,12 +55,12 @@ def _ls(options: argparse.Namespace) -> int:
     damaged = 0
     artifacts: list[ModelArtifact] = []
     with ThreadPoolExecutor(store.storage.threads) as pool:
-        for found in pool.map(lambda info: _info(store, info), artifact_objects(store.storage, _prefixes(options))):
+        for _, found in heads(store, artifact_objects(store.storage, _prefixes(options)), pool):
             if isinstance(found, CorruptArtifact):
                 damaged += 1
                 warn(str(found))
-            elif found is not None and _matches(found, options):
-                artifacts.append(found)
+            elif found is not None and _matches(found.artifact, options):
+                artifacts.append(found.artifact)
     artifacts.sort(key=lambda artifact: artifact["created_on"], reverse=True)
     _print_artifacts(artifacts[: options.limit], options)
     return 1 if damaged else 0
@@ -84,15 +83,6 @@ def _prefixes(options: argparse.Namespace) -> Iterator[str]:
             yield prefix
 
 
-def _info(store: Store, info: ObjectInfo) -> ModelArtifact | CorruptArtifact | None:
-    try:
-        return store.info(info.key)
-    except ArtifactNotFound:
-        return None
-    except CorruptArtifact as error:
-        return error
-
-
 def _matches(artifact: ModelArtifact, options: argparse.Namespace) -> bool:
     flow, _, step, *_ = (*artifact["pathspec"].split("/"), "", "", "")
     wanted = ((options.flow, flow), (options.step, step), (options.label, artifact["label"]))
@@ -110,7 +100,7 @@ def _show(options: argparse.Namespace) -> int:
     more = {
         "latest": manifest.latest,
         "files": len(manifest.files),
-        "chunks": 0 if manifest.inline is not None else len(manifest.chunks),
+        "chunks": len(manifest.chunks),
         "chunk_size": manifest.chunk_size,
         "inline": manifest.inline is not None,
     }

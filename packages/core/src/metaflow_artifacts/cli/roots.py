@@ -6,9 +6,9 @@ import argparse
 import os
 from importlib.util import find_spec
 
-from metaflow_artifacts.check import ARTIFACT_PREFIXES
 from metaflow_artifacts.errors import InvalidReference, StorageError
 from metaflow_artifacts.store import Store, open_store
+from metaflow_artifacts.survey import ARTIFACT_PREFIXES
 
 __all__ = ["resolve", "store_of"]
 

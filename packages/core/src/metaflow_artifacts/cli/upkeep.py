@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 
-from metaflow_artifacts.check import artifact_objects, check, manifests, stored_chunks
+from metaflow_artifacts.check import check
 from metaflow_artifacts.cli.bar import bar
 from metaflow_artifacts.cli.output import count, duration, escape, print_json, print_table, seconds, size, warn, when
 from metaflow_artifacts.cli.roots import resolve, store_of
@@ -16,6 +17,7 @@ from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 from metaflow_artifacts.gc import GRACE, gc
 from metaflow_artifacts.keys import CHECKPOINTS, HUB
 from metaflow_artifacts.retain import Rules, execute_retention, plan_retention
+from metaflow_artifacts.survey import artifact_objects, outlines, stored_chunks
 
 __all__ = ["add_commands"]
 
@@ -37,6 +39,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     collected.add_argument(
         "--exclusive", action="store_true", help="nothing saves to this store until gc ends: any --grace will do"
     )
+    _ignore(collected)
     _execute(collected)
     deleted = command("delete", _delete, "delete artifacts; their content goes with a later gc")
     deleted.add_argument("keys", metavar="KEY", nargs="+", help="the artifact's key, or its url")
@@ -45,7 +48,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         _retain,
         "delete the checkpoints that no rule keeps; without --execute, say which would be",
     )
-    kept.add_argument("--last", type=int, metavar="N", help="keep the N newest")
+    kept.add_argument(
+        "--last", type=int, metavar="N", help="keep the N newest; with 0, also delete what a retry would load"
+    )
     kept.add_argument("--best", type=int, metavar="N", help="keep the N with the best value of --metric")
     kept.add_argument("--metric", metavar="NAME", help="the metadata value that says which are the best")
     kept.add_argument("--lowest", action="store_true", help="the lowest value is the best, not the highest")
@@ -54,12 +59,24 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     kept.add_argument("--step", metavar="NAME", help="only the checkpoints of steps of this name")
     kept.add_argument(
         "--per",
-        choices=["step", "task"],
-        default="step",
-        help="what the numbers are meant for: each step of a flow (default), or each place in it (foreach value, node)",
+        choices=["task", "step"],
+        default="task",
+        help="what the rules are applied to: the checkpoints of one task in all runs (default; each namespace and "
+        "foreach value by itself), or all of a step",
     )
     kept.add_argument("--hub", action="store_true", help="snapshots of Hub repos instead of checkpoints")
+    _ignore(kept)
     _execute(kept)
+
+
+def _ignore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ignore",
+        metavar="PREFIX",
+        action="append",
+        default=[],
+        help="pass over objects that are not understood, at this key or below it; may be repeated",
+    )
 
 
 def _execute(parser: argparse.ArgumentParser) -> None:
@@ -91,20 +108,20 @@ def _du(options: argparse.Namespace) -> int:
     total = _Usage()
     damaged = 0
     with ThreadPoolExecutor(store.storage.threads) as pool:
-        for _, manifest in manifests(store, artifact_objects(store.storage), pool):
-            if isinstance(manifest, CorruptArtifact):
+        for _, outline in outlines(store, artifact_objects(store.storage), pool):
+            if isinstance(outline, CorruptArtifact):
                 damaged += 1
-                warn(str(manifest))
-            elif manifest is not None:
-                artifact = manifest.artifact
+                warn(str(outline))
+            elif outline is not None:
+                artifact = outline.artifact
                 flow = artifact["pathspec"].split("/")[0]
                 for usage in (total, groups[artifact["type"], flow]):
                     usage.artifacts += 1
-                    usage.logical += manifest.size
-                    if manifest.inline is not None:
-                        usage.inline += manifest.size
+                    usage.logical += artifact["size"]
+                    if not outline.chunks:
+                        usage.inline += artifact["size"]
                     else:
-                        usage.chunks.update((bytes.fromhex(chunk.sha256), chunk.size) for chunk in manifest.chunks)
+                        usage.chunks.update((bytes.fromhex(chunk.sha256), chunk.size) for chunk in outline.chunks)
     stored = stored_chunks(store.storage)
     unneeded = sum(value for digest, value in stored.items() if digest not in total.chunks)
     rows = sorted(groups.items(), key=lambda item: -item[1].logical)
@@ -142,6 +159,11 @@ def _check(options: argparse.Namespace) -> int:
         return 0 if report.ok else 1
     for problem in report.problems:
         print(escape(f"{problem.kind}: {problem.key}: {problem.detail}"))
+    for note in report.notes:
+        more = f" and {note.count - len(note.keys)} more" if note.count > len(note.keys) else ""
+        print(escape(f"note: {', '.join(note.keys)}{more}: {note.detail}"))
+    if report.foreign:
+        print(f"note: {count(report.foreign, 'artifact')} of metaflow-checkpoint, not checked")
     seen = f"{count(report.artifacts, 'artifact')}, {count(report.files, 'file')}, {size(report.size)}"
     seen += f", in {count(report.chunks, 'chunk')} of {size(report.stored)}"
     read = f", {size(report.read)} read" if options.read else ""
@@ -153,16 +175,38 @@ def _gc(options: argparse.Namespace) -> int:
     store = store_of(options)
     with bar("gc") as progress:
         stats = gc(
-            store, grace=options.grace, exclusive=options.exclusive, dry_run=not options.execute, progress=progress
+            store,
+            grace=options.grace,
+            exclusive=options.exclusive,
+            dry_run=not options.execute,
+            ignore=options.ignore,
+            progress=progress,
         )
     if options.json:
         print_json(asdict(stats))
         return 0
-    print(f"{count(stats.chunks, 'chunk')} of {size(stats.stored)} in the store")
+    artifacts = count(stats.artifacts, "artifact")
+    print(f"{count(stats.chunks, 'chunk')} of {size(stats.stored)} in the store, for {artifacts}")
     removed = f"{count(stats.removed, 'chunk')}, {count(stats.temporary, 'temporary file')}"
     removed += f" and {count(stats.markers, 'marker')} of {size(stats.freed)}"
     print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
+    waiting = stats.waiting
+    if waiting.first is not None and waiting.last is not None:
+        print(
+            f"kept {count(waiting.chunks, 'chunk')} of {size(waiting.size)} that no artifact needs: written or needed "
+            f"within the grace period of {duration(options.grace)}; gc can remove {_from(waiting.first, waiting.last)}"
+        )
+    if stats.keeps_versions:
+        print(
+            "the bucket keeps versions: what gc removes takes space until a lifecycle rule of the bucket expires "
+            "noncurrent versions"
+        )
     return 0
+
+
+def _from(first: float, last: float) -> str:
+    begin, end = (when(datetime.fromtimestamp(moment, timezone.utc).isoformat()) for moment in (first, last))
+    return f"them after {end} UTC" if begin == end else f"the first after {begin} UTC, all after {end} UTC"
 
 
 def _delete(options: argparse.Namespace) -> int:
@@ -187,7 +231,9 @@ def _retain(options: argparse.Namespace) -> int:
     rules = Rules(options.last, options.best, options.metric, options.lowest, options.younger)
     store = store_of(options)
     root = HUB if options.hub else CHECKPOINTS
-    plan = plan_retention(store, rules, flow=options.flow, step=options.step, per=options.per, root=root)
+    plan = plan_retention(
+        store, rules, flow=options.flow, step=options.step, per=options.per, root=root, ignore=options.ignore
+    )
     if not options.json:
         rows = []
         for group in plan.groups:

@@ -110,6 +110,10 @@ class Storage(ABC):
         """The time by the storage's own clock, in seconds since the epoch."""
         return time.time()
 
+    def keeps_versions(self) -> bool:
+        """Whether deleted objects stay as old versions."""
+        return False
+
     def is_settled(self, info: ObjectInfo) -> bool:
         """Whether no power failure can have cut this object."""
         return True

@@ -1,0 +1,194 @@
+"""Listings of a whole store: its artifacts and its chunks, and what lies among them that is not understood."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from metaflow_artifacts.chunks import CHUNKS
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, StorageError
+from metaflow_artifacts.foreign import ForeignArtifacts
+from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS, parse_key
+from metaflow_artifacts.manifest import FORMAT, Head, Manifest, Outline
+from metaflow_artifacts.needs import SHOWN, listed
+from metaflow_artifacts.storage.base import ObjectInfo, Storage
+from metaflow_artifacts.store import Store
+
+__all__ = [
+    "ARTIFACT_PREFIXES",
+    "Strays",
+    "artifact_objects",
+    "chunk_objects",
+    "heads",
+    "manifests",
+    "outlines",
+    "stored_chunks",
+]
+
+_T = TypeVar("_T")
+
+ARTIFACT_PREFIXES = (
+    f"{MODELS}/models/artifacts/",
+    f"{CHECKPOINTS}/checkpoints/artifacts/",
+    f"{HUB}/checkpoints/artifacts/",
+)
+"""Below these lie all manifests of a store."""
+
+_CHUNK_DIGITS = 2 + 1 + 62
+_LARGE = 1 << 20
+"""Bytes from which an object is first asked whether it is a tar of metaflow-checkpoint: most manifests are smaller,
+and a tar must not be read whole to find that it is none."""
+_AHEAD = 2
+"""How many objects a thread are asked for before the first of them is handed on."""
+_BEGINNING = f'{{"format":"{FORMAT}"'.encode()
+
+
+class Strays:
+    """What lies below the artifacts' prefixes and is not understood: it may need any chunk.
+
+    Left out are objects of metaflow-checkpoint (`foreign`), what lies below an ignored prefix, names of which a part
+    begins with a dot (`.DS_Store`, `.nfs0001`; no key of ours has one), and empty objects at keys that cannot be ours
+    (some storages list a folder as such).
+    """
+
+    def __init__(self, storage: Storage, ignore: Sequence[str] = ()) -> None:
+        """Raises InvalidReference for an ignored prefix that does not lie below an artifacts' prefix."""
+        for prefix in ignore:
+            if not prefix.startswith(ARTIFACT_PREFIXES):
+                raise InvalidReference(
+                    f"cannot ignore {prefix!r}: expected a key, or the first parts of one, below "
+                    f"{', '.join(ARTIFACT_PREFIXES)}"
+                )
+        self.storage = storage
+        self.foreign = ForeignArtifacts(storage)
+        self._ignore = tuple(prefix.rstrip("/") for prefix in ignore)
+        self._found: list[ObjectInfo] = []
+
+    def add(self, info: ObjectInfo) -> None:
+        """Take an object whose key cannot be parsed. Raises StorageError."""
+        nobodys = info.size == 0 or any(part.startswith(".") for part in info.key.split("/"))
+        if not nobodys and not self.ignores(info.key) and self.foreign.owner(info.key) is None:
+            self._found.append(info)
+
+    def ignores(self, key: str) -> bool:
+        """Whether a key is one of the ignored prefixes, or lies below one."""
+        return any(key == prefix or key.startswith(prefix + "/") for prefix in self._ignore)
+
+    def left(self) -> list[ObjectInfo]:
+        """Those that are not understood, in the order of their keys. Raises StorageError."""
+        if self._found:
+            # Somebody may have saved or deleted with metaflow-checkpoint since it was listed.
+            self.foreign.look_again()
+            self._found = [info for info in self._found if self.foreign.owner(info.key) is None]
+        if len(self._found) <= SHOWN:
+            self._found = [info for info in self._found if self.storage.stat(info.key) is not None]
+        return sorted(self._found, key=lambda info: info.key)
+
+    def refuse(self) -> None:
+        """Raise StorageError where one is left."""
+        if left := self.left():
+            objects = f"{len(left)} objects are" if len(left) > 1 else "1 object is"
+            raise StorageError(
+                f"nothing was removed: below the artifacts of {self.storage.root} {objects} not understood and may "
+                f"need any content: {listed([info.key for info in left])}; upgrade metaflow-artifacts if a later "
+                f"version wrote them, move them away, or pass ignore (--ignore PREFIX) for what is not of this store"
+            )
+
+
+def artifact_objects(
+    storage: Storage, prefixes: Iterable[str] = ARTIFACT_PREFIXES, strays: Strays | None = None
+) -> Iterator[ObjectInfo]:
+    """The objects at the keys of artifacts; `strays` gets what else lies below the same prefixes."""
+    for prefix in prefixes:
+        for info in storage.list(prefix):
+            try:
+                parse_key(info.key)
+            except InvalidReference:
+                if strays is not None:
+                    strays.add(info)
+                continue
+            yield info
+
+
+def stored_chunks(storage: Storage) -> dict[bytes, int]:
+    """Size in bytes of every chunk in the store, by its digest."""
+    return {digest: info.size for info, digest in chunk_objects(storage)}
+
+
+def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
+    """Every chunk in the store with its digest; what else lies there is left out."""
+    for info in storage.list(CHUNKS):
+        name = info.key[len(CHUNKS) :]
+        if len(name) == _CHUNK_DIGITS and name[2] == "/":
+            try:
+                yield info, bytes.fromhex(name[:2] + name[3:])
+            except ValueError:
+                continue
+
+
+def manifests(
+    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
+) -> Iterator[tuple[ObjectInfo, Manifest | CorruptArtifact | None]]:
+    """Read the manifests at `objects`, several at once, few ahead: each one, the damage that was found instead, or
+    None where it was deleted since it was listed.
+
+    Objects of metaflow-checkpoint are left out, and of what `strays` ignores all that does not begin as a manifest.
+    """
+    return _read(store, objects, pool, strays or Strays(store.storage), store.manifest)
+
+
+def outlines(
+    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
+) -> Iterator[tuple[ObjectInfo, Outline | CorruptArtifact | None]]:
+    """As `manifests`, without the rows of files, which are not read."""
+    return _read(store, objects, pool, strays or Strays(store.storage), store.outline_at)
+
+
+def heads(
+    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
+) -> Iterator[tuple[ObjectInfo, Head | CorruptArtifact | None]]:
+    """As `manifests`, and reads no more than the head of each, where that is whole."""
+    return _read(store, objects, pool, strays or Strays(store.storage), store.head_at)
+
+
+def _read(
+    store: Store,
+    objects: Iterable[ObjectInfo],
+    pool: ThreadPoolExecutor,
+    strays: Strays,
+    read: Callable[[str], _T],
+) -> Iterator[tuple[ObjectInfo, _T | CorruptArtifact | None]]:
+    def one(info: ObjectInfo) -> tuple[ObjectInfo, _T | CorruptArtifact | None] | None:
+        foreign = strays.foreign
+        try:
+            if (foreign.listed or info.size >= _LARGE) and foreign.is_tar(info.key, look=False):
+                return None
+            return info, read(info.key)
+        except ArtifactNotFound:
+            return info, None
+        except CorruptArtifact as error:
+            if foreign.is_tar(info.key) or _is_ignored(strays, info.key):
+                return None
+            return info, error
+
+    # Results are handed on in order while later objects are read, and no more of them than needed are held.
+    ahead: deque[Future[tuple[ObjectInfo, _T | CorruptArtifact | None] | None]] = deque()
+    for info in objects:
+        ahead.append(pool.submit(one, info))
+        if len(ahead) > _AHEAD * store.storage.threads and (done := ahead.popleft().result()) is not None:
+            yield done
+    for future in ahead:
+        if (done := future.result()) is not None:
+            yield done
+
+
+def _is_ignored(strays: Strays, key: str) -> bool:
+    if not strays.ignores(key):
+        return False
+    try:
+        # A damaged manifest is never ignored: it may need any chunk.
+        return strays.storage.get(key, 0, len(_BEGINNING)) != _BEGINNING
+    except ArtifactNotFound:
+        return True
