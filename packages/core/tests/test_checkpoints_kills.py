@@ -92,9 +92,9 @@ class MortalStorage(Storage):
         self._live()
         self.inner.delete(keys)
 
-    def touch(self, key: str) -> bool:
+    def touch(self, key: str, after: float = 0.0) -> bool:
         self._live()
-        return self.inner.touch(key)
+        return self.inner.touch(key, after)
 
     def url(self, key: str) -> str:
         return self.inner.url(key)

@@ -60,9 +60,9 @@ class Watched(Storage):
             self.before("delete", key)
         self.inner.delete(keys)
 
-    def touch(self, key: str) -> bool:
+    def touch(self, key: str, after: float = 0.0) -> bool:
         self.before("touch", key)
-        return self.inner.touch(key)
+        return self.inner.touch(key, after)
 
     def leftovers(self) -> Iterator[ObjectInfo]:
         return self.inner.leftovers()
