@@ -204,7 +204,8 @@ class S3Storage(Storage):
         if modified is None:
             info = self.stat(key)
             return info is not None and info.modified > after
-        return bool(modified.timestamp() > after)
+        # Some servers answer with a fraction of a second that the object's own time does not have.
+        return int(modified.timestamp()) > after
 
     def keeps_versions(self) -> bool:
         try:
