@@ -218,11 +218,9 @@ class FaultProxy:
             error = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
             text = (error if fault.body is None else fault.body).encode()
             return self._answer(client, request, fault.status, [("Content-Type", "application/xml")], text)
-        if isinstance(fault, Damage) and fault.sent and body:
-            body = _damaged(body, fault.at)
+        at = fault.at if isinstance(fault, Damage) and fault.sent else getattr(fault, "damage", None)
+        body = body if at is None else _damaged(body, at)
         if isinstance(fault, Strip):
-            if fault.damage is not None and body:
-                body = _damaged(body, fault.damage)
             lines = self._signed_anew(request, lines, body, fault.headers)
         server.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in lines:
@@ -234,7 +232,7 @@ class FaultProxy:
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
         if isinstance(fault, Lose):
             return _reset(client)
-        if isinstance(fault, Damage) and not fault.sent and content:
+        if isinstance(fault, Damage) and not fault.sent:
             content = _damaged(content, fault.at)
         cut = fault if isinstance(fault, Cut) and fault.after < len(content) else None
         return self._answer(client, request, answer.status, kept, content, cut)
@@ -289,6 +287,8 @@ def _reset(client: socket.socket) -> bool:
 
 
 def _damaged(data: bytes, at: int) -> bytes:
+    if not data:
+        return data
     at = min(at, len(data) - 1)
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
