@@ -70,7 +70,7 @@ def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] =
 @nox.session(python=PYTHONS)
 def core(session: nox.Session) -> None:
     """The tests of metaflow-artifacts, without Metaflow; on other Pythons than nox's own, without the slow ones."""
-    install(session, "metaflow-artifacts", groups=("test",))
+    install(session, "metaflow-artifacts", groups=("test", "servers") if session.python == CURRENT else ("test",))
     slow = ("--ignore=packages/core/tests/faults", "--ignore=packages/core/tests/storage", "-k", "not s3")
     chosen = session.posargs or (() if session.python == CURRENT else slow)
     session.run("pytest", "packages/core/tests", f"--ignore={MF_TESTS}", *chosen)

@@ -98,6 +98,19 @@ class MortalStorage(Storage):
         self._live()
         return self.inner.touch(key, after)
 
+    @property
+    def trusts_put_if_absent(self) -> bool:
+        return self.inner.trusts_put_if_absent
+
+    def now(self) -> float:
+        return self.inner.now()
+
+    def is_settled(self, info: ObjectInfo) -> bool:
+        return self.inner.is_settled(info)
+
+    def keeps_versions(self) -> bool:
+        return self.inner.keeps_versions()
+
     def url(self, key: str) -> str:
         return self.inner.url(key)
 

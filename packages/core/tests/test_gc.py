@@ -184,7 +184,9 @@ def test_a_plan_may_be_executed_much_later(local: Store, tmp_path: Path) -> None
         execute_gc(other, plan)
 
 
-def test_a_save_renews_what_is_older_than_a_day(local: Store, tmp_path: Path) -> None:
+def test_a_save_renews_what_is_older_than_a_day(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the machine had been running for all that time.
+    monkeypatch.setattr(local.storage, "is_settled", lambda info: True)
     local.delete(local.save_model(write(tmp_path / "a", 3)))
     for days, renewed in ((0.9, False), (30, True)):
         age(local, days)

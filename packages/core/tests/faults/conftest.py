@@ -14,7 +14,7 @@ import pytest
 from faultlib.outcomes import Outcomes
 
 from metaflow_artifacts import Store, chunks
-from metaflow_artifacts.storage import open_storage, s3
+from metaflow_artifacts.storage import _s3_requests, open_storage
 from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -99,12 +99,11 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 @pytest.fixture
 def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
-    monkeypatch.setattr(s3, "_PAUSE", 0.005)
-    monkeypatch.setattr(s3, "_PATIENCE", 1.5)
+    monkeypatch.setattr(_s3_requests, "_PAUSE", 0.005)
     monkeypatch.setattr(chunks, "_QUICK", 0.2)
     from metaflow_artifacts.storage.s3 import client_config
 
     client = functools.partial(
         s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.7, connect_timeout=0.7)
     )
-    return Store(open_storage(root, client=client), chunk_size=CHUNK)
+    return Store(open_storage(root, client=client, patience=1.5), chunk_size=CHUNK)

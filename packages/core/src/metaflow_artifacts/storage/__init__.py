@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from metaflow_artifacts.errors import InvalidReference
-from metaflow_artifacts.storage.base import ObjectInfo, Reader, Staged, Storage
+from metaflow_artifacts.storage.base import PATIENCE, ObjectInfo, Reader, Staged, Storage
 from metaflow_artifacts.storage.local import LocalStorage
 
 __all__ = ["LocalStorage", "ObjectInfo", "Reader", "Staged", "Storage", "open_storage"]
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*):(?:/|$)", re.IGNORECASE)
 
 
 def open_storage(
@@ -19,12 +22,16 @@ def open_storage(
     client: Callable[[], Any] | None = None,
     sse: str | None = None,
     sse_kms_key_id: str | None = None,
+    patience: float = PATIENCE,
+    sync: bool = False,
 ) -> Storage:
     """The storage below `root`: `s3://bucket/prefix`, or the path of a directory, which need not exist yet.
 
-    `client`, for S3 only, is a function of no arguments that returns a boto3 S3 client; without it, one is made as
-    boto3 is configured. `sse` and `sse_kms_key_id`: see S3Storage. Nothing is contacted or written before the first
-    use. Raises InvalidReference for a root of another kind.
+    For S3 only: `client` is a function of no arguments that returns a boto3 S3 client; without it, one is made as
+    boto3 is configured. `patience` is the number of seconds after which no new attempt of a failed request begins.
+    `sse` and `sse_kms_key_id`: see S3Storage. For a directory only: with `sync`, each object is on the disk before its
+    write returns (see LocalStorage). Nothing is contacted or written before the first use. Raises InvalidReference for
+    a root of another kind.
     """
     text = os.fspath(root)
     if not isinstance(text, str) or not text or "\0" in text:
@@ -32,8 +39,11 @@ def open_storage(
     if text.startswith("s3://"):
         from metaflow_artifacts.storage.s3 import S3Storage
 
-        return S3Storage(text, client, sse=sse, sse_kms_key_id=sse_kms_key_id)
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme.isalnum():
-        raise InvalidReference(f"datastore root {text!r}: {scheme}:// is not supported, use s3:// or a path")
-    return LocalStorage(text)
+        return S3Storage(text, client, sse=sse, sse_kms_key_id=sse_kms_key_id, patience=patience)
+    # A URL that lost a slash (pathlib takes one from `//`) must not become a directory called `s3:`.
+    url = _URL.match(text)
+    if url and url[1].lower() == "s3":
+        raise InvalidReference(f"datastore root {text!r} is not an s3:// URL; it has the form s3://bucket/prefix")
+    if url:
+        raise InvalidReference(f"datastore root {text!r}: {url[1]}:// is not supported, use s3:// or a path")
+    return LocalStorage(text, sync=sync)

@@ -12,7 +12,7 @@ from metaflow_artifacts.errors import (
     TransientStorageError,
 )
 
-__all__ = ["Place", "code_of", "explain", "faults", "was_retried"]
+__all__ = ["Place", "code_of", "explain", "faults", "is_unsupported", "was_retried"]
 
 
 class Place(NamedTuple):
@@ -40,7 +40,7 @@ _REASONS = {
     "PermanentRedirect": "the bucket {bucket!r} lies in another region; set AWS_DEFAULT_REGION to it",
     "InvalidObjectState": "the object was moved to an archive; restore it first",
     "InsufficientStorage": "the storage behind {endpoint} is full; free space there, or choose another datastore",
-    "NotImplemented": "{endpoint} does not support this request (conditional writes and copies are needed)",
+    "NotImplemented": "{endpoint} does not support this request (conditional writes are needed)",
     "SlowDown": "{endpoint} asks to slow down; try again later, or with fewer tasks at once",
     "BadDigest": "the content changed on its way; try again",
 }
@@ -83,6 +83,7 @@ _PASSING = frozenset(
         "409",
     }
 )
+_UNSUPPORTED = frozenset({400, 405, 411, 501})
 _PERMANENT = frozenset({"NotImplemented", "InsufficientStorage"})
 
 
@@ -105,6 +106,16 @@ def was_retried(error: BaseException) -> bool:
     """Whether botocore itself made the request more than once."""
     answer: dict[str, Any] = getattr(error, "response", None) or {}
     return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def is_unsupported(error: BaseException | None) -> bool:
+    """Whether the server refused this kind of request as such, so that another way may serve."""
+    answer: dict[str, Any] = getattr(error, "response", None) or {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    code = code_of(error)
+    # Expired credentials and the like are a 400 too.
+    told = code == "NotImplemented" or (code not in _REASONS and code not in _PASSING and not code.startswith("KMS"))
+    return status in _UNSUPPORTED and told
 
 
 def explain(error: Exception, place: Place) -> ArtifactError:

@@ -7,13 +7,11 @@ import functools
 import hashlib
 import itertools
 import mmap
-import os
-import random
 import threading
-import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
@@ -22,33 +20,30 @@ from metaflow_artifacts.errors import (
     TransientStorageError,
 )
 from metaflow_artifacts.storage._names import TEMPORARY, check_key, check_prefix, is_key
-from metaflow_artifacts.storage._s3_client import THREADS, Body, client_config, default_client, prepare
-from metaflow_artifacts.storage._s3_errors import Place, code_of, explain, faults, was_retried
-from metaflow_artifacts.storage.base import ObjectInfo, Storage
+from metaflow_artifacts.storage._s3_client import THREADS, Body, client_config
+from metaflow_artifacts.storage._s3_deletes import Deletes
+from metaflow_artifacts.storage._s3_errors import code_of, faults, is_unsupported, was_retried
+from metaflow_artifacts.storage._s3_objects import ObjectReader, StagedObject, memory
+from metaflow_artifacts.storage._s3_requests import Requests
+from metaflow_artifacts.storage.base import PATIENCE, ObjectInfo, Storage
 
 __all__ = ["S3Storage", "client_config"]
 
-_T = TypeVar("_T")
-
-_ATTEMPTS = 7
-_ATTEMPTS_TO_SEND = 3
-# No attempt begins later than this many seconds after the first one.
-_PATIENCE = 40.0
-_PAUSE = 0.2
-_LONGEST_PAUSE = 5.0
-_DELETE_BATCH = 1000
 _WHOLE_BODY = 256 << 10
 
-# One lock for the making of clients; a child of fork gets a new one, for its parent's may be held for ever.
-_making = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _making
-    _making = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
+# The host names of S3 itself, in all of AWS's partitions.
+_AWS = (
+    ".amazonaws.com",
+    ".amazonaws.com.cn",
+    ".amazonaws.eu",
+    ".api.aws",
+    ".api.amazonwebservices.com.cn",
+    ".api.amazonwebservices.eu",
+    ".c2s.ic.gov",
+    ".sc2s.sgov.gov",
+    ".cloud.adc-e.uk",
+    ".csp.hci.ic.gov",
+)
 
 
 class S3Storage(Storage):
@@ -59,7 +54,8 @@ class S3Storage(Storage):
     all threads of a process and is made at the first request, anew after a fork. `sse` (`AES256`, `aws:kms`) and
     `sse_kms_key_id` ask for server-side encryption of all that is written.
 
-    A request that fails in a way that passes is made again for up to 40 s; then TransientStorageError is raised.
+    A request that fails in a way that passes is made again; no new attempt begins later than `patience` seconds after
+    the first one. Then TransientStorageError is raised.
     """
 
     stages_in_memory: ClassVar[bool] = True
@@ -71,18 +67,18 @@ class S3Storage(Storage):
         *,
         sse: str | None = None,
         sse_kms_key_id: str | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         self.bucket, self._prefix = _parse(root)
-        self.root = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
+        self.root = f"s3://{self.bucket}/{self._prefix}".removesuffix("/")
         self.threads = THREADS
-        self._make_client = client or default_client
-        self._client: tuple[int, Any] | None = None
         self._written: dict[str, str] = {}
         if sse:
             self._written["ServerSideEncryption"] = sse
         if sse_kms_key_id:
             self._written["SSEKMSKeyId"] = sse_kms_key_id
-        self._bucket_exists = False
+        self._requests = Requests(self.root, self.bucket, client, patience)
+        self._deletes = Deletes(self._requests, self._prefix, self.threads)
         self._local = threading.local()
 
     def __repr__(self) -> str:
@@ -93,17 +89,24 @@ class S3Storage(Storage):
 
         Where it cannot be made, the first request tries again and says why.
         """
-        # Whatever the function that makes clients raises.
-        with contextlib.suppress(Exception):
-            self._connected("reach", "")
+        self._requests.connect()
+
+    @property
+    def trusts_put_if_absent(self) -> bool:
+        host = urlsplit(self.server).hostname or ""
+        return host.endswith(_AWS)
+
+    @property
+    def server(self) -> str:
+        endpoint: str = self._requests.client("reach", "").meta.endpoint_url
+        return endpoint
 
     def put(self, key: str, data: bytes) -> None:
-        self._put(key, memoryview(data), ChecksumSHA256=_checksum(hashlib.sha256(data).digest()))
+        self._put_verified(key, memoryview(data), hashlib.sha256(data).digest())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         try:
-            checksum = _checksum(hashlib.sha256(data).digest())
-            self._put(key, memoryview(data), ChecksumSHA256=checksum, IfNoneMatch="*")
+            self._put_verified(key, memoryview(data), hashlib.sha256(data).digest(), IfNoneMatch="*")
         except _AlreadyThere as error:
             # Where an answer was lost, the object that is in the way may be the one that the first attempt wrote.
             return error.retried and self.get(key) == data
@@ -111,7 +114,7 @@ class S3Storage(Storage):
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         def request(client: Any) -> bytes:
-            answer = self._get(client, key, start, length)
+            answer = self._get(key, client, start, length)
             if answer is None:
                 return b""
             with contextlib.closing(answer["Body"]) as body:
@@ -119,24 +122,24 @@ class S3Storage(Storage):
             return data
 
         check_key(key)
-        return self._request("read", key, request)
+        return self._requests.make("read", key, request)
 
     @contextlib.contextmanager
-    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[_ObjectReader]:
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[ObjectReader]:
         check_key(key)
-        reader = _ObjectReader(self, key, start, length)
+        reader = ObjectReader(self._requests, key, functools.partial(self._get, key), start, length)
         try:
             yield reader
         finally:
             reader.close()
 
     @contextlib.contextmanager
-    def stage(self, size: int) -> Iterator[_StagedObject]:
+    def stage(self, size: int) -> Iterator[StagedObject]:
         # Kept for the thread's next object: the first touch of 16 MiB costs as much as copying them.
         buffer: mmap.mmap | None = self._local.__dict__.pop("buffer", None)
         if buffer is None or len(buffer) < size:
-            buffer = _memory(size)
-        staged = _StagedObject(self, buffer)
+            buffer = memory(size)
+        staged = StagedObject(buffer, self._put_verified)
         try:
             yield staged
         finally:
@@ -147,13 +150,13 @@ class S3Storage(Storage):
         head = functools.partial(_head, {"Bucket": self.bucket, "Key": self._prefix + key})
         try:
             try:
-                answer = self._request("read", key, head)
+                answer = self._requests.make("read", key, head)
             except StorageError as error:
                 if code_of(error.__cause__) not in {"AccessDenied", "400"}:
                     raise
                 # The answer to HEAD has no body; the one to GET says why it was refused.
                 self.get(key, 0, 1)
-                answer = self._request("read", key, head)
+                answer = self._requests.make("read", key, head)
         except ArtifactNotFound:
             self._demand_bucket(key)
             return None
@@ -168,7 +171,7 @@ class S3Storage(Storage):
         more: dict[str, str] = {}
         while True:
             where = {"Bucket": self.bucket, "Prefix": self._prefix + prefix, **more}
-            page = self._request("list", prefix, functools.partial(_list, where))
+            page = self._requests.make("list", prefix, functools.partial(_list, where))
             for name, size, modified in page["Objects"]:
                 key = name[skipped:]
                 if is_key(key) and not key.startswith(TEMPORARY):
@@ -178,49 +181,48 @@ class S3Storage(Storage):
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, keys: Iterable[str]) -> None:
-        remaining = iter(keys)
-        while batch := list(itertools.islice(remaining, _DELETE_BATCH)):
-            for key in batch:
-                check_key(key)
-            self._delete(batch)
-
-    def _delete(self, keys: Iterable[str]) -> None:
-        objects = [{"Key": self._prefix + key} for key in keys]
-
-        def request(client: Any) -> None:
-            from botocore.exceptions import ClientError
-
-            answer = client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
-            failed = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
-            if failed:
-                # Only these are tried again, and the first of them is what the user is told.
-                objects[:] = [{"Key": error["Key"]} for error in failed]
-                place = self._place("delete", failed[0]["Key"][len(self._prefix) :])
-                raise explain(ClientError({"Error": failed[0]}, "DeleteObjects"), place)
-
-        self._request("delete", objects[0]["Key"][len(self._prefix) :], request)
+        self._deletes.delete(keys)
 
     def touch(self, key: str, after: float = 0.0) -> bool:
         check_key(key)
         name = self._prefix + key
-        source = {"Bucket": self.bucket, "Key": name}
+        fields = {"Bucket": self.bucket, "Key": name, "CopySource": {"Bucket": self.bucket, "Key": name}}
 
-        def request(client: Any) -> None:
-            client.copy_object(
-                Bucket=self.bucket, Key=name, CopySource=source, MetadataDirective="REPLACE", **self._written
-            )
+        def request(client: Any) -> Any:
+            return client.copy_object(**fields, MetadataDirective="REPLACE", **self._written)
 
         try:
-            self._request("refresh the time of", key, request)
+            answer = self._requests.make("refresh the time of", key, request)
         except ArtifactNotFound:
             return False
-        return True
+        except StorageError as error:
+            if is_unsupported(error.__cause__):
+                # A server that does not copy: the caller writes the object again.
+                return False
+            raise
+        modified = answer.get("CopyObjectResult", {}).get("LastModified")
+        if modified is None:
+            info = self.stat(key)
+            return info is not None and info.modified > after
+        # Some servers answer with a fraction of a second that the object's own time does not have.
+        return int(modified.timestamp()) > after
+
+    def keeps_versions(self) -> bool:
+        try:
+            answer = self._requests.make("read", "", lambda client: client.get_bucket_versioning(Bucket=self.bucket))
+        except StorageError as error:
+            if code_of(error.__cause__) == "AccessDenied" or is_unsupported(error.__cause__):
+                return False
+            raise
+        return bool(answer.get("Status") == "Enabled")
 
     def url(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _put(self, key: str, data: memoryview, **options: str) -> None:
+    def _put_verified(self, key: str, data: memoryview, sha256: bytes, **options: str) -> None:
+        """Write an object under its digest, which a server may compare with the bytes that arrive; some do not."""
         check_key(key, writing=True)
+        checksum = b64encode(sha256).decode()
         fields = {"Bucket": self.bucket, "Key": self._prefix + key, **self._written, **options}
         attempts = itertools.count()
 
@@ -228,7 +230,7 @@ class S3Storage(Storage):
             again = next(attempts) > 0
             large = Body(data) if len(data) > _WHOLE_BODY else None
             try:
-                client.put_object(Body=bytes(data) if large is None else large, **fields)
+                client.put_object(Body=bytes(data) if large is None else large, ChecksumSHA256=checksum, **fields)
             except faults() as error:
                 if "IfNoneMatch" in options and code_of(error) in {"PreconditionFailed", "412"}:
                     raise _AlreadyThere(again or was_retried(error)) from error
@@ -237,9 +239,9 @@ class S3Storage(Storage):
                 if large is not None:
                     large.close()
 
-        self._request("write", key, request)
+        self._requests.make("write", key, request)
 
-    def _get(self, client: Any, key: str, start: int, length: int | None, etag: str | None = None) -> Any:
+    def _get(self, key: str, client: Any, start: int, length: int | None, etag: str | None = None) -> Any:
         """The answer to a request for a range of an object; None where the range holds nothing."""
         if start < 0 or (length is not None and length < 0):
             raise InvalidReference(f"range of {key!r}: start {start} and length {length} must not be negative")
@@ -264,67 +266,21 @@ class S3Storage(Storage):
             return None
         return answer
 
-    def _request(self, action: str, key: str, request: Callable[[Any], _T], began: float | None = None) -> _T:
-        """Make a request, again where its failure may pass. Raises an ArtifactError.
-
-        `began` is the monotonic time from which patience counts, where something was tried before.
-        """
-        began = time.monotonic() if began is None else began
-        for attempt in itertools.count(1):
-            try:
-                result = request(self._connected(action, key))
-            except faults() as error:
-                failure = explain(error, self._place(action, key))
-                # Wrong bytes are hardly ever the network's fault: the buffer changed, or the digest is of another.
-                futile = attempt >= _ATTEMPTS_TO_SEND and code_of(error) == "BadDigest"
-                if futile or not isinstance(failure, TransientStorageError) or _is_last(attempt, began):
-                    try:
-                        raise failure from error
-                    finally:
-                        # Else a cycle through this frame would keep the frames above it, and their buffers.
-                        del failure
-            except TransientStorageError:
-                if _is_last(attempt, began):
-                    raise
-            else:
-                self._bucket_exists = True
-                return result
-            pause(attempt)
-        raise AssertionError("unreachable")
-
     def _demand_bucket(self, key: str) -> None:
-        """Raise unless the bucket exists: the answer to HEAD does not tell which of the two is missing."""
-        if not self._bucket_exists:
-            with contextlib.suppress(ArtifactNotFound):
-                self._request("read", key, lambda c: c.list_objects_v2(Bucket=self.bucket, MaxKeys=1, Prefix="-"))
+        """Raise unless the bucket exists: the answer to HEAD does not tell which of the two is missing.
 
-    def _connected(self, action: str, key: str) -> Any:
-        held = self._client
-        if held is not None and held[0] == os.getpid():
-            return held[1]
-        with _making:
-            held = self._client
-            if held is None or held[0] != os.getpid():
-                held = self._client = os.getpid(), self._new_client(action, key)
-        return held[1]
-
-    def _new_client(self, action: str, key: str) -> Any:
-        where = f"cannot {action} {self.url(key)}"
+        The listing is of this key alone: credentials may be allowed to list below the root only, or nowhere.
+        """
+        if self._requests.answered:
+            return
+        where = {"Bucket": self.bucket, "Prefix": self._prefix + key, "MaxKeys": 1}
         try:
-            from botocore.exceptions import BotoCoreError
-        except ImportError as error:
-            raise StorageError(f"{where}: boto3 is not installed; pip install boto3") from error
-        try:
-            return prepare(self._make_client())
-        except BotoCoreError as error:
-            raise explain(error, Place(action, self.url(key), self.bucket, "the endpoint")) from error
-        except ValueError as error:
-            # What botocore raises for an endpoint that is not a URL.
-            raise StorageError(f"{where}: no S3 client can be made ({error}); check the endpoint") from error
-
-    def _place(self, action: str, key: str) -> Place:
-        endpoint = self._client[1].meta.endpoint_url if self._client else "the endpoint"
-        return Place(action, self.url(key), self.bucket, endpoint)
+            self._requests.make("read", key, lambda client: client.list_objects_v2(**where))
+        except ArtifactNotFound:
+            pass
+        except StorageError as error:
+            if code_of(error.__cause__) != "AccessDenied":
+                raise
 
 
 class _AlreadyThere(Exception):
@@ -333,122 +289,8 @@ class _AlreadyThere(Exception):
         self.retried = retried
 
 
-class _ObjectReader:
-    """Reads an object from one answer, and goes on where it broke off in another."""
-
-    def __init__(self, storage: S3Storage, key: str, start: int, length: int | None) -> None:
-        self._storage = storage
-        self._key = key
-        self._position = start
-        self._body: Any = None
-        self._etag: str | None = None
-        answer = storage._request("read", key, lambda client: storage._get(client, key, start, length))
-        self._end = start
-        if answer is not None:
-            self._body = answer["Body"]
-            self._end = start + int(answer["ContentLength"])
-            self._etag = answer.get("ETag")
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        wanted = min(len(buffer), self._end - self._position)
-        done = 0
-        progress = time.monotonic()
-        failures = 0
-        while done < wanted:
-            if self._body is None:
-                self._body = self._reopened(progress)
-            try:
-                count = self._read(buffer[done:wanted])
-            except TransientStorageError:
-                failures += 1
-                if _is_last(failures, progress):
-                    raise
-                self.close()
-                pause(failures)
-                continue
-            done += count
-            progress, failures = time.monotonic(), 0
-        return done
-
-    def _read(self, buffer: memoryview) -> int:
-        try:
-            # botocore's readinto reads into a buffer of its own too, and old versions have none.
-            data = self._body.read(len(buffer))
-            count = len(data)
-            buffer[:count] = data
-        except faults() as error:
-            raise explain(error, self._storage._place("read", self._key)) from error
-        if not count:
-            url = self._storage.url(self._key)
-            raise TransientStorageError(f"cannot read {url}: the server sent less than it announced; try again")
-        self._position += count
-        return count
-
-    def _reopened(self, progress: float) -> Any:
-        storage, key, left = self._storage, self._key, self._end - self._position
-
-        def request(client: Any) -> Any:
-            try:
-                return storage._get(client, key, self._position, left, self._etag)
-            except faults() as error:
-                if code_of(error) in {"PreconditionFailed", "412"}:
-                    url = storage.url(key)
-                    raise TransientStorageError(
-                        f"cannot read {url}: it was replaced meanwhile; read it anew"
-                    ) from error
-                raise
-
-        answer = storage._request("read", key, request, progress)
-        if answer is None or int(answer["ContentLength"]) != left:
-            raise StorageError(f"cannot read {storage.url(key)}: its size changed while it was read")
-        return answer["Body"]
-
-    def close(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
-
-
-class _StagedObject:
-    def __init__(self, storage: S3Storage, buffer: mmap.mmap) -> None:
-        self._storage = storage
-        self._buffer = buffer
-        self._size = 0
-
-    def write(self, block: memoryview, /) -> None:
-        end = self._size + len(block)
-        if end > len(self._buffer):
-            grown = _memory(max(end, 2 * len(self._buffer)))
-            grown[: self._size] = memoryview(self._buffer)[: self._size]
-            self._buffer = grown
-        memoryview(self._buffer)[self._size : end] = block
-        self._size = end
-
-    def commit(self, key: str, sha256: bytes) -> None:
-        data = memoryview(self._buffer)[: self._size]
-        self._storage._put(key, data, ChecksumSHA256=_checksum(sha256))
-
-    def close(self) -> mmap.mmap:
-        return self._buffer
-
-
-def _memory(size: int) -> mmap.mmap:
-    """A buffer that goes back to the system with the thread that has it: malloc would keep some for each thread."""
-    buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # Advice only: kernels without huge pages refuse it.
-        with contextlib.suppress(OSError):
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer
-
-
 def _head(where: dict[str, str], client: Any) -> Any:
     return client.head_object(**where)
-
-
-def _checksum(sha256: bytes) -> str:
-    """What S3 compares with the bytes that arrive."""
-    return b64encode(sha256).decode()
 
 
 def _list(where: dict[str, str], client: Any) -> Any:
@@ -461,20 +303,12 @@ def _list(where: dict[str, str], client: Any) -> Any:
     return page
 
 
-def _is_last(attempt: int, began: float) -> bool:
-    return attempt >= _ATTEMPTS or time.monotonic() - began > _PATIENCE
-
-
-def pause(attempt: int) -> None:
-    """Wait before the next attempt; at random, so that tasks that failed together do not come back together."""
-    time.sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE, _PAUSE * 2 ** (attempt - 1)))
-
-
 def _parse(root: str) -> tuple[str, str]:
+    """Bucket and prefix of a root; the prefix is literal but for slashes at its ends, as Metaflow takes it."""
     bucket, _, path = root.removeprefix("s3://").partition("/")
-    path = path.rstrip("/")
+    path = path.strip("/")
     if not root.startswith("s3://") or not bucket or not root.isprintable():
         raise InvalidReference(f"datastore root {root!r} is not an s3:// URL; it has the form s3://bucket/prefix")
-    if path and any(part in {"", ".", ".."} for part in path.split("/")):
-        raise InvalidReference(f"datastore root {root!r} has an empty part, '.' or '..' in its path; remove it")
+    if any(part in {".", ".."} for part in path.split("/")):
+        raise InvalidReference(f"datastore root {root!r} has a part '.' or '..' in its path; remove it")
     return bucket, path + "/" if path else ""

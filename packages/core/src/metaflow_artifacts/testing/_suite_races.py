@@ -12,6 +12,7 @@ from metaflow_artifacts.errors import StorageError
 from metaflow_artifacts.storage.base import Storage
 from metaflow_artifacts.testing._race import race_in_processes, race_in_threads
 from metaflow_artifacts.testing._suite import Suite, read_blocks, stage
+from metaflow_artifacts.testing._suite_names import ODD_KEYS
 
 __all__ = ["RaceTests"]
 
@@ -31,6 +32,18 @@ class RaceTests(Suite):
         assert storage.put_if_absent("a", data) is True
         assert storage.put_if_absent("a", data[1:]) is False
         assert self.raw_get(storage, "a") == data
+
+    @pytest.mark.parametrize("key", ODD_KEYS)
+    def test_put_if_absent_of_odd_keys(self, storage: Storage, key: str) -> None:
+        assert storage.put_if_absent(key, b"first") is True
+        assert storage.put_if_absent(key, b"second") is False
+        assert self.raw_get(storage, key) == b"first"
+
+    def test_put_if_absent_is_required(self, storage: Storage) -> None:
+        for _ in range(2):
+            storage.require_put_if_absent()
+            self.reopen(storage)().require_put_if_absent()
+        assert self.raw_keys(storage) <= {"mf.artifacts/probe"}
 
     @pytest.mark.parametrize(("writers", "rounds"), [(2, 40), (20, 4)])
     def test_one_of_many_threads_wins(self, storage: Storage, writers: int, rounds: int) -> None:

@@ -13,17 +13,22 @@ class TestMyStorage(StorageConformance):
 ```
 
 The raw hooks reach the objects past the backend, so that a fault in writing cannot hide behind the same fault in
-reading. The tests need nothing but an empty storage each, and no order.
+reading. The tests need nothing but an empty storage each, and no order. A promise that a server is known to break is
+named in the class's `broken`: its tests run, and must fail.
 """
 
 from __future__ import annotations
 
-from metaflow_artifacts.testing._suite_names import HOSTILE_KEYS, ODD_KEYS, NameTests
+from metaflow_artifacts.testing._suite_names import HOSTILE_KEYS, ODD_KEYS, NameTests, RefusalTests
 from metaflow_artifacts.testing._suite_objects import ObjectTests
 from metaflow_artifacts.testing._suite_races import RaceTests
 
-__all__ = ["HOSTILE_KEYS", "ODD_KEYS", "StorageConformance"]
+__all__ = ["HOSTILE_KEYS", "ODD_KEYS", "ServerConformance", "StorageConformance"]
 
 
-class StorageConformance(ObjectTests, NameTests, RaceTests):
+class ServerConformance(ObjectTests, NameTests, RaceTests):
+    """What a server has a part in: for one more server of a kind that `StorageConformance` tests already."""
+
+
+class StorageConformance(ServerConformance, RefusalTests):
     """Subclass it, give the fixture and the hooks of `Suite`, and run it under pytest."""

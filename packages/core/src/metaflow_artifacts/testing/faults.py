@@ -23,7 +23,19 @@ from types import TracebackType
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-__all__ = ["Answer", "Cut", "Damage", "Fault", "FaultProxy", "Lose", "Refuse", "Request", "Stall", "small_disk"]
+__all__ = [
+    "Answer",
+    "Cut",
+    "Damage",
+    "Fault",
+    "FaultProxy",
+    "Lose",
+    "Refuse",
+    "Request",
+    "Stall",
+    "Strip",
+    "small_disk",
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,18 @@ class Damage:
     sent: bool = False
 
 
-Fault = Answer | Cut | Lose | Refuse | Stall | Damage
+@dataclass(frozen=True)
+class Strip:
+    """The server sees the request without these headers (lower case), signed anew with the keys of the proxy.
+
+    With `damage`, the byte of the body at that place changes as well.
+    """
+
+    headers: frozenset[str]
+    damage: int | None = None
+
+
+Fault = Answer | Cut | Lose | Refuse | Stall | Damage | Strip
 
 
 class FaultProxy:
@@ -93,11 +116,12 @@ class FaultProxy:
 
     `plan` is called for each request, in the thread of its connection, and returns a fault or None. `requests`
     are those that arrived, over so many `connections`; `received` and `sent` count the bytes of bodies from and to the
-    client.
+    client. `keys`, access key and secret key of the server, are needed for Strip.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, keys: tuple[str, str] | None = None) -> None:
         parts = urlsplit(upstream)
+        self._keys = keys
         self._upstream = (parts.hostname or "", parts.port or 80)
         self.plan: Callable[[Request], Fault | None] = lambda request: None
         self.requests: list[Request] = []
@@ -194,8 +218,10 @@ class FaultProxy:
             error = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
             text = (error if fault.body is None else fault.body).encode()
             return self._answer(client, request, fault.status, [("Content-Type", "application/xml")], text)
-        if isinstance(fault, Damage) and fault.sent and body:
-            body = _damaged(body, fault.at)
+        at = fault.at if isinstance(fault, Damage) and fault.sent else getattr(fault, "damage", None)
+        body = body if at is None else _damaged(body, at)
+        if isinstance(fault, Strip):
+            lines = self._signed_anew(request, lines, body, fault.headers)
         server.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in lines:
             if name.lower() != "expect":
@@ -206,10 +232,26 @@ class FaultProxy:
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
         if isinstance(fault, Lose):
             return _reset(client)
-        if isinstance(fault, Damage) and not fault.sent and content:
+        if isinstance(fault, Damage) and not fault.sent:
             content = _damaged(content, fault.at)
         cut = fault if isinstance(fault, Cut) and fault.after < len(content) else None
         return self._answer(client, request, answer.status, kept, content, cut)
+
+    def _signed_anew(
+        self, request: Request, lines: list[tuple[str, str]], body: bytes, stripped: frozenset[str]
+    ) -> list[tuple[str, str]]:
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+
+        if self._keys is None:
+            raise ValueError("Strip needs the server's keys: FaultProxy(endpoint, keys)")
+        signed = {"authorization", "x-amz-date", "x-amz-content-sha256"}
+        kept = {name: value for name, value in lines if name.lower() not in stripped | signed}
+        url = f"http://{request.headers['host']}{request.path}"
+        made = AWSRequest(request.method, url, kept, body)
+        S3SigV4Auth(Credentials(*self._keys), "s3", "us-east-1").add_auth(made)
+        return list(made.headers.items())
 
     def _answer(
         self,
@@ -245,6 +287,8 @@ def _reset(client: socket.socket) -> bool:
 
 
 def _damaged(data: bytes, at: int) -> bytes:
+    if not data:
+        return data
     at = min(at, len(data) - 1)
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 

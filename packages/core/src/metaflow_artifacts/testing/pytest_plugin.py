@@ -1,5 +1,6 @@
 """Pytest fixtures for tests that need a real S3 server: `-p metaflow_artifacts.testing.pytest_plugin`, or the name
-in `pytest_plugins` of the root conftest."""
+in `pytest_plugins` of the root conftest. Each server runs as long as the tests do; use a prefix of your own in its
+bucket."""
 
 from __future__ import annotations
 
@@ -7,15 +8,32 @@ from collections.abc import Iterator
 
 import pytest
 
+from metaflow_artifacts.testing.moto_server import moto_server
+from metaflow_artifacts.testing.rclone import rclone_server
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer, seaweedfs
+from metaflow_artifacts.testing.servers import S3Server
 
-__all__ = ["s3_server"]
+__all__ = ["moto", "rclone", "s3_server"]
 
 pytest.register_assert_rewrite(*(f"metaflow_artifacts.testing._suite_{part}" for part in ("objects", "names", "races")))
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
-    """A SeaweedFS that runs as long as the tests do; use a prefix of your own in its bucket."""
+    """SeaweedFS, which keeps what docs/format.md asks of a storage."""
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """moto."""
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """`rclone serve s3`, which ignores If-None-Match."""
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
         yield server

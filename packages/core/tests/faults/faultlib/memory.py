@@ -23,6 +23,10 @@ class MemoryStorage(Storage):
         self.times: dict[str, float] = {}
         self.reads: list[str] = []
 
+    @property
+    def trusts_put_if_absent(self) -> bool:
+        return True
+
     def put(self, key: str, data: bytes) -> None:
         self.objects[key] = data
         self.times.setdefault(key, 0.0)

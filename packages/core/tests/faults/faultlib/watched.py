@@ -70,6 +70,19 @@ class Watched(Storage):
     def identity(self) -> object:
         return self.inner.identity()
 
+    @property
+    def trusts_put_if_absent(self) -> bool:
+        return self.inner.trusts_put_if_absent
+
+    def now(self) -> float:
+        return self.inner.now()
+
+    def is_settled(self, info: ObjectInfo) -> bool:
+        return self.inner.is_settled(info)
+
+    def keeps_versions(self) -> bool:
+        return self.inner.keeps_versions()
+
     def url(self, key: str) -> str:
         return self.inner.url(key)
 

@@ -1,0 +1,146 @@
+"""Files of a store on a disk while they are read and written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from metaflow_artifacts.errors import StorageError
+from metaflow_artifacts.storage._local_errors import REASONS, raise_error
+
+__all__ = ["FileReader", "TemporaryFile", "in_directory", "open_file", "parents", "sync_directory"]
+
+_T = TypeVar("_T")
+
+# Not to wait for a writer where somebody left a named pipe; files are not concerned.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+# Another process may remove an empty directory between its making and its use; this often, it is a fault.
+_ATTEMPTS = 20
+
+
+def open_file(path: str) -> int:
+    """A descriptor to read from."""
+    return os.open(path, _READ)
+
+
+class FileReader:
+    """Reads an open file from `start` to `end`."""
+
+    def __init__(self, fd: int, path: str, start: int, end: int) -> None:
+        self._fd = fd
+        self._path = path
+        self._position = start
+        self.remaining = max(0, end - start)
+        if self.remaining > 1 << 20 and hasattr(os, "posix_fadvise"):
+            # Advice only: some file systems refuse it.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, start, self.remaining, os.POSIX_FADV_SEQUENTIAL)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        done = 0
+        wanted = min(len(buffer), self.remaining)
+        try:
+            while done < wanted:
+                count = os.preadv(self._fd, [buffer[done:wanted]], self._position)
+                if not count:
+                    # Shorter than when it was opened: objects are replaced, never rewritten.
+                    self.remaining = done
+                    break
+                done += count
+                self._position += count
+        except OSError as error:
+            raise_error(error, "read", self._path)
+        self.remaining -= done
+        return done
+
+
+class TemporaryFile:
+    """A new file that is to be finished, and then renamed or linked into place.
+
+    Some file systems (NFS, those with quotas) tell only at the close that what was written is not stored. Therefore a
+    file is closed, and the error is raised, before it is put in place.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Create the file; its mode and owner are those of any new file."""
+        self.name = name
+        self._fd = os.open(name, _CREATE, 0o666)
+
+    def write(self, data: memoryview, target: str) -> None:
+        """Append a block of what is to lie at `target`."""
+        try:
+            while len(data):
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            raise_error(error, "write", target)
+
+    def finish(self, target: str, *, sync: bool) -> None:
+        """Close the file; with `sync`, its content is on the disk then. Raises StorageError where that fails."""
+        fd, self._fd = self._fd, -1
+        try:
+            try:
+                if sync:
+                    os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise_error(error, "write", target)
+
+    def time(self) -> float:
+        """When the file was written last, by the file system's clock."""
+        return os.fstat(self._fd).st_mtime
+
+    def discard(self) -> None:
+        """Remove the file, unless it was renamed."""
+        with contextlib.suppress(OSError):
+            if self._fd >= 0:
+                os.close(self._fd)
+        with contextlib.suppress(OSError):
+            os.unlink(self.name)
+
+
+def in_directory(operation: Callable[[], _T], directory: str, path: str) -> _T:
+    """Run `operation`, which makes an entry of `directory`, making the directory first where it is missing."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return operation()
+        except FileNotFoundError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise_error(error, "write", path)
+        except OSError as error:
+            raise_error(error, "write", path)
+        try:
+            os.makedirs(directory, exist_ok=True)
+        except FileNotFoundError:
+            # Another process removed a directory above it meanwhile.
+            continue
+        except FileExistsError as error:
+            raise StorageError(f"cannot write {path}: {REASONS[errno.ENOTDIR]}") from error
+        except OSError as error:
+            raise_error(error, "make the directory", error.filename or directory)
+    raise AssertionError("unreachable")
+
+
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some file systems do not sync directories: their names are safe, or cannot be made so.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
+
+
+def parents(path: str) -> Iterator[str]:
+    """The directories above a path, the nearest first."""
+    while (above := os.path.dirname(path)) != path:
+        yield above
+        path = above

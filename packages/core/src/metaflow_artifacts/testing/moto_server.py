@@ -1,0 +1,37 @@
+"""moto as an S3 server for tests: the PyPI package `moto`, in a process of its own, on loopback.
+
+It keeps all in memory. It takes keys as S3 does (SeaweedFS drops an empty part), has versioned buckets, and verifies no
+digests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from metaflow_artifacts.testing.servers import S3Server, free_ports, launch, running
+
+__all__ = ["moto_server"]
+
+
+@contextlib.contextmanager
+def moto_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts") -> Iterator[S3Server]:
+    """Run a server with its log in `directory`, on a free port of 127.0.0.1, and stop it at the end.
+
+    When the block begins, `bucket` exists and takes objects. Raises RuntimeError, with the end of the server's log,
+    where it does not start.
+    """
+    place = Path(directory)
+    place.mkdir(parents=True, exist_ok=True)
+
+    def start() -> S3Server:
+        (port,) = free_ports(1)
+        log = place / "moto.log"
+        process = launch([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log)
+        return S3Server(f"http://127.0.0.1:{port}", "any-access-key", "any-secret-key", bucket, place, log, process)
+
+    with running(start) as server:
+        yield server

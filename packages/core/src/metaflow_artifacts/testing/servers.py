@@ -1,0 +1,178 @@
+"""What the S3 servers for tests have in common: how they are started on loopback, reached, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from metaflow_artifacts.storage.s3 import client_config
+
+__all__ = ["S3Server", "find_program", "free_ports", "launch", "running", "s3_client"]
+
+_S = TypeVar("_S", bound="S3Server")
+
+_STARTS = 3
+_READY_SECONDS = 60.0
+
+# Ends the server when its standard input closes, so that it cannot outlive a test process that is killed. At once:
+# a graceful end takes 15 s, and what the server has answered is with the kernel.
+_GUARD = 'exec 3<&0; "$@" 3<&- & child=$!; { read -r _ <&3; kill -9 "$child"; } & wait "$child"'
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server: where it listens, its keys, and the bucket that was made in it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+    directory: Path
+    log: Path
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def root(self) -> str:
+        """The bucket as a datastore root, `s3://bucket`."""
+        return f"s3://{self.bucket}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that point boto3, and Metaflow's S3 datastore, to this server and bucket."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "METAFLOW_S3_ENDPOINT_URL": self.endpoint,
+            "METAFLOW_DATASTORE_SYSROOT_S3": f"{self.root}/metaflow",
+        }
+
+    def client(self, **options: Any) -> Any:
+        """A boto3 client of this server, set up as `open_storage` does it; it ignores the machine's AWS configuration.
+
+        Where it is to be made in another process, `functools.partial(s3_client, ...)` can be pickled.
+        """
+        return s3_client(self.endpoint, self.access_key, self.secret_key, **options)
+
+    def kill(self) -> None:
+        """End the server at once, as a crash would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End the server, and remove what it leaves outside of its directory."""
+        self.kill()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -> Any:
+    """A boto3 client with these settings and no others; `options` go to boto3 and win."""
+    import boto3
+
+    options = {
+        "endpoint_url": endpoint,
+        "aws_access_key_id": access_key,
+        "aws_secret_access_key": secret_key,
+        "region_name": "us-east-1",
+        "config": client_config(),
+        **options,
+    }
+    return boto3.session.Session().client("s3", **options)
+
+
+@contextlib.contextmanager
+def running(start: Callable[[], _S]) -> Iterator[_S]:
+    """Start a server, wait until it takes objects in its bucket, and stop it at the end.
+
+    Raises RuntimeError, with the end of the server's log, where it does not start.
+    """
+    for attempt in range(_STARTS):
+        server = start()
+        try:
+            _wait_until_ready(server)
+            break
+        except RuntimeError:
+            # Most likely another process took one of the ports between the search for it and the start.
+            server.stop()
+            if attempt == _STARTS - 1:
+                raise
+        except BaseException:
+            server.stop()
+            raise
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def launch(command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """Start a server's program in the directory of its log; it ends at the latest when this process does."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            ["sh", "-c", _GUARD, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
+
+
+def find_program(name: str, package: str) -> str:
+    """The path of a program that a package on PyPI brings. Raises FileNotFoundError where it is not installed."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"the program {name!r} is not installed: pip install {package}")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _wait_until_ready(server: S3Server) -> None:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1})
+    client = server.client(config=config)
+    last: Exception | None = None
+    end = time.monotonic() + _READY_SECONDS
+    try:
+        while time.monotonic() < end and server.process.poll() is None:
+            try:
+                # The bucket may exist from an earlier run over the same directory.
+                with contextlib.suppress(
+                    client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou
+                ):
+                    client.create_bucket(Bucket=server.bucket)
+                client.put_object(Bucket=server.bucket, Key="ready", Body=b"ready")
+                client.delete_object(Bucket=server.bucket, Key="ready")
+            except (BotoCoreError, ClientError) as error:
+                last = error
+                time.sleep(0.1)
+            else:
+                return
+    finally:
+        client.close()
+    tail = server.log.read_text(errors="replace")[-3000:]
+    raise RuntimeError(f"the server in {server.directory} is not ready ({last}); its log ends:\n{tail}")
