@@ -43,9 +43,14 @@ def test_the_content_is_replaced_and_the_directory_stays(directory: Path) -> Non
 
 def test_nothing_has_changed_where_the_block_raises(directory: Path) -> None:
     before = tree(directory)
-    with pytest.raises(ZeroDivisionError), replace_content(str(directory)) as stage:
-        Path(stage, "same").write_text("new")
-        raise ZeroDivisionError
+
+    def broken_off() -> None:
+        with replace_content(str(directory)) as stage:
+            Path(stage, "same").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken_off()
     assert tree(directory) == before
     assert list(directory.parent.iterdir()) == [directory]
 
@@ -59,11 +64,14 @@ def test_nothing_has_changed_where_a_part_cannot_be_replaced(directory: Path, mo
             raise PermissionError(13, "Permission denied")
         rename(source, target)
 
-    with pytest.raises(TargetError, match="Permission denied"), replace_content(str(directory)) as stage:
-        Path(stage, "same").write_text("new")
-        Path(stage, "z").write_text("new")
-        monkeypatch.setattr(os, "rename", refusing)
-    monkeypatch.undo()
+    def refused() -> None:
+        with monkeypatch.context() as patched, replace_content(str(directory)) as stage:
+            Path(stage, "same").write_text("new")
+            Path(stage, "z").write_text("new")
+            patched.setattr(os, "rename", refusing)
+
+    with pytest.raises(TargetError, match="Permission denied"):
+        refused()
     assert tree(directory) == before
     assert list(directory.parent.iterdir()) == [directory]
 

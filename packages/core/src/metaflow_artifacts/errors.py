@@ -13,6 +13,8 @@ ArtifactError
 └── UsageError (RuntimeError)       a call that makes no sense where it was made
 ```
 
+ArtifactWarning (UserWarning) is no error: it tells of what was done otherwise than asked.
+
 Classes are grouped by what a caller would do about them. A message is one line: the key or path, what was
 found there, and the way out.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
+    "ArtifactWarning",
     "CorruptArtifact",
     "InvalidReference",
     "SourceError",
@@ -71,3 +74,7 @@ class TransientStorageError(StorageError):
 
 class UsageError(ArtifactError, RuntimeError):
     """A call made where it cannot work, such as saving a checkpoint outside of a task."""
+
+
+class ArtifactWarning(UserWarning):
+    """Something was saved or loaded otherwise than asked, such as metadata that is stored as text."""

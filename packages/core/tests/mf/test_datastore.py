@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from metaflow_artifacts import StorageError, UsageError, open_store
+from metaflow_artifacts import ArtifactWarning, StorageError, UsageError, open_store
 from metaflow_artifacts.mf.datastore import store_at, store_for, store_of_flow, store_of_task
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -74,6 +75,24 @@ def test_the_store_of_a_past_task_is_that_of_its_metadata(tmp_path: Path) -> Non
     assert store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict=metadata)).root == str(tmp_path)
     with pytest.raises(UsageError, match="F/1/s/2 has no record of its datastore"):
         store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict={}))
+
+
+def test_our_warnings_pass_the_filter_by_which_metaflow_hides_all(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.filterwarnings("ignore")
+        store_at("local", str(tmp_path / "one"))
+        warnings.simplefilter("error")
+        store_at("local", str(tmp_path / "two"))
+        with pytest.raises(UserWarning):
+            warnings.warn("ours", ArtifactWarning, stacklevel=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        warnings.filterwarnings("ignore")
+        store_at("local", str(tmp_path / "three"))
+        warnings.warn("ours", ArtifactWarning, stacklevel=1)
+        warnings.warn("another's", UserWarning, stacklevel=1)
+    assert [str(one.message) for one in caught] == ["ours"]
 
 
 CLIENT = """

@@ -6,10 +6,11 @@ import copy
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from metaflow_artifacts.errors import StorageError, UsageError
+from metaflow_artifacts.errors import ArtifactWarning, StorageError, UsageError
 
 if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
@@ -104,6 +105,7 @@ def store_of_task(task: Any) -> Store:
 def _open(root: str) -> Store:
     from metaflow_artifacts.store import Store, open_store
 
+    _let_warnings_through()
     if not root.startswith("s3://"):
         return open_store(root)
     from metaflow import metaflow_config
@@ -114,6 +116,19 @@ def _open(root: str) -> Store:
     # While the task gets ready for its first save or load.
     threading.Thread(target=storage.connect, name="metaflow-artifacts-connect", daemon=True).start()
     return Store(storage)
+
+
+def _let_warnings_through() -> None:
+    """Exempt our warnings from the filter by which Metaflow's command line, and so each task, hides all of them.
+
+    Filters that the user has set since then stay in front.
+    """
+    hides_all = ("ignore", None, Warning, None, 0)
+    shows_ours = ("default", None, ArtifactWarning, None, 0)
+    if hides_all in warnings.filters and shows_ours not in warnings.filters:
+        warnings.filterwarnings("default", category=ArtifactWarning)
+        cast("list[Any]", warnings.filters).remove(shows_ours)
+        cast("list[Any]", warnings.filters).insert(warnings.filters.index(hides_all), shows_ours)
 
 
 def running_flow_datastore() -> Any:
