@@ -62,12 +62,15 @@ def test_a_reference_is_loaded_from_where_its_url_says(tmp_path: Path) -> None:
     default = store_at("local", str(here))
     assert store_for(KEY, default) is default
     assert store_for(reference(str(here)), default) is default
-    # A datastore that was moved: its old root is gone.
-    assert store_for(reference(str(there)), default) is default
-    there.mkdir()
-    assert store_for(reference(str(there)), default).root == str(there)
-    assert store_for(reference("s3://bucket/prefix"), default).root == "s3://bucket/prefix"
+    (tmp_path / "file").write_text("x")
+    elsewhere = open_store(there).save_model(tmp_path / "file", "x")
+    assert store_for(elsewhere, default).root == str(there)
+    (tmp_path / "link").symlink_to(here)
+    assert store_for(reference(str(tmp_path / "link")), default) is default
     assert store_for({**reference(str(there)), "url": "https://example.org/x"}, default) is default
+    # No request: there is no such server.
+    remote = SimpleNamespace(root="s3://bucket/prefix")
+    assert store_for(reference("s3://bucket/prefix/"), remote) is remote  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_the_store_of_a_past_task_is_that_of_its_metadata(tmp_path: Path) -> None:
