@@ -48,6 +48,12 @@ def test_a_root_that_is_not_configured_is_named() -> None:
         store_at("s3", None)
 
 
+@pytest.mark.parametrize("root", ["s3://", "s3:", "s3:/", "s3:///prefix", "bucket/prefix", "/data"])
+def test_a_root_without_a_bucket_is_never_a_local_directory(root: str) -> None:
+    with pytest.raises(StorageError, match="names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3"):
+        store_at("s3", root)
+
+
 def test_the_store_of_a_flow_is_absolute_and_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flow_datastore = SimpleNamespace(TYPE="local", datastore_root="here/.metaflow")

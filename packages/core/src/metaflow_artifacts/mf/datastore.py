@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 import threading
 import warnings
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _LOCAL_TYPES = ("local", "spin")
+_NAMES_A_BUCKET = re.compile(r"s3://[^/]")
 _PATIENCE = 5.0
 """Seconds for a place that a reference names and that may be gone, before the configured store is asked."""
 _SAME = ("created_on", "size", "pathspec")
@@ -55,7 +57,7 @@ def store_of_flow(flow_datastore: Any) -> Store:
 def store_at(kind: str, root: str | None) -> Store:
     """The store in a Metaflow datastore of type `kind` (`local` or `s3`) at `root`; one object in a process.
 
-    Raises StorageError for a type that is not supported, or a root that is not configured.
+    Raises StorageError for a type that is not supported, a root that is not configured, or one on S3 without a bucket.
     """
     if kind not in (*_LOCAL_TYPES, "s3"):
         raise StorageError(
@@ -65,6 +67,11 @@ def store_at(kind: str, root: str | None) -> Store:
     if not root:
         variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
         raise StorageError(f"the datastore {kind} has no root; set {variable}")
+    if kind == "s3" and not _NAMES_A_BUCKET.match(root):
+        raise StorageError(
+            f"the root {root!r} of the datastore s3 names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3 to "
+            "s3://BUCKET/PREFIX"
+        )
     return _open(root.rstrip("/") if kind == "s3" else os.path.abspath(root))
 
 
