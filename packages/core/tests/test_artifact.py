@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from metaflow_artifacts import InvalidReference, is_model_artifact, parse, validate
-from metaflow_artifacts.artifact import normalise_metadata
+from metaflow_artifacts import ArtifactWarning, InvalidReference, is_model_artifact, parse, validate
+from metaflow_artifacts.artifact import MAX_DEPTH, depth, normalise_metadata
 
 
 @pytest.fixture
@@ -60,47 +70,221 @@ def test_every_problem_is_named_at_once(reference: dict[str, Any]) -> None:
     assert validate(["key"]) == ["expected a dict, found list"]
 
 
-def test_metadata_comes_back_as_numbers_and_lists() -> None:
+def test_the_gang_is_a_text(reference: dict[str, Any]) -> None:
+    assert validate({**reference, "gang": "F/1/train/2"}) == []
+    assert validate({**reference, "gang": 3}) == ["gang: expected str, found int"]
+
+
+def test_a_reference_with_nan_and_infinities_is_valid_and_passes_through_json(reference: dict[str, Any]) -> None:
+    reference["metadata"] = normalise_metadata({"loss": float("nan"), "history": [1.0, float("-inf")]})
+    assert validate(reference) == []
+    again = json.loads(json.dumps(parse(reference)))
+    assert repr(again) == repr(reference)
+
+
+def test_metadata_comes_back_as_numbers_lists_and_text() -> None:
     given = {
         "loss": np.float32(0.5),
         "epoch": np.int64(3),
         "done": np.bool_(True),
         "zero_d": np.array(2.0),
+        "long": np.longdouble(1.5),
+        "half": np.float16(0.5),
+        "tensor": Tensor(np.array(7)),
+        "nan": np.float64("nan"),
+        "inf": [float("inf"), -np.inf],
         "shape": (1, 2),
         "nested": {"a": [np.float64(1.5), None, "x"]},
+        "id2label": {0: "a", True: "b", None: "c", 2.5: "d", (1, 2): "e"},
+        "enum": [Colour.RED, Level.LOW],
+        "date": date(2026, 1, 2),
+        "datetime": datetime(2026, 1, 2, 3, 4, 5, 6, timezone.utc),
+        "time": time(3, 4),
+        "datetime64": np.datetime64("2026-01-02T03:04:05", "ns"),
     }
-    got = normalise_metadata(given)
-    assert json.loads(json.dumps(got)) == got
-    assert got == {
+    expected = {
         "loss": 0.5,
         "epoch": 3,
         "done": True,
         "zero_d": 2.0,
+        "long": 1.5,
+        "half": 0.5,
+        "tensor": 7,
+        "nan": float("nan"),
+        "inf": [float("inf"), float("-inf")],
         "shape": [1, 2],
         "nested": {"a": [1.5, None, "x"]},
+        "id2label": {"0": "a", "True": "b", "None": "c", "2.5": "d", "(1, 2)": "e"},
+        "enum": ["red", 1],
+        "date": "2026-01-02",
+        "datetime": "2026-01-02T03:04:05.000006+00:00",
+        "time": "03:04:00",
+        "datetime64": "2026-01-02T03:04:05.000000000",
     }
+    # Warnings are errors here: none of this is worth one.
+    got = normalise_metadata(given)
+    assert repr(got) == repr(expected)
+    assert repr(json.loads(json.dumps(got))) == repr(got)
+    assert repr(normalise_metadata(got)) == repr(got)
     assert normalise_metadata(None) == {}
 
 
-def _cycle() -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    metadata["self"] = metadata
-    return metadata
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Tensor:
+    """As TensorFlow's: no item(), but numpy()."""
+
+    def __init__(self, value: np.ndarray[Any, Any]) -> None:
+        self.value, self.dtype, self.shape = value, value.dtype, value.shape
+
+    def numpy(self) -> Any:
+        return self.value
+
+
+class Silent:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    def __repr__(self) -> str:
+        raise ValueError("no text")
+
+
+class Unreadable(Mapping[str, int]):
+    def __getitem__(self, key: str) -> int:
+        raise OSError("gone")
+
+    def __iter__(self) -> Iterator[str]:
+        raise OSError("gone")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        return "Unreadable()"
+
+
+class NoShape:
+    dtype = "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise RuntimeError("freed")
+
+    def __repr__(self) -> str:
+        return "NoShape()"
 
 
 @pytest.mark.parametrize(
-    ("metadata", "problem"),
+    ("value", "text"),
     [
-        ({"a": {"b": object()}}, r"metadata\['a'\]\['b'\]: JSON cannot hold a object"),
-        ({"weights": np.zeros(3)}, r"metadata\['weights'\]: JSON cannot hold a ndarray"),
-        ({"loss": float("nan")}, r"metadata\['loss'\]: JSON cannot hold nan"),
-        ({"loss": [np.inf]}, r"metadata\['loss'\]\[0\]: JSON cannot hold inf"),
-        ({1: "a"}, r"metadata: JSON keys are strings, found the key 1"),
-        ({"raw": b"x"}, r"metadata\['raw'\]: JSON cannot hold a bytes"),
-        ([1], "metadata: expected a dict, found list"),
-        (_cycle(), "nested too deeply .*, or contains itself"),
+        (b"x", "b'x'"),
+        (bytearray(b"x"), "bytearray(b'x')"),
+        (PurePosixPath("/a/b"), "/a/b"),
+        ({1}, "{1}"),
+        (Decimal("0.10"), "0.10"),
+        (Fraction(1, 3), "1/3"),
+        (timedelta(seconds=5), "0:00:05"),
+        (np.timedelta64(5, "s"), "5 seconds"),
+        (1j, "1j"),
+        (np.complex128(1j), "1j"),
+        (np.zeros(2), "[0. 0.]"),
+        (1 << 5000, hex(1 << 5000)),
+        (Silent(), "Silent"),
+        (Unreadable(), "Unreadable()"),
+        (NoShape(), "NoShape()"),
     ],
+    ids=lambda value: type(value).__name__,
 )
-def test_metadata_that_json_cannot_hold_is_refused_by_name(metadata: Any, problem: str) -> None:
-    with pytest.raises(InvalidReference, match=problem):
+def test_what_json_cannot_hold_becomes_text_with_a_warning(value: object, text: str) -> None:
+    with pytest.warns(ArtifactWarning, match=re.escape("metadata['a']['b'][1]")) as caught:
+        assert normalise_metadata({"a": {"b": [1, value]}, "c": 1}) == {"a": {"b": [1, text]}, "c": 1}
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_one_warning_names_the_first_members_and_counts_the_rest() -> None:
+    with pytest.warns(ArtifactWarning) as caught:
+        normalise_metadata({f"m{n}": b"x" for n in range(8)})
+    (warning,) = caught
+    assert str(warning.message) == (
+        "JSON cannot hold some of the metadata as it is: metadata['m0'] (bytes: stored as text), "
+        "metadata['m1'] (bytes: stored as text), metadata['m2'] (bytes: stored as text), "
+        "metadata['m3'] (bytes: stored as text), metadata['m4'] (bytes: stored as text) and 3 more"
+    )
+
+
+def test_of_two_keys_with_one_text_the_later_is_stored_with_a_warning() -> None:
+    with pytest.warns(ArtifactWarning, match=r"metadata\['1'\] \(two keys with this text"):
+        assert normalise_metadata({1: "int", "1": "text"}) == {"1": "text"}
+    with pytest.warns(ArtifactWarning, match="two keys"):
+        # Two halves of a character, and that character: one text in JSON.
+        assert normalise_metadata({"\ud83d\ude00": 1, "\U0001f600": 2}) == {"\U0001f600": 2}
+
+
+def test_what_contains_itself_is_cut_there() -> None:
+    metadata: dict[str, Any] = {"a": 1, "shared": [[]]}
+    # Twice the same is no circle.
+    metadata["again"] = metadata["shared"]
+    metadata["self"] = [metadata, metadata]
+    with pytest.warns(ArtifactWarning, match=r"metadata\['self'\]\[0\] \(which contains itself"):
+        got = normalise_metadata(metadata)
+    assert got["shared"] == got["again"] == [[]]
+    assert [type(item) for item in got["self"]] == [str, str]
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH, MAX_DEPTH + 1, 500, 100_000])
+def test_what_is_nested_too_deeply_is_cut_to_what_an_artifact_may_have(levels: int) -> None:
+    inner: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        inner = {"d": inner}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        got = normalise_metadata(inner)
+    assert depth(got) == min(levels, MAX_DEPTH)
+    assert len(caught) == (levels > MAX_DEPTH)
+    while inner:
+        inner = inner.pop("d")
+
+
+def test_metadata_whose_entries_cannot_be_read_is_empty_with_a_warning() -> None:
+    with pytest.warns(ArtifactWarning, match=r"metadata \(Unreadable"):
+        assert normalise_metadata(Unreadable()) == {}
+
+
+@pytest.mark.parametrize("metadata", [[1], "text", 3, object()])
+def test_metadata_that_is_no_mapping_is_refused(metadata: Any) -> None:
+    with pytest.raises(InvalidReference, match="metadata: expected a dict, found"):
         normalise_metadata(metadata)
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.text(st.sampled_from("a\ud83d\ude00"))
+    | st.binary()
+    | st.dates()
+    | st.decimals()
+    | st.builds(object),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.sampled_from("1\ud83d\ude00")) | st.integers(), inner),
+)
+
+
+@given(st.dictionaries(st.text() | st.integers(0, 3) | st.binary(), ANYTHING))
+def test_whatever_is_given_passes_through_json_unchanged(metadata: dict[Any, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = normalise_metadata(metadata)
+    pairs: list[list[tuple[str, Any]]] = []
+    again = json.loads(json.dumps(got), object_pairs_hook=lambda found: pairs.append(found) or dict(found))
+    assert repr(again) == repr(got)
+    assert all(len(dict(found)) == len(found) for found in pairs)
+    assert repr(normalise_metadata(got)) == repr(got)

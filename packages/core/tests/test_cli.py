@@ -311,8 +311,8 @@ def test_retain(run: Run, keys: dict[str, str]) -> None:
         (("show", "--root", ".", "not-a-key"), 2, "not the key of a stored artifact"),
         (("show", "--root", ".", "mf.models/models/artifacts/../../x"), 2, "not the key of a stored artifact"),
         (("show", "--root", ".", MISSING), 1, "nothing is stored at"),
-        (("ls", "--root", "nowhere"), 2, "nowhere: there is no such directory"),
-        (("ls", "--root", "gs://bucket"), 2, "there is no such directory"),
+        (("ls", "--root", "nowhere"), 1, "nowhere: there is no such directory"),
+        (("ls", "--root", "gs://bucket"), 1, "there is no such directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -367,3 +368,12 @@ def test_a_process_that_only_has_core_loads_by_key(tmp_path: Path, tree: Path) -
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert content(tmp_path / "out") == content(tree)
+
+
+def test_numbers_that_json_cannot_hold_come_back(store: Store, tree: Path) -> None:
+    metadata = {"loss": float("nan"), "history": [1.0, float("inf"), {"low": float("-inf")}], "text": "NaN"}
+    saved = store.save_model(tree, metadata=metadata)
+    for found in (saved, store.info(saved), store.manifest(saved).artifact):
+        assert repr(found["metadata"]) == repr(metadata)
+    # The text of the manifest itself is JSON that every parser takes.
+    json.loads(store.storage.get(saved["key"]), parse_constant=lambda name: pytest.fail(f"a bare {name}"))

@@ -127,7 +127,8 @@ def test_what_the_object_has(runner: FlowRunner, flows: Path) -> None:
     assert {name: kind for name, (kind, _, _) in errors.items()} == {
         "no path": "SourceError",
         "name": "InvalidReference",
-        "metadata": "InvalidReference",
+        "metadata": "UsageError",
+        "twice": "UsageError",
         "attempt": "InvalidReference",
         "negative": "InvalidReference",
         "pathspec": "InvalidReference",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,11 @@ def test_errors_of_calls_name_what_was_wrong(runner: FlowRunner) -> None:
     }
     assert all("\n" not in message for _, message in errors.values())
     assert "nowhere" in errors["no such path"][1]
-    assert "['outer']['inner']" in errors["metadata"][1]
+    assert "expected a dict, found list" in errors["metadata"][1]
+    assert result.fact("text") == {"outer": {"inner": "{1}"}}
+    # The warning names the member and the user's line.
+    (warning,) = [line for line in result.lines_of("start") if "ArtifactWarning" in line]
+    assert re.search(r"errors_flow.py:\d+: ArtifactWarning: .*metadata\['outer'\]\['inner'\] \(set:", warning)
     assert "absent_000" in errors["absent"][1]
     assert result.fact("file") == "content"
 
@@ -166,6 +171,7 @@ def test_the_datastore_of_the_command_line_is_used(runner: FlowRunner, s3_server
     code = """
 import json
 import os
+import re
 from metaflow import Run
 print(json.dumps(Run("ResumeFlow/%s").data.after))
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     ArtifactError,
     ArtifactNotFound,
+    ArtifactWarning,
     CorruptArtifact,
     InvalidReference,
     SourceError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
+    "ArtifactWarning",
     "CorruptArtifact",
     "InvalidReference",
     "ModelArtifact",

@@ -5,11 +5,15 @@ It is a plain dict, so that it can be pickled and read where none of these packa
 
 from __future__ import annotations
 
-import math
+import re
+import sys
+import warnings
 from collections.abc import Mapping
+from datetime import date, time
+from types import FrameType
 from typing import Any, Literal, TypedDict, cast
 
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.errors import ArtifactWarning, InvalidReference
 
 __all__ = ["MAX_DEPTH", "ModelArtifact", "depth", "is_model_artifact", "normalise_metadata", "parse", "validate"]
 
@@ -17,6 +21,10 @@ __all__ = ["MAX_DEPTH", "ModelArtifact", "depth", "is_model_artifact", "normalis
 MAX_DEPTH = 100
 """Lists and dicts within each other in metadata: what every JSON library reads."""
 _MAX_BITS = 4096
+_NAMED = 5
+"""Members that a warning names."""
+_NAME_LENGTH = 100
+_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.(mfart|artifacts)_")
 
 
 class _Required(TypedDict):
@@ -67,7 +75,7 @@ _TYPES: dict[str, type] = {
     "metadata": dict,
     "label": str,
 }
-_OPTIONAL: dict[str, type] = {"gang": str, "name": str, "version_id": int, "parents": list}
+_OPTIONAL: dict[str, type] = {"name": str, "version_id": int, "gang": str, "parents": list}
 
 
 def validate(value: object) -> list[str]:
@@ -117,22 +125,30 @@ def parse(value: object) -> ModelArtifact:
 
 
 def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of the user's metadata that JSON holds without loss.
+    """A copy of the user's metadata as `json` reads it back: dicts, lists, texts, numbers, booleans and None.
 
-    Numpy and tensor scalars become numbers, tuples become lists. Raises InvalidReference naming the entry
-    for anything else that JSON cannot hold: other objects, keys that are no strings, NaN and infinities.
+    Every value is taken. Numpy and tensor scalars become numbers, tuples lists, keys `str(key)`; dates and times are
+    text in ISO 8601; NaN and infinities stay floats. Any other object becomes its `str`, and so do integers of more
+    than 4096 bits, what contains itself, and what lies below 100 levels; one ArtifactWarning names all of these.
+
+    Raises InvalidReference where `metadata` itself is no mapping.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
         raise InvalidReference(f"metadata: expected a dict, found {type(metadata).__name__}")
-    try:
-        normal = cast("dict[str, Any]", _jsonable(metadata, "metadata"))
-    except RecursionError:
-        normal = {}
-    if depth(normal) > MAX_DEPTH or (metadata and not normal):
-        raise InvalidReference(f"metadata: nested too deeply (more than {MAX_DEPTH} levels), or contains itself")
-    return normal
+    normaliser = _Normaliser()
+    normal = normaliser.value(metadata, "metadata")
+    if normaliser.changed:
+        more = len(normaliser.changed) - _NAMED
+        told = ", ".join(normaliser.changed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        warnings.warn(
+            f"JSON cannot hold some of the metadata as it is: {told}",
+            ArtifactWarning,
+            stacklevel=_stacklevel(),
+        )
+    # Only a mapping whose entries cannot be read gives text.
+    return normal if isinstance(normal, dict) else {}
 
 
 def depth(value: object) -> int:
@@ -147,28 +163,109 @@ def depth(value: object) -> int:
     return count
 
 
-def _jsonable(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int):
-        if value.bit_length() > _MAX_BITS:
-            raise InvalidReference(f"{where}: an integer of {value.bit_length()} bits; pass a string instead")
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidReference(f"{where}: JSON cannot hold {value}; pass None or a string instead")
-        return float(value)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise InvalidReference(f"{where}: JSON keys are strings, found the key {key!r}; pass str(key)")
-        return {str(key): _jsonable(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "shape", None) == ():
-        return _jsonable(value.item(), where)
-    raise InvalidReference(
-        f"{where}: JSON cannot hold a {type(value).__name__}; pass a number, a string, a list or a dict"
-    )
+class _Normaliser:
+    """Makes of one metadata dict what JSON holds, and remembers what lost its type."""
+
+    def __init__(self) -> None:
+        self.changed: list[str] = []
+        self._open: list[int] = []
+
+    def value(self, value: Any, where: str) -> Any:
+        """`value` as JSON holds it; `where` names it in the warning. Nothing is raised, whatever its class does."""
+        try:
+            if isinstance(value, (Mapping, list, tuple)):
+                return self._container(value, where)
+            return self._single(value, where)
+        except Exception:
+            return self._as_text(value, where, type(value).__name__)
+
+    def _single(self, value: Any, where: str) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return _plain(value)
+        if isinstance(value, int):
+            number = int.__index__(value)
+            if number.bit_length() > _MAX_BITS:
+                return self._as_text(number, where, f"an integer of {number.bit_length()} bits")
+            return number
+        if isinstance(value, float):
+            return float.__float__(value)
+        if isinstance(value, (date, time)):
+            return _plain(value.isoformat())
+        if hasattr(value, "dtype") and value.shape == ():
+            if getattr(value.dtype, "kind", "") == "M":
+                # A date: in nanoseconds, its item() would be a number.
+                return _plain(str(value))
+            number = _number(value)
+            if isinstance(number, (bool, int, float, str)):
+                return self._single(number, where)
+        return self._as_text(value, where, type(value).__name__)
+
+    def _container(self, value: Any, where: str) -> Any:
+        if id(value) in self._open:
+            return self._as_text(value, where, "which contains itself")
+        if len(self._open) >= MAX_DEPTH:
+            return self._as_text(value, where, f"below {MAX_DEPTH} levels")
+        entries = list(value.items()) if isinstance(value, Mapping) else list(value)
+        self._open.append(id(value))
+        try:
+            if not isinstance(value, Mapping):
+                return [self.value(item, f"{where}[{index}]") for index, item in enumerate(entries)]
+            normal: dict[str, Any] = {}
+            for key, item in entries:
+                text = _text(key)
+                place = f"{where}[{text[:_NAME_LENGTH]!r}]"
+                if text in normal:
+                    self.changed.append(f"{place} (two keys with this text: the later one is stored)")
+                normal[text] = self.value(item, place)
+            return normal
+        finally:
+            self._open.pop()
+
+    def _as_text(self, value: Any, where: str, why: str) -> str:
+        self.changed.append(f"{where} ({why}: stored as text)")
+        return _text(value)
+
+
+def _number(value: Any) -> Any:
+    """The Python number that a numpy or tensor scalar is."""
+    if getattr(value.dtype, "kind", "") == "m":
+        return None
+    item = value.item() if hasattr(value, "item") else value.numpy()
+    if hasattr(item, "dtype"):
+        # Kinds of numbers that Python does not have stay what they are.
+        item = item.item()
+    return float(item) if hasattr(item, "dtype") else item
+
+
+def _text(value: object) -> str:
+    """`value` as text; the name of its class where that raises."""
+    try:
+        if isinstance(value, str):
+            return _plain(value)
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            # Python refuses to write large numbers in decimal.
+            return hex(value)
+        # str() of bytes is an error where Python runs with -bb.
+        return _plain(repr(value) if isinstance(value, (bytes, bytearray)) else str(value))
+    except Exception:
+        return type(value).__name__
+
+
+def _plain(text: str) -> str:
+    """`text` as a `str` that is the same after JSON: surrogates that make a pair are one character."""
+    text = str.__str__(text)
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def _stacklevel() -> int:
+    """What makes `warnings.warn`, called by the caller, point to the first caller that is not ours."""
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _OURS.match(str(frame.f_globals.get("__name__", ""))):
+        frame = frame.f_back
+        level += 1
+    return level

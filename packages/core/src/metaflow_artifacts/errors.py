@@ -13,6 +13,8 @@ ArtifactError
 └── UsageError (RuntimeError)       a call that makes no sense where it was made
 ```
 
+ArtifactWarning (UserWarning) is no error: it tells of what was done otherwise than asked.
+
 Classes are grouped by what a caller would do about them. A message is one line: the key or path, what was
 found there, and the way out.
 """

@@ -14,7 +14,7 @@ from metaflow_artifacts.manifest import Chunk, FileEntry
 from metaflow_artifacts.plan import Segment, segments
 from metaflow_artifacts.progress import Transfer
 from metaflow_artifacts.storage.base import Storage
-from metaflow_artifacts.target import create, write_all
+from metaflow_artifacts.target import create, seek, write_all
 from metaflow_artifacts.threads import in_threads
 
 __all__ = ["fetch_chunks", "read_range"]
@@ -144,7 +144,7 @@ class _Writer:
                     self._file = create(
                         os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode
                     )
-                    self._file.seek(part.start)
+                    seek(self._file, part.start)
             count = min(self._left, len(block))
             if self._file is not None:
                 with self._turn:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeGuard, cast
 
 from metaflow_artifacts.artifact import MAX_DEPTH, ModelArtifact, depth, validate
 from metaflow_artifacts.errors import CorruptArtifact, SourceError, UnsupportedFormat
+from metaflow_artifacts.floats import with_floats, without_floats
 
 __all__ = [
     "FORMAT",
@@ -139,7 +140,7 @@ class Manifest:
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its object. Raises SourceError where they are more than a reader takes."""
-    head = _dump({"artifact": manifest.artifact, "latest": manifest.latest})
+    head = _dump(_head_members(manifest))
     chunks = _dump([[chunk.sha256, chunk.size] for chunk in manifest.chunks])
     rest: dict[str, Any] = {
         "chunk_size": manifest.chunk_size,
@@ -170,6 +171,14 @@ def encode(manifest: Manifest) -> bytes:
             f"the {MAX_BYTES} that are read; save fewer files, or put them into archives"
         )
     return data
+
+
+def _head_members(manifest: Manifest) -> dict[str, Any]:
+    metadata, floats = without_floats(manifest.artifact["metadata"])
+    head: dict[str, Any] = {"artifact": {**manifest.artifact, "metadata": metadata}, "latest": manifest.latest}
+    if floats:
+        head["floats"] = floats
+    return head
 
 
 def _hex(data: bytes) -> bytes:
@@ -316,6 +325,13 @@ def _head(data: bytes, front: Front) -> Head:
     latest = wire.get("latest")
     if not isinstance(latest, bool):
         raise _Bad(f"latest: {latest!r}")
+    floats = wire.get("floats", [])
+    if not isinstance(floats, list):
+        raise _Bad(f"floats: {floats!r}")
+    try:
+        artifact["metadata"] = with_floats(artifact["metadata"], floats)
+    except ValueError as error:
+        raise _Bad(f"floats: {error}") from None
     return Head(cast(ModelArtifact, artifact), latest)
 
 

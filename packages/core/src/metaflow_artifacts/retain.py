@@ -242,7 +242,9 @@ def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
     valued = []
     for one in seen:
         value = one.artifact["metadata"].get(rules.metric)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        # An integer may be larger than any float; it compares all the same.
+        finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        if finite and not isinstance(value, bool):
             valued.append((value, one))
     # A stable sort: of equal values the newer stays.
     ranked = sorted(valued, key=lambda pair: pair[0] if rules.lowest else -pair[0])

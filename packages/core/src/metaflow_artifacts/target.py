@@ -8,7 +8,6 @@ removed, but for files of the same path, which are replaced.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 import unicodedata
@@ -17,8 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from metaflow_artifacts.errors import InvalidReference, TargetError
+from metaflow_artifacts.removal import remove_tree
 
-__all__ = ["STAGING_PREFIX", "create", "make_tree", "staged_target", "write_all"]
+__all__ = ["STAGING_PREFIX", "create", "make_tree", "seek", "staged_target", "write_all"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the private directory is called; one that a killed load left behind may be removed."""
@@ -46,7 +46,7 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
                 for step in list(_moves(stage, target)):
                     os.replace(*step)
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            remove_tree(stage)
     except BaseException:
         for directory in reversed(made):
             try:
@@ -172,6 +172,14 @@ def create(location: str, mode: int) -> Any:
 
 
 _ROOM = "make room and access there, or choose another path"
+
+
+def seek(file: Any, position: int) -> None:
+    """Go to a position in bytes of an unbuffered file. Raises TargetError naming the file."""
+    try:
+        file.seek(position)
+    except OSError as error:
+        raise TargetError(f"cannot write {file.name!r} at byte {position}: {error.strerror}; {_ROOM}") from error
 
 
 def write_all(file: Any, block: memoryview) -> None:

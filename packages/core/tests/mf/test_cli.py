@@ -36,8 +36,9 @@ def test_the_local_datastore(tmp_path: Path, content: Path) -> None:
     assert ls(home, where=tmp_path / "project" / "below") == [key]
     configured = {**home, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path / "project")}
     assert ls(configured, where=tmp_path) == [key]
-    (tmp_path / "other").mkdir()
-    assert ls(configured, "--root", str(tmp_path / "other"), where=tmp_path) == []
+    other = str(tmp_path / "other")
+    open_store(other).delete(open_store(other).save_model(content))
+    assert ls(configured, "--root", other, where=tmp_path) == []
 
 
 def test_no_datastore_at_all(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from metaflow_artifacts import StorageError, UsageError, open_store
+from metaflow_artifacts import ArtifactWarning, StorageError, UsageError, open_store
 from metaflow_artifacts.mf.datastore import store_at, store_for, store_of_flow, store_of_task
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -47,6 +48,12 @@ def test_a_root_that_is_not_configured_is_named() -> None:
         store_at("s3", None)
 
 
+@pytest.mark.parametrize("root", ["s3://", "s3:", "s3:/", "s3:///prefix", "bucket/prefix", "/data"])
+def test_a_root_without_a_bucket_is_never_a_local_directory(root: str) -> None:
+    with pytest.raises(StorageError, match="names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3"):
+        store_at("s3", root)
+
+
 def test_the_store_of_a_flow_is_absolute_and_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flow_datastore = SimpleNamespace(TYPE="local", datastore_root="here/.metaflow")
@@ -61,12 +68,15 @@ def test_a_reference_is_loaded_from_where_its_url_says(tmp_path: Path) -> None:
     default = store_at("local", str(here))
     assert store_for(KEY, default) is default
     assert store_for(reference(str(here)), default) is default
-    # A datastore that was moved: its old root is gone.
-    assert store_for(reference(str(there)), default) is default
-    there.mkdir()
-    assert store_for(reference(str(there)), default).root == str(there)
-    assert store_for(reference("s3://bucket/prefix"), default).root == "s3://bucket/prefix"
+    (tmp_path / "file").write_text("x")
+    elsewhere = open_store(there).save_model(tmp_path / "file", "x")
+    assert store_for(elsewhere, default).root == str(there)
+    (tmp_path / "link").symlink_to(here)
+    assert store_for(reference(str(tmp_path / "link")), default) is default
     assert store_for({**reference(str(there)), "url": "https://example.org/x"}, default) is default
+    # No request: there is no such server.
+    remote = SimpleNamespace(root="s3://bucket/prefix")
+    assert store_for(reference("s3://bucket/prefix/"), remote) is remote  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_the_store_of_a_past_task_is_that_of_its_metadata(tmp_path: Path) -> None:
@@ -74,6 +84,24 @@ def test_the_store_of_a_past_task_is_that_of_its_metadata(tmp_path: Path) -> Non
     assert store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict=metadata)).root == str(tmp_path)
     with pytest.raises(UsageError, match="F/1/s/2 has no record of its datastore"):
         store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict={}))
+
+
+def test_our_warnings_pass_the_filter_by_which_metaflow_hides_all(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.filterwarnings("ignore")
+        store_at("local", str(tmp_path / "one"))
+        warnings.simplefilter("error")
+        store_at("local", str(tmp_path / "two"))
+        with pytest.raises(UserWarning):
+            warnings.warn("ours", ArtifactWarning, stacklevel=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        warnings.filterwarnings("ignore")
+        store_at("local", str(tmp_path / "three"))
+        warnings.warn("ours", ArtifactWarning, stacklevel=1)
+        warnings.warn("another's", UserWarning, stacklevel=1)
+    assert [str(one.message) for one in caught] == ["ours"]
 
 
 CLIENT = """

@@ -14,7 +14,8 @@ import metaflow_artifacts.errors
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, SourceError
 from metaflow_artifacts.mf.errors import in_flow, in_hook, shown
 
-CLASSES = [getattr(metaflow_artifacts.errors, name) for name in metaflow_artifacts.errors.__all__]
+NAMED = [getattr(metaflow_artifacts.errors, name) for name in metaflow_artifacts.errors.__all__]
+CLASSES = [named for named in NAMED if issubclass(named, ArtifactError)]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class ObjectFlow(FlowSpec):
                 file.write("single")
             emit("saved file", cp.save("single file", storage_format="tar", latest=False))
             emit("as before", cp.save("single file", "named", {"n": 1}, False))
-            emit("keywords", cp.save(path="single file", name="named", metadata={}, latest=False))
+            emit("keywords", cp.save("single file", "named", metadata={}, latest=False))
             raise RuntimeError("once")
         info = cp.info
         emit("info", [info, info.key, info["key"], info.metadata["loss"], info.version_id])
@@ -50,7 +50,8 @@ class ObjectFlow(FlowSpec):
         emit("made again", os.listdir(cp.directory))
         attempt("no path", lambda: cp.save("nowhere"))
         attempt("name", lambda: cp.save(name="a\nb"))
-        attempt("metadata", lambda: cp.save(metadata={"x": {1, 2}}))
+        attempt("metadata", lambda: cp.save(metadata={1, 2}))
+        attempt("twice", lambda: cp.save(None, "a", name="b"))
         attempt("attempt", lambda: cp.list(attempt="first"))
         attempt("negative", lambda: cp.list(attempt=-1))
         attempt("pathspec", lambda: cp.list(task="ObjectFlow/1"))

@@ -23,12 +23,13 @@ class ErrorsFlow(FlowSpec):
             "file", label="a label/with ünicode..", metadata={"n": numpy.float32(0.5)}, storage_format="tar"
         )
         emit("good", [self.good, os.listdir(load(self.good))])
+        emit("text", save("file", metadata={"outer": {"inner": {1}}})["metadata"])
         emit("empty", os.listdir(load(save("empty"))))
         for name, call in {
             "no such path": lambda: save("nowhere"),
             "label": lambda: save("file", label="two\nlines"),
             "long label": lambda: save("file", label="x" * 300),
-            "metadata": lambda: save("file", metadata={"outer": {"inner": object()}}),
+            "metadata": lambda: save("file", metadata=["outer"]),
             "no key": lambda: load("not a key"),
             "climbs": lambda: load("mf.models/models/artifacts/../../../x_" + "0" * 32),
             "None": lambda: load(None),

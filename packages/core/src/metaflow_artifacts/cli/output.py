@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from metaflow_artifacts.floats import without_floats
+
 __all__ = ["count", "duration", "escape", "print_json", "print_table", "seconds", "size", "when"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 24 * 3600.0, "w": 7 * 24 * 3600.0}
@@ -67,8 +69,9 @@ def duration(value: float) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, in ASCII."""
-    print(json.dumps(value, ensure_ascii=True, indent=1))
+    """One JSON document, in ASCII. NaN and infinities, which JSON has no numbers for, are texts."""
+    plain, _ = without_floats({"value": value})
+    print(json.dumps(plain["value"], ensure_ascii=True, indent=1))
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:

@@ -6,15 +6,31 @@ import argparse
 import os
 from importlib.util import find_spec
 
-from metaflow_artifacts.errors import InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
+from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS, parse_key
 from metaflow_artifacts.store import Store, open_store
 from metaflow_artifacts.survey import ARTIFACT_PREFIXES
 
 __all__ = ["resolve", "store_of"]
 
+_OURS = (MODELS, CHECKPOINTS, HUB, "mf.artifacts")
+"""A root with one of these directories holds a store."""
+
 
 def store_of(options: argparse.Namespace) -> Store:
-    """The store at `--root`, or the one that Metaflow is configured for. Raises StorageError."""
+    """The store at `--root`, or the one that Metaflow is configured for.
+
+    Raises ArtifactNotFound where `--root` holds no store, naming one that is near, and StorageError.
+    """
+    store = _open(options)
+    # On S3 a listing tells. Commands that are given keys need none: the keys tell.
+    on_s3 = options.root is not None and store.root.startswith("s3://")
+    if on_s3 and not any(True for name in _OURS for _ in store.storage.list(f"{name}/")):
+        raise _holds_nothing(store.root, _configured_s3_root())
+    return store
+
+
+def _open(options: argparse.Namespace) -> Store:
     root: str | None = options.root
     with_metaflow = find_spec("metaflow") is not None
     if root is None:
@@ -26,20 +42,64 @@ def store_of(options: argparse.Namespace) -> Store:
             return default_store()
         except StorageError as error:
             raise type(error)(f"{error}; or pass --root") from error
-    if root.startswith("s3://"):
+    if root.startswith("s3:"):
+        if not root.startswith("s3://") or not root[5:].split("/")[0]:
+            raise ArtifactNotFound(f"--root {root!r} names no bucket; pass s3://bucket/prefix{_instead()}")
         if with_metaflow:
             # With the endpoint, role and encryption that Metaflow is configured for.
             from metaflow_artifacts.mf.datastore import store_at
 
             return store_at("s3", root)
         return open_store(root)
+    if not root:
+        raise ArtifactNotFound("--root is empty; pass a directory, or s3://bucket/prefix")
     if not os.path.isdir(root):
-        raise StorageError(f"{root}: there is no such directory; pass the root of an existing store")
+        raise ArtifactNotFound(f"{root}: there is no such directory; pass the root of an existing store")
+    if not _holds_a_store(root):
+        raise _holds_nothing(root, _near(root))
     return open_store(root)
 
 
+def _holds_a_store(directory: str) -> bool:
+    return any(os.path.isdir(os.path.join(directory, name)) for name in _OURS)
+
+
+def _near(directory: str) -> str | None:
+    """A store that is likely meant: in the `.metaflow` of the directory or one above it, or one that it lies in."""
+    above = os.path.abspath(directory)
+    while True:
+        for candidate in (os.path.join(above, ".metaflow"), above):
+            if _holds_a_store(candidate):
+                return candidate
+        if above == os.path.dirname(above):
+            return None
+        above = os.path.dirname(above)
+
+
+def _holds_nothing(root: str, near: str | None) -> ArtifactNotFound:
+    hint = f"pass --root {near}" if near and near != root else "pass the root of an existing store"
+    return ArtifactNotFound(f"nothing is stored at {root}: there is none of {', '.join(_OURS)} in it; {hint}")
+
+
+def _configured_s3_root() -> str | None:
+    if find_spec("metaflow") is None:
+        return None
+    from metaflow import metaflow_config
+
+    root: str | None = metaflow_config.DATASTORE_SYSROOT_S3
+    return root.rstrip("/") if root else None
+
+
+def _instead() -> str:
+    root = _configured_s3_root()
+    return f", such as {root}, which Metaflow is configured for" if root else ""
+
+
 def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[str]]:
-    """The store, and the keys in what was given as keys: a `url` of a reference names its store too."""
+    """The store, and the keys in what was given as keys: a `url` of a reference names its store too.
+
+    Raises InvalidReference for what is no key, else as `store_of` does.
+    """
     roots, found = set(), []
     for text in keys:
         start = next((at for prefix in ARTIFACT_PREFIXES if (at := text.find(prefix)) > 0 and text[at - 1] == "/"), 0)
@@ -50,4 +110,6 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
         if len(roots) > 1:
             raise InvalidReference(f"the keys are in different stores ({', '.join(sorted(roots))}); ask one at a time")
         options.root = roots.pop()
-    return store_of(options), found
+    for key in found:
+        parse_key(key)
+    return (_open(options) if found else store_of(options)), found

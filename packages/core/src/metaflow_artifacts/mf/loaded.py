@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 import threading
 import weakref
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from metaflow_artifacts.errors import TargetError
+from metaflow_artifacts.removal import remove_tree
 
 __all__ = ["Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"]
 
@@ -78,7 +78,7 @@ class TemporaryDirectories:
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self._root = os.path.abspath(os.fspath(root)) if root is not None else None
-        self._made: list[str] = []
+        self._made: list[tuple[str, os.stat_result]] = []
         self._process = os.getpid()
         self._finalizer = weakref.finalize(self, _remove, self._made, self._process)
 
@@ -92,40 +92,31 @@ class TemporaryDirectories:
             if self._root is not None:
                 os.makedirs(self._root, exist_ok=True)
             path = tempfile.mkdtemp(prefix=safe, dir=self._root)
+            self._made.append((path, os.lstat(path)))
         except OSError as error:
             where = self._root or tempfile.gettempdir()
             raise TargetError(
                 f"cannot make a temporary directory in {where}: {error.strerror or error}; "
                 "set temp_dir_root to a directory that can be written"
             ) from error
-        self._made.append(path)
         return path
 
     def close(self) -> None:
         """Remove them and all that is in them, unless this is a fork of the process that made them.
 
-        What was removed already is no error.
+        Nothing outside of them is touched. What was removed or moved away already is no error, and what cannot be
+        removed stays.
         """
         _remove(self._made, self._process)
 
 
-def _remove(made: list[str], process: int) -> None:
+def _remove(made: list[tuple[str, os.stat_result]], process: int) -> None:
     if os.getpid() != process:
         return
     while made:
-        path = made.pop()
-        shutil.rmtree(path, onerror=_make_writable)
+        path, status = made.pop()
         with contextlib.suppress(OSError):
-            os.rmdir(path)
-
-
-def _make_writable(function: Any, path: str, error: Any) -> None:
-    """What was loaded may have been made read-only by the user: a directory that is, keeps its entries."""
-    with contextlib.suppress(OSError):
-        parent = os.path.dirname(path)
-        os.chmod(parent, 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
+            found = os.lstat(path)
+            # The task may have moved it away. What it has made itself at this path is temporary too.
+            if os.path.samestat(found, status) or found.st_uid == status.st_uid:
+                remove_tree(path)

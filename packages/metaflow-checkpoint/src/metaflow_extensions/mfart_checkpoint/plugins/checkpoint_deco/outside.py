@@ -80,32 +80,36 @@ class Checkpoint:
     def save(
         self,
         path: str | os.PathLike[str] | None = None,
+        *arguments: str | Mapping[str, Any] | bool | None,
         metadata: Mapping[str, Any] | None = None,
-        latest: bool = True,
-        name: str = "mfchckpt",
+        latest: bool | None = None,
+        name: str | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as the task's next checkpoint and return the reference to it, a plain dict.
 
-        `path` is what to save, `directory` by default. `metadata` is kept with it: anything that JSON holds, numpy
-        scalars too. With `latest=False` it is never loaded by itself when a task starts. Checkpoints of every
-        `name` count on in one row. `storage_format` is accepted for flows written for other packages and changes
-        nothing.
+        `path` is what to save, `directory` by default. `metadata` is kept with it, a dict of anything: what JSON
+        cannot hold becomes text, with a warning. With `latest=False` (by default it is True) it is never loaded by
+        itself when a task starts. Checkpoints of every `name` (by default `mfchckpt`) count on in one row.
+        `storage_format` is accepted for flows written for other packages and changes nothing.
+
+        By position, after `path`, a text is the name, a dict the metadata and a bool `latest`, in any order: both
+        `save(path, name, metadata, latest)` and `save(path, metadata, latest, name)` work.
 
         Only when this returns can the checkpoint be listed and loaded; a save that is cut short leaves no trace
         of it. Raises NoTask (a UsageError) outside of a task with `@checkpoint`, SourceError where `path` cannot be
-        read, InvalidReference for a name or metadata that break a rule, StorageError where the datastore fails.
+        read, InvalidReference for a name that breaks a rule, UsageError for an argument of another type or one that is
+        given twice, StorageError where the datastore fails.
         """
         from metaflow_artifacts.checkpoint_writer import DEFAULT_NAME
         from metaflow_artifacts.progress import Transfer
 
+        from .arguments import save_arguments
         from .writer import writer_of
 
         task = self._task("save")
-        if isinstance(metadata, str):
-            # current.checkpoint.save(path, name, metadata, latest) of metaflow-checkpoint, up to 0.2.14.
-            given = latest if isinstance(latest, Mapping) else None
-            name, metadata, latest = metadata, given, name if isinstance(name, bool) else latest is not False
+        given = save_arguments(arguments, name=name, metadata=metadata, latest=latest)
+        may_be_latest = given.latest is not False
         if path is None:
             path = self._own_directory("save")
         journal = self._journal()
@@ -113,14 +117,14 @@ class Checkpoint:
         with journal.timed(transfer) as note:
             artifact = writer_of(task, journal).save(
                 path,
-                DEFAULT_NAME if name is None else name,
-                metadata,
+                DEFAULT_NAME if given.name is None else given.name,
+                given.metadata,
                 label=f"{task.flow}_{task.step}",
                 parents=journal.parents(),
-                latest=latest,
+                latest=may_be_latest,
                 progress=transfer,
             )
-            note(artifact, latest)
+            note(artifact, may_be_latest)
         return artifact
 
     @in_flow

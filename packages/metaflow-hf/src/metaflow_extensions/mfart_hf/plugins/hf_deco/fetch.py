@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from metaflow_artifacts.loading import read_range
 from metaflow_artifacts.manifest import Chunk, FileEntry
 from metaflow_artifacts.plan import is_packed, plan, segments
 from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.removal import remove_tree
 from metaflow_artifacts.store import Store
 from metaflow_artifacts.target import create, make_tree, write_all
 from metaflow_artifacts.threads import in_threads
@@ -183,8 +183,8 @@ class _Fetcher:
             return
         with os.scandir(target) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    shutil.rmtree(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
                 else:
                     os.unlink(entry.path)
 

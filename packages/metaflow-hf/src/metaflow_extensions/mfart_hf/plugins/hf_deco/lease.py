@@ -104,6 +104,7 @@ class Lease:
         if highest >= 0 and self._is_alive(highest):
             return None
         generation = highest + 1
+        self._storage.require_put_if_absent()
         return generation if self._storage.put_if_absent(self._key(generation), self._sign(0)) else None
 
     def _is_alive(self, generation: int) -> bool:

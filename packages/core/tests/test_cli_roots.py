@@ -1,0 +1,111 @@
+"""`--root` names a store that is there, or the command ends with an error that names the likely one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaflow_artifacts import open_store
+from metaflow_artifacts.cli import main
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+MISSING = "mf.models/models/artifacts/m_" + "0" * 32
+COMMANDS = [
+    ("ls",),
+    ("du",),
+    ("check",),
+    ("gc", "--execute"),
+    ("retain", "--last", "1", "--execute"),
+    ("check", MISSING),
+    ("show", MISSING),
+    ("tree", MISSING),
+    ("cat", MISSING, "file"),
+    ("get", MISSING, "out"),
+    ("lineage", MISSING),
+    ("delete", MISSING),
+]
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Path:
+    (tmp_path / "content").write_text("content")
+    return tmp_path / "content"
+
+
+def error_of(capfd: pytest.CaptureFixture[str], command: tuple[str, ...], root: str) -> str:
+    """What a command that is refused with exit code 1 says."""
+    assert main([command[0], "--root", root, *command[1:]]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("root", ["s3://", "s3:", "s3:/", "s3:///prefix", ""])
+def test_a_root_without_a_bucket_is_refused(
+    root: str,
+    command: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = error_of(capfd, command, root)
+    assert "names no bucket" in error or "--root is empty" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_directory_that_holds_no_store_is_refused_and_the_one_in_it_named(
+    command: tuple[str, ...], tmp_path: Path, content: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(tmp_path / "project" / ".metaflow")
+    store.save_model(content)
+    error = error_of(capfd, command, str(tmp_path / "project"))
+    assert f"nothing is stored at {tmp_path}/project" in error
+    assert f"pass --root {store.root}" in error
+
+
+def test_the_store_around_and_above_a_directory_is_named(
+    tmp_path: Path, content: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(tmp_path / "project" / ".metaflow")
+    store.save_model(content)
+    below = tmp_path / "project" / "src"
+    below.mkdir()
+    for root in (below, Path(store.root, "mf.models", "models")):
+        assert f"pass --root {store.root}\n" in error_of(capfd, ("ls",), str(root))
+    assert "pass the root of an existing store" in error_of(capfd, ("ls",), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mf.models", "mf.checkpoints", "mf.huggingface_hub", "mf.artifacts"])
+def test_any_part_of_a_store_makes_one(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).mkdir()
+    assert main(["check", "--root", str(tmp_path)]) == 0
+    assert "whole" in capfd.readouterr().out
+
+
+def test_roots_on_s3(s3_server: SeaweedServer, tmp_path: Path, content: Path) -> None:
+    root = f"{s3_server.root}/{tmp_path.name}"
+    key = open_store(root, client=s3_server.client).save_model(content)["key"]
+    environment = {**os.environ, **s3_server.environment(), "METAFLOW_DATASTORE_SYSROOT_S3": root}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "metaflow_artifacts", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert key in run("ls", "--root", f"{root}/").stdout
+    assert key in run("show", "--root", f"{root}/", key).stdout
+    for command in ("check", "gc"):
+        done = run(command, "--root", f"{root}-mistyped")
+        assert done.returncode == 1
+        assert f"nothing is stored at {root}-mistyped" in done.stderr
+        assert f"pass --root {root}\n" in done.stderr
+    done = run("ls", "--root", "s3://")
+    assert done.returncode == 1
+    assert f"such as {root}, which Metaflow is configured for" in done.stderr

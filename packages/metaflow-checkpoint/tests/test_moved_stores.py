@@ -1,0 +1,39 @@
+"""References to checkpoints outlive a move of their datastore."""
+
+from __future__ import annotations
+
+import json
+
+from metaflow_artifacts.testing.flows import FlowRunner
+
+SAVE = """
+import os, sys
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts.mf.datastore import default_store
+from metaflow_artifacts.testing.flows import emit
+os.makedirs(sys.argv[1], exist_ok=True)
+open("state", "w").write("content")
+place = CheckpointPlace("F", "train", "a" * 12, "b" * 12)
+writer = CheckpointWriter(default_store(), place, "01234567", 0, "F/1/train/2")
+emit("saved", writer.save("state", label="F_train"))
+emit("root", default_store().root)
+"""
+
+LOAD = """
+import json, os
+from metaflow import Checkpoint
+from metaflow_artifacts.testing.flows import emit
+reference = json.loads(os.environ["REFERENCE"])
+with Checkpoint() as checkpoint:
+    emit("into directory", open(os.path.join(checkpoint.load(reference), "state")).read())
+    emit("into path", open(os.path.join(checkpoint.load(reference, "here"), "state")).read())
+"""
+
+
+def test_a_checkpoint_is_loaded_from_where_its_store_was_moved_to(either: FlowRunner) -> None:
+    result = either.python(SAVE, either.local_root)
+    saved, root = result.fact("saved"), result.fact("root")
+    reference = {**saved, "url": saved["url"].replace(root, f"{root}-before")}
+    result = either.with_environment(REFERENCE=json.dumps(reference)).python(LOAD)
+    assert result.fact("into directory") == result.fact("into path") == "content"

@@ -1,0 +1,57 @@
+"""References outlive a move of their datastore, in steps and outside of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metaflow_artifacts import open_store
+from metaflow_artifacts.testing.flows import FlowRunner
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+FLOWS = Path(__file__).parent / "flows"
+
+DELETE = """
+import json, os
+from metaflow import delete_model, load_model
+from metaflow_artifacts import ArtifactNotFound
+from metaflow_artifacts.testing.flows import emit
+reference = json.loads(os.environ["REFERENCE"])
+emit("deleted", delete_model(reference))
+try:
+    load_model(reference, "nowhere")
+except ArtifactNotFound as error:
+    emit("error", str(error))
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_a_reference_is_loaded_from_where_its_store_was_moved_to(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    runner = FlowRunner(tmp_path)
+    root = runner.local_root
+    store = open_store(root)
+    if kind == "s3":
+        server: SeaweedServer = request.getfixturevalue("s3_server")
+        root = f"{server.root}/{tmp_path.name}"
+        runner = runner.with_environment(
+            **{**server.environment(), "METAFLOW_DEFAULT_DATASTORE": "s3", "METAFLOW_DATASTORE_SYSROOT_S3": root}
+        )
+        store = open_store(root, client=server.client)
+    (tmp_path / "file").write_text("content")
+    saved = store.save_model(tmp_path / "file")
+    reference = {**saved, "url": saved["url"].replace(root, f"{root}-before")}
+    runner = runner.with_environment(REFERENCE=json.dumps(reference))
+
+    result = runner.run(FLOWS / "moved_flow.py")
+    for call in ("loaded", "load", "load_model"):
+        assert result.fact(call) == "content"
+
+    result = runner.python(DELETE)
+    assert result.fact("deleted") is True
+    assert list(store.list()) == []
+    assert f"{root}-before" in result.fact("error")
+    assert f"{root}/" in result.fact("error")
