@@ -237,20 +237,23 @@ class FakeTime:
 class FrozenTimes:
     """The module `os`, on a kernel whose file times have not moved yet."""
 
+    def __init__(self, ctime_ns: int) -> None:
+        self.ctime_ns = ctime_ns
+
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
     def fstat(self, fd: int) -> Any:
         status = os.fstat(fd)
         fields = {name: getattr(status, name) for name in ("st_size", "st_mode", "st_nlink", "st_ino")}
-        return SimpleNamespace(**fields, st_mtime_ns=1_700_000_000_500_000_000, st_ctime_ns=0)
+        return SimpleNamespace(**fields, st_mtime_ns=1_700_000_000_500_000_000, st_ctime_ns=self.ctime_ns)
 
 
 @pytest.mark.parametrize("path", ["inline"], indirect=True)
 def test_small_content_is_read_twice_where_a_write_would_not_move_the_time(
     store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interfere: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(source, "os", FrozenTimes())
+    monkeypatch.setattr(source, "os", FrozenTimes(path.stat().st_ctime_ns))
     monkeypatch.setattr(source, "time", FakeTime(1_700_000_000_504_000_000))
     monkeypatch.setattr(source, "look_again", lambda file: file)
     after = b"B" * path.stat().st_size
@@ -264,7 +267,7 @@ def test_nothing_large_is_read_before_every_write_would_move_the_time(
 ) -> None:
     """10 ms after the last change; 2 s where the file system seems to keep whole seconds."""
     last = 1_700_000_000_000_000_000 + mtime_ns
-    file = SourceFile("a", "/nowhere/a", 1, 0o644, last, 1)
+    file = SourceFile("a", "/nowhere/a", 1, 0o644, last, last, 1, 1)
     for begin in (last - 1_000_000, last, last + 3_000_000):
         clock = FakeTime(begin)
         monkeypatch.setattr(source, "time", clock)

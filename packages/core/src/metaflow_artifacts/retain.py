@@ -239,12 +239,13 @@ def _resumable(seen: list[_Seen]) -> list[_Seen]:
 def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
     if rules.best is None or rules.metric is None:
         return []
-    valued = []
+    valued: list[tuple[int | float, _Seen]] = []
     for one in seen:
         value = one.artifact["metadata"].get(rules.metric)
         # An integer may be larger than any float; it compares all the same.
-        finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        if finite and not isinstance(value, bool):
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             valued.append((value, one))
     # A stable sort: of equal values the newer stays.
     ranked = sorted(valued, key=lambda pair: pair[0] if rules.lowest else -pair[0])

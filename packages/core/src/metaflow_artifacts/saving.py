@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from metaflow_artifacts.chunks import REFRESH_AFTER, chunk_key, is_stored
@@ -20,6 +21,9 @@ from metaflow_artifacts.storage.base import Storage
 from metaflow_artifacts.threads import in_threads
 
 __all__ = ["file_entries", "save_chunks"]
+
+_SMALL = 64 << 10
+"""Bytes: packs of files that are smaller on average are read by one thread at a time."""
 
 
 def save_chunks(
@@ -69,6 +73,7 @@ class _Saver:
         self.refresh_after = refresh_after
         self._mine: set[str] = set()
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._local = threading.local()
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
         self._expect_new = True
@@ -177,6 +182,11 @@ class _Saver:
 
     def _read(self, task: _Task, parts: list[Segment], size: int, take: Callable[[memoryview], None]) -> Chunk:
         """Read the content of one chunk, each whole file in it from a descriptor of its own."""
+        # Threads that read small files would spend their time on handing the interpreter's lock to each other.
+        with self._turn if size < _SMALL * len(parts) else nullcontext():
+            return self._read_parts(task, parts, size, take)
+
+    def _read_parts(self, task: _Task, parts: list[Segment], size: int, take: Callable[[memoryview], None]) -> Chunk:
         digest = hashlib.sha256()
         buffer = self._block()
         for part in parts:

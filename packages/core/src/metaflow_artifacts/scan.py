@@ -29,9 +29,13 @@ class SourceFile:
     mode: int
     """Permission bits."""
     mtime_ns: int
-    """When it was last changed, as found by the walk."""
+    """When its content was last changed, as found by the walk."""
+    ctime_ns: int
+    """When its content or its inode was last changed."""
     inode: int
     """Its number in the file system."""
+    links: int
+    """How many names it has."""
 
 
 @dataclass
@@ -139,7 +143,10 @@ def _stat(location: str, source: Source) -> os.stat_result | None:
 
 
 def _file(path: str, location: str, info: os.stat_result) -> SourceFile:
-    return SourceFile(path, location, info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, info.st_ino)
+    mode = stat.S_IMODE(info.st_mode)
+    return SourceFile(
+        path, location, info.st_size, mode, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_nlink
+    )
 
 
 def _kind(mode: int) -> str:

@@ -1,16 +1,15 @@
 """Files read while others may write to them: what is saved of each is one state that it had.
 
-A file is read from one descriptor. When that is opened and before it is closed, size and time of change must be what
-the walk found. A write in the same tick of the kernel's clock as the last one does not change the time, so nothing is
-read before that tick has passed, or small content is read twice. Not seen are writes through a memory map to pages
-that were changed before, and what a network file system hides; `docs/format.md` says so.
+A file is read from one descriptor. Before that is closed, size and times of change must be what the walk found. A write
+in the same tick of the kernel's clock as the last one does not change the time, so nothing is read before that tick has
+passed, or small content is read twice. Not seen are writes through a memory map to pages that were changed before, and
+what a network file system hides; `docs/format.md` says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -61,7 +60,7 @@ class OpenSource:
     file that is appended to all the time is taken as far as the walk found it, if these bytes read the same twice.
     """
 
-    __slots__ = ("_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_opened", "_parts")
+    __slots__ = ("_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_parts")
 
     def __init__(self, file: SourceFile, number: int, parts: int = 1, *, may_grow: bool = False) -> None:
         self._file = file
@@ -72,13 +71,12 @@ class OpenSource:
         # Small files have one part, and there may be 100,000 of them.
         self._lock: AbstractContextManager[Any] = threading.Lock() if parts > 1 else _NO_LOCK
         self._fd = -1
-        self._opened: os.stat_result | None = None
 
     def blocks(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of one part, block by block, each in `buffer`. Raises Changed, or SourceError."""
-        if self._opened is None:
+        if self._fd < 0:
             with self._lock:
-                if self._opened is None:
+                if self._fd < 0:
                     self._open()
         at, end = start, start + length
         while at < end:
@@ -112,31 +110,27 @@ class OpenSource:
     def _open(self) -> None:
         try:
             self._fd = os.open(self._file.location, _READ)
-            opened = os.fstat(self._fd)
         except FileNotFoundError as error:
             raise Changed(self._number) from error
         except OSError as error:
             raise self._unreadable(error) from error
-        unchanged = opened.st_size == self._file.size and opened.st_mtime_ns == self._file.mtime_ns
-        grown = self._may_grow and opened.st_size > self._file.size and opened.st_ino == self._file.inode
-        if not stat.S_ISREG(opened.st_mode) or not (unchanged or grown):
-            self.close()
-            raise Changed(self._number)
-        self._opened = opened
 
     def _demand_same(self) -> None:
-        assert self._opened is not None
+        file = self._file
         try:
             now = os.fstat(self._fd)
         except OSError as error:
             raise self._unreadable(error) from error
-        if self._may_grow and now.st_size > self._file.size:
+        if now.st_ino != file.inode:
+            # Another file took its place before it was opened.
+            raise Changed(self._number)
+        if self._may_grow and now.st_size > file.size:
             self._demand_same_beginning()
             return
-        same = now.st_size == self._file.size and now.st_mtime_ns == self._file.mtime_ns
+        same = now.st_size == file.size and now.st_mtime_ns == file.mtime_ns
         # Another name, or another file under this name: the open one stays as it is, and only this time moves.
-        renamed = now.st_nlink != self._opened.st_nlink
-        if not same or (now.st_ctime_ns != self._opened.st_ctime_ns and not renamed):
+        renamed = now.st_nlink != file.links
+        if not same or (now.st_ctime_ns != file.ctime_ns and not renamed):
             raise Changed(self._number)
 
     def _demand_same_beginning(self) -> None:
