@@ -218,6 +218,51 @@ def test_inline_content_that_becomes_large_is_stored_in_chunks(
     assert saved_state(store, path, tmp_path) in (b"A" * 1000, after)
 
 
+def test_a_rewrite_beside_a_new_name_is_seen(
+    store: Store, path: Path, tmp_path: Path, interfere: Callable[..., None]
+) -> None:
+    after = b"B" * path.stat().st_size
+
+    def call() -> None:
+        rewrite(path, after)
+        os.link(path, tmp_path / "link")
+
+    interfere(call)
+    assert saved_state(store, path, tmp_path) == after
+
+
+def test_a_log_that_is_also_rewritten_all_the_time_is_an_error(
+    store: Store, path: Path, interfere: Callable[..., None]
+) -> None:
+    """That a file grows is no excuse for bytes that changed."""
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        rewrite(path, bytes([len(calls)]) * path.stat().st_size + b"more")
+
+    interfere(call, times=1000)
+    with pytest.raises(SourceError, match="was changed while it was saved"):
+        store.save_model(path.parent)
+
+
+def test_a_larger_file_in_its_place_is_not_taken_for_growth(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = OpenSource._open, [0]
+
+    def replace_and_open(self: OpenSource) -> None:
+        if self._file.location == str(path):
+            count[0] += 1
+            replace(path, bytes([count[0]]) * (path.stat().st_size + 1))
+        real(self)
+
+    monkeypatch.setattr(OpenSource, "_open", replace_and_open)
+    with pytest.raises(SourceError, match="was changed while it was saved"):
+        store.save_model(path.parent)
+    assert count[0] == ROUNDS
+
+
 class FakeTime:
     """A clock that stands still but for `sleep`."""
 
@@ -278,6 +323,26 @@ def test_nothing_large_is_read_before_every_write_would_move_the_time(
         monkeypatch.setattr(source, "time", clock)
         source.wait_for_tick([file])
         assert clock.now_ns == begin
+
+
+@pytest.mark.parametrize("path", ["packed", "large"], indirect=True)
+def test_chunks_are_read_when_every_write_would_move_the_time(
+    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = path.stat().st_mtime_ns
+    clock = FakeTime(last + 1_000_000)
+    monkeypatch.setattr(source, "time", clock)
+    real, begins = OpenSource.blocks, []
+
+    def blocks(self: OpenSource, *part: Any) -> Iterator[memoryview]:
+        if self._file.location == str(path):
+            begins.append(clock.now_ns)
+        return real(self, *part)
+
+    monkeypatch.setattr(OpenSource, "blocks", blocks)
+    saved_state(store, path, tmp_path)
+    assert begins
+    assert min(begins) >= last + 10_000_000
 
 
 # --- Random changes by another thread.
