@@ -15,6 +15,7 @@ from faultlib.watched import Watched
 from metaflow_artifacts import Store
 from metaflow_artifacts.check import check
 from metaflow_artifacts.storage import local as local_module
+from metaflow_artifacts.storage import open_storage
 
 CHUNK = 64 << 10
 SECTION = "power failures"
@@ -69,6 +70,19 @@ def test_a_chunk_that_was_not_on_the_disk_yet(
         assert loading(local, one, tmp_path / str(number), content(tree)) == RIGHT
     outcome = "the chunk is written again; the new artifact loads the right bytes, and so do others with this chunk"
     outcomes.record(SECTION, f"a chunk is {case}: save of the same content", outcome)
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_store_that_is_synced_since_then_trusts_no_older_chunk(
+    local: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Whoever wrote the chunk may not have used `sync`."""
+    key = local.save_model(tree)["key"]
+    DAMAGES[case](chunk_file(local, key))
+    power_failure(local, monkeypatch)
+    again = Store(open_storage(local.root, sync=True), chunk_size=CHUNK).save_model(tree)["key"]
+    for number, one in enumerate((again, key)):
+        assert loading(local, one, tmp_path / str(number), content(tree)) == RIGHT
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["chunks", "inline"])
