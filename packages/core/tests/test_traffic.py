@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,10 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import StorageError, Store
+from metaflow_artifacts.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts.keys import CheckpointPlace
 from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts.storage.s3 import S3Storage
 from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Request
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -102,9 +106,85 @@ def test_one_small_file_moves_little_more_than_itself(remote: Store, proxy: Faul
     assert proxy.sent < 200 + manifest_of(remote, saved["key"]) + MIB
 
 
-def test_a_small_checkpoint_is_one_request(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+PLACE = CheckpointPlace("F", "train", "a" * 12, "b" * 12)
+
+
+def checkpoints(store: Store) -> CheckpointWriter:
+    """The checkpoints of an attempt that has saved nothing yet, as a task knows."""
+    return CheckpointWriter(store, PLACE, "0123abcd", 0, "F/1/train/2", start=0)
+
+
+def test_a_small_model_is_one_request(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(os.urandom(4096))
     remote.save_model(tmp_path / "state")
-    before = len(proxy.requests)
-    remote.save_model(tmp_path / "state")
-    assert [request.method for request in proxy.requests[before:]] == ["PUT"]
+    assert [request.method for request in proxy.requests] == ["PUT"]
+
+
+def test_a_small_checkpoint_is_one_request_where_the_server_is_trusted(
+    remote: Store, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at AWS' own addresses."""
+    monkeypatch.setattr(S3Storage, "trusts_put_if_absent", True)
+    (tmp_path / "state").write_bytes(os.urandom(4096))
+    writer = checkpoints(remote)
+    for saved in (1, 2, 3):
+        writer.save(tmp_path / "state", label="l")
+        assert [request.method for request in proxy.requests] == ["PUT"] * saved
+
+
+def test_a_small_checkpoint_is_one_request_more_once_where_the_server_is_asked(
+    remote: Store, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_bytes(os.urandom(4096))
+    writer = checkpoints(remote)
+    # The first process of all: it must see that its own object is not overwritten.
+    writer.save(tmp_path / "state", label="l")
+    assert [request.method for request in proxy.requests] == ["PUT"] * 3
+    # Another process, for which the object of the first one is there.
+    del remote.storage._refuses_existing_keys
+    proxy.requests.clear()
+    for saved in (1, 2, 3):
+        writer.save(tmp_path / "state", label="l")
+        assert [request.method for request in proxy.requests] == ["PUT"] * (1 + saved)
+
+
+def bytes_of_new_objects(root: Path, known: set[Path]) -> int:
+    """Of all files below the root that are not known; then they are."""
+    new = {path for path in root.rglob("*") if path.is_file()} - known
+    known |= new
+    return sum(path.stat().st_size for path in new)
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_small_file_beside_weights_costs_little(
+    request: pytest.FixtureRequest, tmp_path: Path, proxy: FaultProxy, remote: Store, where: str
+) -> None:
+    """At full chunk size: what a training loop saves again and again."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights.bin").write_bytes(os.urandom(7 << 20))
+    root = tmp_path / "store"
+    store = Store(open_storage(root) if where == "local" else remote.storage)
+    known: set[Path] = set()
+    for step in range(4):
+        (model / "state.json").write_bytes(b"%-100d" % step)
+        proxy.received = 0
+        store.save_model(model)
+        stored = bytes_of_new_objects(root, known) if where == "local" else proxy.received
+        assert stored > 7 << 20 if step == 0 else 0 < stored < 64 << 10
+
+
+def test_one_of_many_small_files_costs_a_pack(tmp_path: Path) -> None:
+    """2,000 files of 16 kB: a pack has at most 4 MiB."""
+    model = tmp_path / "model"
+    model.mkdir()
+    content = random.Random(1)
+    for number in range(2000):
+        (model / f"{number}.npy").write_bytes(content.randbytes(16_000))
+    store = Store(open_storage(tmp_path / "store"))
+    chunks = {chunk.sha256 for chunk in store.manifest(store.save_model(model)).chunks}
+    for number in (0, 999, 1999):
+        (model / f"{number}.npy").write_bytes(content.randbytes(16_000))
+        new = {chunk for chunk in store.manifest(store.save_model(model)).chunks if chunk.sha256 not in chunks}
+        assert 0 < sum(chunk.size for chunk in new) <= 4 << 20
+        chunks |= {chunk.sha256 for chunk in new}

@@ -80,7 +80,7 @@ def local(tmp_path: Path) -> Store:
 @pytest.fixture
 def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
     """What stands between `remote` and its server."""
-    with FaultProxy(s3_server.endpoint) as proxy:
+    with FaultProxy(s3_server.endpoint, (s3_server.access_key, s3_server.secret_key)) as proxy:
         yield proxy
 
 
@@ -100,7 +100,7 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
     monkeypatch.setattr(_s3_requests, "_PAUSE", 0.005)
-    monkeypatch.setattr(chunks, "_QUICK", 0.2)
+    monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
     from metaflow_artifacts.storage.s3 import client_config
 
     client = functools.partial(

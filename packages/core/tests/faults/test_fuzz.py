@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faultlib.forge import KEY, chunk, resign, sign, wire
+from faultlib.forge import KEY, assemble, chunk, parts, resign, sign, wire
 from faultlib.outcomes import Outcomes, content
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ from metaflow_artifacts.chunks import chunk_key
 from metaflow_artifacts.cli import main
 from metaflow_artifacts.gc import plan_gc
 from metaflow_artifacts.keys import parse_key
-from metaflow_artifacts.manifest import Manifest, decode, decode_head
+from metaflow_artifacts.manifest import FRONT_BYTES, Manifest, decode, decode_front, decode_head, decode_outline
 from metaflow_artifacts.storage import open_storage
 
 SECTION = "manifests of strangers"
@@ -85,7 +85,7 @@ class Sandbox:
                 event("loaded")
             with contextlib.suppress(ArtifactError):
                 self.store.info(KEY)
-            decode_head(data[:4096])
+            _parts_agree(data, manifest)
             report = check(self.store, read=True)
             assert manifest is not None or not report.ok
             with contextlib.suppress(ArtifactError):
@@ -130,6 +130,20 @@ class Sandbox:
         assert content(self.target) == self.before
 
 
+def _parts_agree(data: bytes, manifest: Manifest | None) -> None:
+    """What is read without the rest is what the whole manifest says, where that is whole."""
+    front = decode_front(data[:FRONT_BYTES])
+    if front is None:
+        assert manifest is None
+        return
+    head, outline = decode_head(data, front), decode_outline(data, front)
+    if manifest is not None:
+        assert head is not None
+        assert outline is not None
+        assert (head.artifact, head.latest) == (manifest.artifact, manifest.latest)
+        assert (outline.artifact, outline.chunks) == (manifest.artifact, manifest.chunks)
+
+
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
     umask = os.umask(0o022)
@@ -163,7 +177,29 @@ changes = st.lists(
 @example(changes=[("cut", 0, 0)], signed=True)
 @run_many
 def test_bytes_of_a_manifest_changed(sandbox: Sandbox, changes: list[Any], signed: bool) -> None:
-    data = bytearray(RIGHT_BYTES)
+    data = _changed(RIGHT_BYTES, changes)
+    sandbox.try_all(resign(data[:-78]) if signed else data)
+
+
+fronts = st.dictionaries(
+    st.sampled_from(["head_bytes", "chunks_bytes"]),
+    st.one_of(st.integers(0, len(RIGHT_BYTES)), st.sampled_from([10**6, 10**8, 999_999_999, 10**20, -1])),
+    max_size=2,
+)
+
+
+@given(part=st.integers(0, 2), changes=changes, front=st.one_of(st.just({}), st.just({}), fronts))
+@run_many
+def test_bytes_of_one_part_changed(sandbox: Sandbox, part: int, changes: list[Any], front: dict[str, int]) -> None:
+    """Of the head, the chunks, or what follows, under digests and lengths that fit, or lengths that do not."""
+    pieces = list(parts(RIGHT_ONE))
+    inside = [(kind, at % (len(pieces[part]) + 1), what) for kind, at, what in changes]
+    pieces[part] = _changed(pieces[part], inside)
+    sandbox.try_all(assemble(*pieces, **front))
+
+
+def _changed(before: bytes, changes: list[Any]) -> bytes:
+    data = bytearray(before)
     for kind, at, what in changes:
         at = min(at, len(data))
         if kind == "flip" and at < len(data):
@@ -172,24 +208,24 @@ def test_bytes_of_a_manifest_changed(sandbox: Sandbox, changes: list[Any], signe
             del data[at : at + what]
         elif kind == "insert":
             data[at:at] = what
-    sandbox.try_all(resign(bytes(data[:-78])) if signed else bytes(data))
+    return bytes(data)
 
 
 @given(data=st.binary(max_size=300), start=st.booleans())
 @run_many
 def test_bytes_of_nothing_in_particular(sandbox: Sandbox, data: bytes, start: bool) -> None:
-    sandbox.try_all(RIGHT_BYTES[:140] + data if start else data)
+    sandbox.try_all(RIGHT_BYTES[: RIGHT_BYTES.index(b'"head":')] + data if start else data)
 
 
 good = st.sampled_from(["a", "b", "c", "d", "dir", "link", "file", "deep", "A", "outside", "e\u0301", "\u00e9"])
-parts = st.one_of(
+names = st.one_of(
     *[good] * 12,
     st.sampled_from(["..", ".", "", "x" * 300, "file-link"]),
     st.text(max_size=5),
     st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF), max_size=2),
 )
 often = st.sampled_from([True] * 7 + [False])
-paths = st.one_of(*[st.lists(parts, min_size=1, max_size=4).map("/".join)] * 12, st.just("/etc/passwd"))
+paths = st.one_of(*[st.lists(names, min_size=1, max_size=4).map("/".join)] * 12, st.just("/etc/passwd"))
 numbers = st.one_of(
     st.integers(0, 300),
     st.sampled_from([-1, 1 << 31, 1 << 32, 1 << 61, 1 << 62, 1 << 63, 1 << 64, 10**30]),
@@ -223,7 +259,21 @@ rows = st.lists(
 
 forged = st.lists(
     st.tuples(
-        st.sampled_from(["files", "dirs", "chunks", "chunk_size", "inline", "artifact", "latest", "size", "row"]),
+        st.sampled_from(
+            [
+                "files",
+                "dirs",
+                "chunks",
+                "chunk_size",
+                "inline",
+                "artifact",
+                "latest",
+                "size",
+                "row",
+                "floats",
+                "metadata",
+            ]
+        ),
         anything,
     ),
     min_size=1,
@@ -268,10 +318,12 @@ def test_manifests_made_up(
         import base64
 
         made["inline"] = base64.b64encode(stream).decode()
-        made["chunks"] = [chunk(stream)] if stream else []
+        made["chunks"] = []
     for name, value in extra:
-        if name in ("artifact", "latest"):
+        if name in ("artifact", "latest", "floats"):
             made["head"][name] = value
+        elif name == "metadata" and isinstance(made["head"]["artifact"], dict):
+            made["head"]["artifact"]["metadata"] = value
         elif name == "size" and isinstance(made["head"]["artifact"], dict):
             made["head"]["artifact"]["size"] = value
         elif name == "row":

@@ -26,7 +26,7 @@ AFTER = {
     "directory `.metaflow_artifacts_…`; the same load succeeds",
     "gc": "`check` finds the store whole; what was kept loads right; a save of what was half removed succeeds; the "
     "next `gc` removes the rest",
-    "delete": "the artifact loads right and can be deleted, or is gone",
+    "delete": "each checkpoint loads right and can be deleted, or is gone; its number is not given again",
     "retain": "what was to be kept loads right; the rest is there and loads right, or is gone",
 }
 

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from faultlib.outcomes import RIGHT, Outcomes, content, loading
+from faultlib.outcomes import RIGHT, Outcomes, content, loading, told
 
-from metaflow_artifacts import Store
+from metaflow_artifacts import StorageError, Store
 from metaflow_artifacts.check import check
 from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts.storage import open_storage
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+from metaflow_artifacts.testing.servers import S3Server
 
 CHUNK = 64 << 10
 SECTION = "several processes at once"
@@ -22,7 +25,7 @@ HERE = Path(__file__).parent
 
 SAVER = """
 import sys
-from metaflow_artifacts import Store
+from metaflow_artifacts import ArtifactError, Store
 from metaflow_artifacts.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.keys import CheckpointPlace
 from metaflow_artifacts.storage import open_storage
@@ -30,12 +33,14 @@ root, tree, kind = sys.argv[1:]
 store = Store(open_storage(root), chunk_size=64 << 10)
 print("ready", flush=True)
 sys.stdin.readline()
-if kind == "model":
-    print(store.save_model(tree)["key"])
-else:
-    writer = CheckpointWriter(store, CheckpointPlace("F", "s", "0" * 12, "1" * 12), "0" * 8, 0, "F/1/s/2")
-    for _ in range(3):
+writer = CheckpointWriter(store, CheckpointPlace("F", "s", "0" * 12, "1" * 12), "0" * 8, 0, "F/1/s/2")
+try:
+    if kind == "model":
+        print(store.save_model(tree)["key"])
+    for _ in range(3 if kind == "checkpoint" else kind == "one checkpoint"):
         print(writer.save(tree, label="l")["key"])
+except ArtifactError as error:
+    print(f"{type(error).__name__}: {error}")
 """
 
 
@@ -49,8 +54,8 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def save_at_once(root: str, tree: Path, kinds: list[str], environment: dict[str, str]) -> list[str]:
-    """A process for each kind, all of which begin to save at the same time: the keys of what they saved."""
+def save_at_once(root: str, trees: list[Path], kinds: list[str], environment: dict[str, str]) -> list[str]:
+    """A process for each tree and kind, all of which begin to save at the same time: what each of them has printed."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SAVER, root, str(tree), kind],
@@ -59,7 +64,7 @@ def save_at_once(root: str, tree: Path, kinds: list[str], environment: dict[str,
             text=True,
             env={**os.environ, **environment},
         )
-        for kind in kinds
+        for tree, kind in zip(trees, kinds, strict=True)
     ]
     for process in processes:
         assert process.stdout is not None
@@ -70,7 +75,7 @@ def save_at_once(root: str, tree: Path, kinds: list[str], environment: dict[str,
         process.stdin.flush()
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(kinds)
-    return [key for output in outputs for key in output.split()]
+    return outputs
 
 
 @pytest.mark.parametrize(("savers", "where"), [(2, "local"), (2, "direct"), (20, "local"), (8, "direct")])
@@ -80,7 +85,8 @@ def test_savers_of_the_same_content(
     store: Store = request.getfixturevalue(where)
     server: SeaweedServer | None = request.getfixturevalue("s3_server") if where == "direct" else None
     kinds = ["model", "checkpoint"] * (savers // 2)
-    keys = save_at_once(store.root, tree, kinds, server.environment() if server else {})
+    outputs = save_at_once(store.root, [tree] * savers, kinds, server.environment() if server else {})
+    keys = [key for output in outputs for key in output.split()]
     assert len(set(keys)) == len(keys) == 2 * savers
     place = CheckpointPlace("F", "s", "0" * 12, "1" * 12)
     numbers = sorted(int(key.rpartition(".")[2]) for key in keys if key.startswith(place.prefix()))
@@ -94,6 +100,55 @@ def test_savers_of_the_same_content(
     several = "two" if savers == 2 else "twenty"
     outcome = "every artifact loads the right bytes; each checkpoint has a number of its own; content is stored once"
     outcomes.record(SECTION, f"{several} savers of the same content, models and checkpoints", outcome)
+
+
+def store_at(request: pytest.FixtureRequest, where: str) -> tuple[Store, dict[str, str]]:
+    """A store on that storage, and the variables that lead a process to it."""
+    if where == "local":
+        return request.getfixturevalue("local"), {}
+    server: S3Server = request.getfixturevalue(where)
+    storage = open_storage(f"{server.root}/{uuid4().hex}", client=server.client)
+    return Store(storage, chunk_size=CHUNK), server.environment()
+
+
+@pytest.fixture
+def trees(tmp_path: Path) -> list[Path]:
+    """Four that differ: two are so small that they are stored in their manifests."""
+    found = [tmp_path / f"tree {number}" for number in range(4)]
+    for number, root in enumerate(found):
+        root.mkdir()
+        (root / "state").write_bytes(os.urandom(1000 if number % 2 else 3 * CHUNK))
+    return found
+
+
+@pytest.mark.parametrize("where", ["local", "s3_server", "moto"])
+def test_savers_of_different_content_into_one_task(
+    request: pytest.FixtureRequest, trees: list[Path], tmp_path: Path, outcomes: Outcomes, where: str
+) -> None:
+    store, environment = store_at(request, where)
+    keys = [output.strip() for output in save_at_once(store.root, trees, ["one checkpoint"] * 4, environment)]
+    assert sorted(key.rpartition(".")[2] for key in keys) == ["0", "1", "2", "3"]
+    for number, (key, tree) in enumerate(zip(keys, trees, strict=True)):
+        assert loading(store, key, tmp_path / str(number), content(tree)) == RIGHT
+    case = "four savers of different checkpoints of one task: on a disk, SeaweedFS, moto"
+    outcomes.record(SECTION, case, "four keys; each reference loads what its saver saved")
+
+
+def test_savers_on_a_server_without_conditional_writes(
+    request: pytest.FixtureRequest, trees: list[Path], tmp_path: Path, outcomes: Outcomes
+) -> None:
+    store, environment = store_at(request, "rclone")
+    outputs = save_at_once(store.root, trees, ["one checkpoint"] * 4, environment)
+    for output in outputs:
+        assert output.startswith(f"StorageError: cannot save to {store.root}: ")
+        assert len(output.splitlines()) == 1
+        shown = told(StorageError(output.strip().removeprefix("StorageError: ")), store)
+        outcomes.record(SECTION, "four savers of different checkpoints of one task: on rclone", shown)
+    assert [info.key for info in store.storage.list("mf.")] == ["mf.artifacts/probe"]
+    models = [output.strip() for output in save_at_once(store.root, trees, ["model"] * 4, environment)]
+    for number, (key, tree) in enumerate(zip(models, trees, strict=True)):
+        assert loading(store, key, tmp_path / str(number), content(tree)) == RIGHT
+    outcomes.record(SECTION, "four savers of different models: on rclone", "each reference loads what its saver saved")
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

@@ -46,13 +46,37 @@ def wire(files: dict[str, bytes], dirs: list[str] | None = None, key: str = KEY)
     }
 
 
-def sign(made: Wire, version: Any = 1, dump: Callable[[Any], str] = json.dumps) -> bytes:
+def parts(made: Wire, dump: Callable[[Any], str] = json.dumps) -> tuple[bytes, bytes, bytes]:
+    """The three parts of a manifest as `assemble` takes them."""
+    rest = dump({name: value for name, value in made.items() if name not in ("head", "chunks")}).encode()
+    return dump(made["head"]).encode(), dump(made["chunks"]).encode(), rest[1:-1]
+
+
+def assemble(head: bytes, chunks: bytes, rest: bytes, version: bytes = b"1", **front: Any) -> bytes:
+    """The bytes of a manifest, with digests and lengths as they should be but for those in `front`.
+
+    `rest` are the members behind `chunks`, without the braces. `between` in `front` replaces the bytes between head
+    and chunks.
+    """
+    says: dict[str, Any] = {
+        "head_bytes": len(head),
+        "head_sha256": hashlib.sha256(head).hexdigest(),
+        "chunks_bytes": len(chunks),
+        "chunks_sha256": hashlib.sha256(chunks).hexdigest(),
+        "between": b',"chunks":',
+        **front,
+    }
+    between = says.pop("between")
+    members = ",".join(
+        f'"{name}":{value if name.endswith("bytes") else json.dumps(value)}' for name, value in says.items()
+    )
+    start = b'{"format":"metaflow-artifacts","version":%b,%b,"head":' % (version, members.encode())
+    return resign(start + head + between + chunks + (b"," + rest if rest else b""))
+
+
+def sign(made: Wire, version: Any = 1) -> bytes:
     """The bytes of a manifest, its digests as they should be."""
-    head = dump(made["head"]).encode()
-    rest = dump({name: value for name, value in made.items() if name != "head"}).encode()
-    start = b'{"format":"metaflow-artifacts","version":%b,"head_sha256":"%b","head":'
-    body = start % (dump(version).encode(), hashlib.sha256(head).hexdigest().encode())
-    return resign(body + head + (b"," + rest[1:-1] if rest != b"{}" else b""))
+    return assemble(*parts(made), version=json.dumps(version).encode())
 
 
 def resign(body: bytes) -> bytes:

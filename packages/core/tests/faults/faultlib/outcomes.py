@@ -68,7 +68,7 @@ def _general(message: str, store: Store, names: tuple[str, ...]) -> str:
         message = message.replace(name, "KEY" if name.startswith("mf.") else "PATH")
     message = message.replace(store.root, "ROOT")
     message = re.sub(r"mf\.artifacts/chunks/sha256/[0-9a-f]{2}/[0-9a-f]{62}", "CHUNK", message)
-    message = re.sub(r"mf\.artifacts/gc/[0-9a-f]+\.\d+\.open", "MARK", message)
+    message = re.sub(r"mf\.artifacts/gc/[0-9a-f]+(\.\d+)?\.(run|open|done)", "MARK", message)
     message = re.sub(r"mf\.(models|checkpoints)/[^\s'`:;,)]*", "KEY", message)
     message = re.sub(r"http://127\.0\.0\.1:\d+", "ENDPOINT", message)
     message = re.sub(r"ROOT/mf\.artifacts/tmp/[^\s'`:;,)]*", "ROOT/…", message)

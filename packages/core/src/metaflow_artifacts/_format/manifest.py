@@ -54,10 +54,10 @@ _MAX_PARSED = 512 << 20
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_LENGTH = 78
-_START = re.compile(rb'\{"format":"metaflow-artifacts","version":(?P<version>[0-9]{1,9})(?=[,}])', re.ASCII)
+_START = re.compile(rb'\{"format":"metaflow-artifacts","version":(?P<version>0|[1-9][0-9]{0,8})(?=[,}])', re.ASCII)
 _FRONT = re.compile(
-    rb',"head_bytes":(?P<head_bytes>[0-9]{1,9}),"head_sha256":"(?P<head_sha256>[0-9a-f]{64})"'
-    rb',"chunks_bytes":(?P<chunks_bytes>[0-9]{1,9}),"chunks_sha256":"(?P<chunks_sha256>[0-9a-f]{64})","head":',
+    rb',"head_bytes":(?P<head_bytes>0|[1-9][0-9]{0,8}),"head_sha256":"(?P<head_sha256>[0-9a-f]{64})"'
+    rb',"chunks_bytes":(?P<chunks_bytes>0|[1-9][0-9]{0,8}),"chunks_sha256":"(?P<chunks_sha256>[0-9a-f]{64})","head":',
     re.ASCII,
 )
 _BEFORE_CHUNKS = b',"chunks":'
@@ -252,6 +252,8 @@ def decode_front(data: bytes) -> Front | None:
 
 def decode_head(data: bytes, front: Front) -> Head | None:
     """The head in the first bytes of a manifest, of which `front` says where it lies; None where it is damaged."""
+    if _parsed(data[front.head]) > _MAX_PARSED:
+        return None
     try:
         return _head(data, front)
     except _Bad:

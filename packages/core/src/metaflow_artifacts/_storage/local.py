@@ -192,7 +192,7 @@ class LocalStorage(Storage):
             file.discard()
 
     def is_settled(self, info: ObjectInfo) -> bool:
-        return self._sync or info.modified > time.time() - uptime() + _SETTLE_SECONDS
+        return info.modified > time.time() - uptime() + _SETTLE_SECONDS
 
     def url(self, key: str) -> str:
         return f"{self.root}/{key}" if self.root != "/" else f"/{key}"
