@@ -13,7 +13,12 @@ import nox
 from uv import find_uv_bin
 
 ROOT = Path(__file__).parent
-DISTRIBUTIONS = ("metaflow-artifacts", "metaflow-model", "metaflow-checkpoint", "metaflow-hf")
+DISTRIBUTIONS = (
+    "metaflow-artifacts",
+    "metaflow-artifacts-model",
+    "metaflow-artifacts-checkpoint",
+    "metaflow-artifacts-hf",
+)
 MF_TESTS = "packages/core/tests/mf"
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda v: int(v.split(".")[1]))
@@ -78,22 +83,22 @@ def core(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def model(session: nox.Session) -> None:
-    """The tests of metaflow-model, and of the part of core that needs Metaflow."""
-    install(session, "metaflow-model", groups=("test",))
+    """The tests of metaflow-artifacts-model, and of the part of core that needs Metaflow."""
+    install(session, "metaflow-artifacts-model", groups=("test",))
     session.run("pytest", "packages/metaflow-model/tests", MF_TESTS, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def checkpoint(session: nox.Session) -> None:
-    """The tests of metaflow-checkpoint, and a training of plain numpy that is killed."""
-    install(session, "metaflow-checkpoint", groups=("test",))
+    """The tests of metaflow-artifacts-checkpoint, and a training of plain numpy that is killed."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
     session.run("pytest", "packages/metaflow-checkpoint/tests", "tests/examples/test_numpy.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def hf(session: nox.Session) -> None:
-    """The tests of metaflow-hf."""
-    install(session, "metaflow-hf", groups=("test",))
+    """The tests of metaflow-artifacts-hf."""
+    install(session, "metaflow-artifacts-hf", groups=("test",))
     session.run("pytest", "packages/metaflow-hf/tests", *session.posargs)
 
 
@@ -115,7 +120,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """The training examples, each killed half-way, on local disk and S3. Brings PyTorch, which is large."""
-    install(session, "metaflow-checkpoint", groups=("test", "examples"))
+    install(session, "metaflow-artifacts-checkpoint", groups=("test", "examples"))
     # By pip: unlike uv, it can be configured to take a build for the CPU from the disk.
     session.install("pip")
     session.run_install("python", "-m", "pip", "install", "-q", "torch==2.13.0")
@@ -131,17 +136,19 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, format and types."""
+    """Style, format, types, and which module may import which."""
     session.install("--group=lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    sources = os.pathsep.join(str(path) for path in sorted(ROOT.glob("packages/*/src")))
+    session.run("lint-imports", "--no-logo", env={"PYTHONPATH": sources})
 
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """A model saved in one step, loaded in the next, and loaded by its key in another flow and in plain Python."""
-    install(session, "metaflow-model")
+    install(session, "metaflow-artifacts-model")
     session.run("python", "examples/quickstart/quickstart.py")
 
 

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from metaflow_artifacts import Store, open_store, plan
-from metaflow_artifacts.store import CHUNK_SIZE
+from metaflow_artifacts import Store, open_store
+from metaflow_artifacts._format import plan
+from metaflow_artifacts._store.store import CHUNK_SIZE
 
 SETTINGS = [(CHUNK_SIZE // large, CHUNK_SIZE // pack) for large, pack in ((2, 1), (32, 1), (32, 4), (32, 16), (128, 4))]
 """Bytes from which a file has chunks of its own, and bytes that a pack holds at most."""

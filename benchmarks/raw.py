@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from metaflow import FlowSpec, Parameter, step
 
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 
 CHUNK = 16 << 20
 

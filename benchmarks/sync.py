@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 
 CASES = {"10 kB": (1, 10_000), "1 MiB": (1, 1 << 20), "100 files of 10 kB": (100, 10_000), "256 MiB": (1, 256 << 20)}
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from metaflow_artifacts import StorageError, Store
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Request
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from metaflow_artifacts import Store
-from metaflow_artifacts import store as store_module
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store import store as store_module
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
 
 CHUNKS_MIB = (4, 8, 16, 32, 64)

@@ -1,4 +1,4 @@
-"""Needs metaflow-checkpoint alone: saves a checkpoint, and loads what another package saved as a model."""
+"""Needs metaflow-artifacts-checkpoint alone: saves a checkpoint, and loads what another package saved as a model."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Needs metaflow-model alone: loads what another package saved as a checkpoint, and saves a model."""
+"""Needs metaflow-artifacts-model alone: loads what another package saved as a checkpoint, and saves a model."""
 
 import os
 

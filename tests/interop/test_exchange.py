@@ -18,7 +18,7 @@ with Checkpoint() as cp:
 
 
 def test_checkpoints_and_models_are_exchanged(environment: Callable, tmp_path: Path) -> None:
-    with_checkpoint, with_model = environment("metaflow-checkpoint"), environment("metaflow-model")
+    with_checkpoint, with_model = environment("metaflow-artifacts-checkpoint"), environment("metaflow-artifacts-model")
     shared = {"cwd": tmp_path, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path)}
 
     def key(place: Any, flow: str, name: str) -> str:

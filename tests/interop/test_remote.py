@@ -78,13 +78,13 @@ def remote(request: pytest.FixtureRequest, environment: Callable, tmp_path: Path
 def test_the_code_package_of_any_flow_carries_core(remote: Callable, tmp_path: Path) -> None:
     flow = tmp_path / "plain_flow.py"
     flow.write_text(PLAIN_FLOW)
-    task = remote("metaflow-model")
+    task = remote("metaflow-artifacts-model")
     task.unpack(flow)
     assert f"core from {task.folder}/.mf_code/metaflow_artifacts" in task.step("start", "2", "_parameters/p1")
 
 
 def test_a_remote_step_saves_and_another_loads(remote: Callable) -> None:
-    task = remote("metaflow-model")
+    task = remote("metaflow-artifacts-model")
     task.unpack(TRAIN_FLOW)
     task.step("start", "2", "_parameters/p1")
     log = task.step("check", "3", "start/2")

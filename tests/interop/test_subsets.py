@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 NAMES = {
-    "metaflow-model": {"delete_model", "load_model", "model"},
-    "metaflow-checkpoint": {"Checkpoint", "checkpoint"},
-    "metaflow-hf": {"huggingface_hub"},
+    "metaflow-artifacts-model": {"delete_model", "load_model", "model"},
+    "metaflow-artifacts-checkpoint": {"Checkpoint", "checkpoint"},
+    "metaflow-artifacts-hf": {"huggingface_hub"},
 }
 SUBSETS = list(chain.from_iterable(combinations(NAMES, size) for size in range(len(NAMES) + 1)))
 # Prints which of the names given `from metaflow import name` finds, and all that `metaflow` has.

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 # `faultlib`, for tests at any place below: with import-mode importlib, tests are no packages.

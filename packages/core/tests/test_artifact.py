@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaflow_artifacts import ArtifactWarning, InvalidReference, is_model_artifact, parse, validate
-from metaflow_artifacts.artifact import MAX_DEPTH, depth, normalise_metadata
+from metaflow_artifacts import ArtifactWarning, InvalidReference, is_model_artifact, parse_reference, validate_reference
+from metaflow_artifacts._format.reference import MAX_DEPTH, depth, normalise_metadata
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def reference() -> dict[str, Any]:
 
 def test_a_reference_is_valid_and_keeps_unknown_keys(reference: dict[str, Any]) -> None:
     reference["later"] = 1
-    assert validate(reference) == []
+    assert validate_reference(reference) == []
     assert is_model_artifact(reference)
-    assert parse(reference) == reference
+    assert parse_reference(reference) == reference
 
 
 @pytest.mark.parametrize(
@@ -58,27 +58,27 @@ def test_a_reference_is_valid_and_keeps_unknown_keys(reference: dict[str, Any]) 
 )
 def test_each_problem_says_where_and_what(reference: dict[str, Any], key: str, value: object, problem: str) -> None:
     reference[key] = value
-    assert any(found.startswith(problem) for found in validate(reference))
+    assert any(found.startswith(problem) for found in validate_reference(reference))
     with pytest.raises(InvalidReference, match="not a reference to a stored artifact"):
-        parse(reference)
+        parse_reference(reference)
 
 
 def test_every_problem_is_named_at_once(reference: dict[str, Any]) -> None:
     del reference["key"]
     reference["attempt"] = "0"
-    assert validate(reference) == ["key: missing", "attempt: expected int, found str"]
-    assert validate(["key"]) == ["expected a dict, found list"]
+    assert validate_reference(reference) == ["key: missing", "attempt: expected int, found str"]
+    assert validate_reference(["key"]) == ["expected a dict, found list"]
 
 
 def test_the_gang_is_a_text(reference: dict[str, Any]) -> None:
-    assert validate({**reference, "gang": "F/1/train/2"}) == []
-    assert validate({**reference, "gang": 3}) == ["gang: expected str, found int"]
+    assert validate_reference({**reference, "gang": "F/1/train/2"}) == []
+    assert validate_reference({**reference, "gang": 3}) == ["gang: expected str, found int"]
 
 
 def test_a_reference_with_nan_and_infinities_is_valid_and_passes_through_json(reference: dict[str, Any]) -> None:
     reference["metadata"] = normalise_metadata({"loss": float("nan"), "history": [1.0, float("-inf")]})
-    assert validate(reference) == []
-    again = json.loads(json.dumps(parse(reference)))
+    assert validate_reference(reference) == []
+    again = json.loads(json.dumps(parse_reference(reference)))
     assert repr(again) == repr(reference)
 
 

@@ -10,8 +10,8 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import ArtifactNotFound, InvalidReference, ModelArtifact, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._upkeep.check import check
 
 CHUNK = 64 << 10
 KEY = "mf.models/models/artifacts/m_" + "0" * 32

@@ -13,11 +13,11 @@ import pytest
 from faultlib.newest import find_latest
 
 from metaflow_artifacts import ArtifactError, ArtifactNotFound, InvalidReference, Store
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.checkpoints import latest_checkpoints, list_checkpoints
-from metaflow_artifacts.keys import CheckpointPlace, parse_key
-from metaflow_artifacts.storage import ObjectInfo
+from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._storage import ObjectInfo
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._store.checkpoints import latest_checkpoints, list_checkpoints
 
 PATHSPEC = "F/1/train/2"
 ID = "0123abcd"
@@ -221,8 +221,8 @@ def test_numbers_come_from_where_the_machine_draws_them(store: Store, place: Che
 SAVER = """
 import sys
 from metaflow_artifacts import open_store
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._format.keys import CheckpointPlace
 root, task, path, name, count = sys.argv[1:]
 writer = CheckpointWriter(open_store(root), CheckpointPlace("F", "train", "a" * 12, task), "0123abcd", 0, "F/1/train/2")
 for _ in range(int(count)):

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.checkpoints import latest_checkpoints, list_checkpoints
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.storage import ObjectInfo, Reader, Staged, Storage, open_storage
-from metaflow_artifacts.storage.local import LocalStorage
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._storage import ObjectInfo, Reader, Staged, Storage, open_storage
+from metaflow_artifacts._storage.local import LocalStorage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._store.checkpoints import latest_checkpoints, list_checkpoints
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK_SIZE = 16 << 10

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import Store, __version__
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.chunks import chunk_key
-from metaflow_artifacts.cli import main
-from metaflow_artifacts.cli.output import duration, escape, seconds, size
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._cli import main
+from metaflow_artifacts._cli.output import duration, escape, seconds, size
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK = 64 << 10
@@ -113,18 +113,18 @@ def test_ls(run: Run, keys: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--type", "model"], {"base", "stranger"}),
-        (["--type", "checkpoint"], {"first", "second"}),
-        (["--flow", "TrainFlow"], {"base", "first", "second"}),
-        (["--flow", "Train*", "--type", "model"], {"base"}),
-        (["--step", "train"], {"base", "first", "second"}),
-        (["--step", "none"], set()),
-        (["--label", "[bs]*"], {"base", "stranger"}),
-        (["--limit", "1"], {"stranger"}),
+        (["--type", "model"], ["base", "stranger"]),
+        (["--type", "checkpoint"], ["first", "second"]),
+        (["--flow", "TrainFlow"], ["base", "first", "second"]),
+        (["--flow", "Train*", "--type", "model"], ["base"]),
+        (["--step", "train"], ["base", "first", "second"]),
+        (["--step", "none"], []),
+        (["--label", "[bs]*"], ["base", "stranger"]),
+        (["--limit", "1"], ["stranger"]),
     ],
     ids=" ".join,
 )
-def test_ls_filters(run: Run, keys: dict[str, str], options: list[str], expected: set[str]) -> None:
+def test_ls_filters(run: Run, keys: dict[str, str], options: list[str], expected: list[str]) -> None:
     found = {artifact["key"] for artifact in run("ls", *options, "--json").json}
     assert found == {keys[name] for name in expected}
 
@@ -439,8 +439,8 @@ def test_output_that_a_locale_cannot_show(store: Store, tmp_path: Path) -> None:
 def test_a_progress_bar_on_a_terminal_only(
     store: Store, keys: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metaflow_artifacts.cli import bar
-    from metaflow_artifacts.progress import Transfer
+    from metaflow_artifacts._cli import bar
+    from metaflow_artifacts._transfer.progress import Progress
 
     class Terminal:
         def __init__(self, terminal: bool) -> None:
@@ -456,7 +456,7 @@ def test_a_progress_bar_on_a_terminal_only(
         def flush(self) -> None:
             pass
 
-    def transfer(progress: Transfer, pause: float) -> None:
+    def transfer(progress: Progress, pause: float) -> None:
         progress.start(4 << 20)
         for _ in range(4):
             time.sleep(pause)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts import open_store
-from metaflow_artifacts.cli import main
+from metaflow_artifacts._cli import main
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MISSING = "mf.models/models/artifacts/m_" + "0" * 32

@@ -13,11 +13,11 @@ import pytest
 from faultlib import foreign
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.cli import main
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.needs import add_need
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._cli import main
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._upkeep.needs import add_need
 
 CHUNK = 64 << 10
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaflow_artifacts.floats import with_floats, without_floats
+from metaflow_artifacts._format.floats import with_floats, without_floats
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["NaN", "Infinity"]),

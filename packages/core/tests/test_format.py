@@ -14,12 +14,12 @@ import pytest
 from faultlib.newest import find_latest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoints import list_checkpoints
-from metaflow_artifacts.keys import HUB, CheckpointPlace, parse_key
-from metaflow_artifacts.manifest import VERSION, decode, encode
-from metaflow_artifacts.plan import plan
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._format.keys import HUB, CheckpointPlace, parse_key
+from metaflow_artifacts._format.manifest import VERSION, decode, encode
+from metaflow_artifacts._format.plan import plan
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store.checkpoints import list_checkpoints
+from metaflow_artifacts._upkeep.check import check
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMAT = Path(__file__).parents[3] / "docs" / "format.md"

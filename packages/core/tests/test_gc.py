@@ -20,16 +20,16 @@ from metaflow_artifacts import (
     StorageError,
     Store,
     TransientStorageError,
-    sweeps,
 )
-from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
-from metaflow_artifacts.gc import GRACE, execute_gc, gc, plan_gc
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.manifest import Chunk, FileEntry
-from metaflow_artifacts.storage import LocalStorage, ObjectInfo, open_storage
-from metaflow_artifacts.sweeps import MARKS
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._storage import LocalStorage, ObjectInfo, open_storage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._transfer import gc_marks as sweeps
+from metaflow_artifacts._transfer.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
+from metaflow_artifacts._transfer.gc_marks import MARKS
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import GRACE, execute_gc, gc, plan_gc
 
 CHUNK = 64 << 10
 DAY = 24 * 3600.0

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from faultlib.watched import Watched
 
-from metaflow_artifacts import StorageError, Store, sweeps
-from metaflow_artifacts.check import check
-from metaflow_artifacts.chunks import CHUNKS, put_chunk
-from metaflow_artifacts.gc import execute_gc, gc, plan_gc
-from metaflow_artifacts.storage import ObjectInfo, open_storage
-from metaflow_artifacts.sweeps import MARKS, Sweep
+from metaflow_artifacts import StorageError, Store
+from metaflow_artifacts._storage import ObjectInfo, open_storage
+from metaflow_artifacts._transfer import gc_marks as sweeps
+from metaflow_artifacts._transfer.chunks import CHUNKS, put_chunk
+from metaflow_artifacts._transfer.gc_marks import MARKS, GcMarks
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
 
 CHUNK = 64 << 10
 DAY = 24 * 3600.0
@@ -81,12 +82,12 @@ class Torn(Watched):
 @pytest.mark.parametrize("batch", [0, 1])
 def test_a_batch_that_ends_while_a_save_lists_the_marks_is_seen(local: Store, tmp_path: Path, batch: int) -> None:
     """gc has looked at the chunks before the save renews them, and removes them before the save commits."""
-    sweep = Sweep(local.storage)
+    marks = GcMarks(local.storage)
     for _ in range(batch):
-        with sweep.batch():
+        with marks.batch():
             pass
     chunks = [info.key for info in local.storage.list(CHUNKS)]
-    running = sweep.batch()
+    running = marks.batch()
     running.__enter__()
     pending = [running]
 
@@ -161,7 +162,7 @@ def test_an_error_that_is_not_of_the_storage_is_not_passed_over(local: Store) ->
         if operation == "delete" and key.startswith(MARKS):
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), Sweep(Watched(local.storage, before)).batch():
+    with pytest.raises(ZeroDivisionError), GcMarks(Watched(local.storage, before)).batch():
         pass
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaflow_artifacts import InvalidReference
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, CheckpointPlace, ModelKey, parse_key
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, CheckpointPlace, ModelKey, parse_key
 
 names = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1, max_size=20)
 hex8 = st.text("0123456789abcdef", min_size=8, max_size=8)

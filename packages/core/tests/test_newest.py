@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.checkpoints import latest_checkpoints, list_checkpoints, newest_first
-from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace
-from metaflow_artifacts.manifest import Manifest, encode
-from metaflow_artifacts.storage import LocalStorage
+from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace
+from metaflow_artifacts._format.manifest import Manifest, encode
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._storage import LocalStorage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._store.checkpoints import latest_checkpoints, list_checkpoints, newest_first
 
 PLACE = CheckpointPlace("F", "train", "a" * 12, "b" * 12)
 BEGIN = 1_800_000_000.0

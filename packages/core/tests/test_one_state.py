@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metaflow_artifacts import SourceError, Store, source
-from metaflow_artifacts import scan as scan_module
+from metaflow_artifacts import SourceError, Store
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._transfer import scan as scan_module
+from metaflow_artifacts._transfer import source
+from metaflow_artifacts._transfer.scan import SourceFile
+from metaflow_artifacts._transfer.source import ROUNDS, OpenSource
 from metaflow_artifacts.errors import ArtifactWarning
-from metaflow_artifacts.scan import SourceFile
-from metaflow_artifacts.source import ROUNDS, OpenSource
-from metaflow_artifacts.storage import open_storage
 
 CHUNK = 64 << 10  # of the fixture `store`
 SIZES = {"inline": 1000, "packed": 1000, "large": 10 * CHUNK}

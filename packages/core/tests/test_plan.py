@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaflow_artifacts.plan import is_packed, plan, segments
+from metaflow_artifacts._format.plan import is_packed, plan, segments
 
 CHUNK = 64
 

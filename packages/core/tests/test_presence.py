@@ -10,9 +10,9 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.chunks import CHUNKS, are_safe_from_gc, is_stored, put_chunk
-from metaflow_artifacts.manifest import Chunk
-from metaflow_artifacts.storage import LocalStorage, ObjectInfo
+from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._storage import LocalStorage, ObjectInfo
+from metaflow_artifacts._transfer.chunks import CHUNKS, are_safe_from_gc, is_stored, put_chunk
 
 SIZE = 200 << 10
 

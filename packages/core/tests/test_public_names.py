@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 import subprocess
 import sys
 
 import metaflow_artifacts
 
+PUBLIC_MODULES = {"errors", "plugin", "testing"}
 
-def test_every_public_name_is_there_and_is_no_module() -> None:
-    modules = {module.name for module in pkgutil.iter_modules(metaflow_artifacts.__path__)}
-    for module in sorted(modules - {"mf", "testing"}):
-        importlib.import_module(f"metaflow_artifacts.{module}")
-    assert not modules & set(metaflow_artifacts.__all__)
+
+def test_every_public_name_is_there_and_listed() -> None:
     assert all(hasattr(metaflow_artifacts, name) for name in metaflow_artifacts.__all__)
+    assert set(metaflow_artifacts.__all__) <= set(dir(metaflow_artifacts))
+    listed = {name for name in dir(metaflow_artifacts) if not name.startswith("__")}
+    assert listed == set(metaflow_artifacts.__all__)
+
+
+def test_all_other_modules_are_private() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(metaflow_artifacts.__path__)}
+    assert {name for name in modules if not name.startswith("_")} == PUBLIC_MODULES
+    # Importing a module would put it in the place of a name.
+    assert not modules & set(metaflow_artifacts.__all__)
 
 
 def test_a_name_that_does_not_exist() -> None:
@@ -26,4 +33,4 @@ def test_importing_is_light() -> None:
     code = "import sys, metaflow_artifacts; print(*sorted(m for m in sys.modules if 'metaflow' in m or 'boto' in m))"
     command = [sys.executable, "-I", "-c", code]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert printed.split() == ["metaflow_artifacts", "metaflow_artifacts.errors"]
+    assert printed.split() == ["metaflow_artifacts", "metaflow_artifacts._lazy", "metaflow_artifacts.errors"]

@@ -10,12 +10,12 @@ import pytest
 from faultlib.newest import find_latest
 
 from metaflow_artifacts import InvalidReference, ModelArtifact, Store
-from metaflow_artifacts import store as store_module
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.checkpoints import list_checkpoints
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointPlace
-from metaflow_artifacts.retain import RetentionPlan, Rules, execute_retention, plan_retention
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointPlace
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store import store as store_module
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._store.checkpoints import list_checkpoints
+from metaflow_artifacts._upkeep.retain import RetentionPlan, Rules, execute_retention, plan_retention
 
 DAY = 24 * 3600.0
 NOW = datetime.now(timezone.utc)

@@ -24,8 +24,8 @@ from metaflow_artifacts import (
     is_model_artifact,
     open_store,
 )
-from metaflow_artifacts.chunks import CHUNKS, chunk_key
-from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._transfer.progress import Progress
 
 CHUNK = 64 << 10
 
@@ -97,7 +97,7 @@ def test_an_empty_directory_is_saved_as_one(store: Store, tmp_path: Path) -> Non
 
 
 def test_the_same_bytes_are_stored_once(store: Store, tree: Path) -> None:
-    first, second, third = Transfer(), Transfer(), Transfer()
+    first, second, third = Progress(), Progress(), Progress()
     store.save_model(tree, progress=first)
     before = {info.key for info in store.storage.list(CHUNKS)}
     store.save_model(tree, "again", progress=second)

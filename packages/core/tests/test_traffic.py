@@ -16,10 +16,10 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import StorageError, Store
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.storage import open_storage
-from metaflow_artifacts.storage.s3 import S3Storage
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage.s3 import S3Storage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Request
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaflow_artifacts import UsageError
-from metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.arguments import save_arguments
+from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.arguments import save_arguments
 
 M = {"epoch": 3}
 

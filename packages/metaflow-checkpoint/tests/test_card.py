@@ -11,7 +11,7 @@ from typing import Any
 import metaflow  # noqa: F401
 
 from metaflow_artifacts.testing.flows import FlowRunner, Result
-from metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.report import Report, content
+from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.report import Report, content
 
 CARDS = """
 import sys

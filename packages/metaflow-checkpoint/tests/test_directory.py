@@ -12,7 +12,7 @@ import pytest
 
 from metaflow_artifacts import TargetError
 from metaflow_artifacts.testing.faults import small_disk
-from metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.directory import replace_content
+from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.directory import replace_content
 
 
 def tree(directory: Path) -> dict[str, str | None]:
@@ -96,7 +96,7 @@ def without_privileges() -> None:
 def test_a_read_only_part_of_it_is_replaced_too(directory: Path) -> None:
     code = (
         "import os, sys\n"
-        "from metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.directory import replace_content\n"
+        "from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.directory import replace_content\n"
         "os.chmod(os.path.join(sys.argv[1], 'old'), 0o500)\n"
         "with replace_content(sys.argv[1]) as stage:\n"
         "    open(os.path.join(stage, 'new'), 'w').close()\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_artifacts.mf.loaded import note_loaded
-from metaflow_artifacts.progress import Transfer
-from metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.journal import Journal
+from metaflow_artifacts._mf.loaded import note_loaded
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.journal import Journal
 
 
 def draw(directory: str, count: int) -> list[int | None]:
@@ -48,7 +48,7 @@ def test_without_a_journal_nothing_is_known_and_nothing_fails(directory: str | N
     assert not journal.is_there
     assert journal.new_saves() == []
     journal.note_parents()
-    with journal.timed(Transfer()) as note:
+    with journal.timed(Progress()) as note:
         note({"key": "k"}, True)
     assert list(tmp_path.iterdir()) == []
 
@@ -56,7 +56,7 @@ def test_without_a_journal_nothing_is_known_and_nothing_fails(directory: str | N
 def test_saves_are_read_once_by_each_reader_and_whole(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
     reader = journal.another()
-    transfer = Transfer()
+    transfer = Progress()
     transfer.add(10, stored=7)
     with journal.timed(transfer) as note:
         note({"key": "first"}, True)

@@ -1,4 +1,4 @@
-"""What the tests of metaflow-hf share: the test Hub, and stores."""
+"""What the tests of metaflow-artifacts-hf share: the test Hub, and stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 # The test Hub is a program of its own too, and pytest's importlib mode adds no directory.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import InvalidReference
-from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest, parse_load, without_secrets
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest, parse_load, without_secrets
 
 
 def request(**arguments: Any) -> RepoRequest:

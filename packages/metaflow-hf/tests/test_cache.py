@@ -15,15 +15,15 @@ from hub import Hub as HubServer
 from hub_repo import Repo, lfs
 
 from metaflow_artifacts import ModelArtifact, Store
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._format.keys import HUB, CheckpointPlace
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
 from metaflow_artifacts.errors import TargetError
-from metaflow_artifacts.keys import HUB, CheckpointPlace
-from metaflow_extensions.mfart_hf.plugins.hf_deco import cache as cache_module
-from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as hub_module
-from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
-from metaflow_extensions.mfart_hf.plugins.hf_deco.cache import Cache, Obtained
-from metaflow_extensions.mfart_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import cache as cache_module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as hub_module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.cache import Cache, SnapshotResult
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
 
 PLACE = CheckpointPlace("Flow", "start", "0" * 12, "1" * 12, HUB)
 DRAW = random.Random(2)
@@ -55,7 +55,7 @@ class Caller:
         series = CheckpointWriter(self.store, self.place, uuid4().hex[:8], 0, pathspec)
         return Cache(lambda request: series, "Flow_start", self.lines.append, self.warnings.append, ttl)
 
-    def obtain(self, repo_id: str = "org/name", **arguments: Any) -> Obtained:
+    def obtain(self, repo_id: str = "org/name", **arguments: Any) -> SnapshotResult:
         """Ask for a repo, in a run of its own."""
         return self.cache().obtain(self.request(repo_id, **arguments))
 
@@ -466,7 +466,7 @@ def test_twenty_at_once_fetch_each_file_once(
 ) -> None:
     monkeypatch.setattr(cache_module, "_PATIENCE_FOR_COMMIT", 600.0)
     callers = [Caller(caller.store, hub, replace(PLACE, task=f"{n:012x}")) for n in range(20)]
-    results: list[Obtained] = []
+    results: list[SnapshotResult] = []
     request = caller.request()
     threads = [
         threading.Thread(target=lambda one=one: results.append(one.cache(run="1").obtain(request))) for one in callers

@@ -20,7 +20,7 @@ from hub import Hub
 from hub_repo import Repo, lfs
 
 from metaflow_artifacts import open_store
-from metaflow_artifacts.keys import HUB
+from metaflow_artifacts._format.keys import HUB
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 

@@ -11,10 +11,10 @@ import pytest
 from hub import Hub as HubServer
 from hub_repo import Repo, lfs
 
-from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as module
-from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
-from metaflow_extensions.mfart_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
-from metaflow_extensions.mfart_hf.plugins.hf_deco.hub import Hub, HubFile
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub, HubFile
 
 BIG = random.Random(1).randbytes(3_000_000)
 FILES = {"config.json": b"{}", "empty": b"", "sub/ü x.txt": b"hello", "weights.bin": lfs(BIG)}

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_extensions.mfart_hf.plugins.hf_deco.lease import Lease, _is_gone, _process, done_by_one
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.lease import Lease, _is_gone, _process, single_flight
 
 NAME = "mf.huggingface_hub/leases/x"
 
@@ -119,7 +119,7 @@ def test_the_work_is_done_once(store: Store) -> None:
     results: list[str] = []
 
     def call(name: str) -> None:
-        results.append(done_by_one(store.storage, NAME, find, lambda: work(name), told.append, name))
+        results.append(single_flight(store.storage, NAME, find, lambda: work(name), told.append, name))
 
     threads = [threading.Thread(target=call, args=(str(n),)) for n in range(12)]
     for thread in threads:
@@ -133,7 +133,9 @@ def test_the_work_is_done_once(store: Store) -> None:
 
 def test_small_work_is_not_waited_for_long(store: Store) -> None:
     store.storage.put(f"{NAME}/0", json.dumps({"who": "stuck", "host": "elsewhere", "beat": 0}).encode())
-    result = done_by_one(store.storage, NAME, lambda: None, lambda: "mine", lambda who: None, "me", 3600, patience=0.2)
+    result = single_flight(
+        store.storage, NAME, lambda: None, lambda: "mine", lambda who: None, "me", 3600, patience=0.2
+    )
     assert result == "mine"
 
 
@@ -152,7 +154,7 @@ def test_after_a_failure_the_next_one_tries(store: Store) -> None:
     def call(number: int) -> None:
         try:
             find = lambda: done[0] if done else None  # noqa: E731
-            results.append(done_by_one(store.storage, NAME, find, lambda: work(number), lambda who: None, "x"))
+            results.append(single_flight(store.storage, NAME, find, lambda: work(number), lambda who: None, "x"))
         except OSError as error:
             results.append(error)
 

@@ -6,17 +6,17 @@ import hashlib
 from typing import Any
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.chunks import chunk_key, put_chunk
-from metaflow_artifacts.manifest import Chunk, FileEntry, Manifest
-from metaflow_extensions.mfart_hf.plugins.hf_deco.earlier import Earlier
-from metaflow_extensions.mfart_hf.plugins.hf_deco.hints import Snapshot
-from metaflow_extensions.mfart_hf.plugins.hf_deco.hub import HubFile
+from metaflow_artifacts._format.manifest import Chunk, FileEntry, Manifest
+from metaflow_artifacts._transfer.chunks import chunk_key, put_chunk
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.dedupe_index import Snapshot
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import HubFile
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.previous_snapshot import PreviousSnapshot
 
 CONTENT = bytes(range(200))
 SIZES = {"a": 40, "b": 60, "c": 80, "d": 20, "empty": 0}
 
 
-def earlier(store: Store, cuts: list[int], oids: dict[str, str] | None = None) -> Earlier:
+def earlier(store: Store, cuts: list[int], oids: dict[str, str] | None = None) -> PreviousSnapshot:
     """The snapshot of the files a, b, c and d, cut into chunks of these sizes."""
     chunks: list[Chunk] = []
     start = 0
@@ -30,7 +30,7 @@ def earlier(store: Store, cuts: list[int], oids: dict[str, str] | None = None) -
         offset += size
     artifact: Any = {}
     names = {name: name * 40 for name in SIZES} if oids is None else oids
-    return Earlier(store.storage, Snapshot(Manifest(artifact, files, [], chunks, 100), names))
+    return PreviousSnapshot(store.storage, Snapshot(Manifest(artifact, files, [], chunks, 100), names))
 
 
 def listed(name: str) -> HubFile:

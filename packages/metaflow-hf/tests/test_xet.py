@@ -13,10 +13,10 @@ from hub import Hub as HubServer
 from hub_repo import Repo, lfs
 from huggingface_hub import constants
 
-from metaflow_extensions.mfart_hf.plugins.hf_deco import hub as module
-from metaflow_extensions.mfart_hf.plugins.hf_deco import xet
-from metaflow_extensions.mfart_hf.plugins.hf_deco.arguments import RepoRequest
-from metaflow_extensions.mfart_hf.plugins.hf_deco.hub import Hub
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import xet
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub
 
 BIG = random.Random(5).randbytes(9_000_000)
 OTHER = random.Random(6).randbytes(1_000_000)

@@ -11,11 +11,11 @@ import metaflow  # noqa: F401  # Has to come first: it imports the decorators.
 import pytest
 
 from metaflow_artifacts import UsageError, open_store
-from metaflow_artifacts.mf import loaded
-from metaflow_artifacts.mf.log import Log
-from metaflow_extensions.mfart_model.plugins.model_deco import current_model
-from metaflow_extensions.mfart_model.plugins.model_deco.current_model import CurrentModel
-from metaflow_extensions.mfart_model.plugins.model_deco.names import parse_load
+from metaflow_artifacts._mf import loaded
+from metaflow_artifacts._mf.log import Log
+from metaflow_extensions.artifacts_model.plugins.model_deco import current_model
+from metaflow_extensions.artifacts_model.plugins.model_deco.current_model import CurrentModel
+from metaflow_extensions.artifacts_model.plugins.model_deco.names import parse_load
 
 
 @pytest.fixture

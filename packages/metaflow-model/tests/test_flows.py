@@ -23,7 +23,7 @@ def runner(tmp_path: Path) -> FlowRunner:
 
 
 def shows_only_the_message(result: Result) -> bool:
-    return "Internal error" not in result.output and f"{os.sep}mfart_model{os.sep}" not in result.output
+    return "Internal error" not in result.output and f"{os.sep}artifacts_model{os.sep}" not in result.output
 
 
 def test_retry_foreach_join_and_lineage(runner: FlowRunner) -> None:

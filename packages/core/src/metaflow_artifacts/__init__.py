@@ -1,28 +1,115 @@
-"""Models and checkpoints, stored by content on local disk and S3. See `open_store`."""
+"""Models and checkpoints, stored by content on local disk and S3. See `open_store`.
+
+All that is public is here, in `metaflow_artifacts.errors`, and for decorator packages in `metaflow_artifacts.plugin`.
+Modules whose names begin with an underscore are private.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ._lazy import lazy_names
 from .errors import (
-    ArtifactError,
-    ArtifactNotFound,
-    ArtifactWarning,
-    CorruptArtifact,
-    InvalidReference,
-    SourceError,
-    StorageError,
-    TargetError,
-    TransientStorageError,
-    UnsupportedFormat,
-    UsageError,
+    ArtifactError as ArtifactError,
+)
+from .errors import (
+    ArtifactNotFound as ArtifactNotFound,
+)
+from .errors import (
+    ArtifactWarning as ArtifactWarning,
+)
+from .errors import (
+    CorruptArtifact as CorruptArtifact,
+)
+from .errors import (
+    InvalidReference as InvalidReference,
+)
+from .errors import (
+    SourceError as SourceError,
+)
+from .errors import (
+    StorageError as StorageError,
+)
+from .errors import (
+    TargetError as TargetError,
+)
+from .errors import (
+    TransientStorageError as TransientStorageError,
+)
+from .errors import (
+    UnsupportedFormat as UnsupportedFormat,
+)
+from .errors import (
+    UsageError as UsageError,
 )
 
 if TYPE_CHECKING:
-    from .ancestry import lineage
-    from .artifact import ModelArtifact, is_model_artifact, parse, validate
-    from .store import Store, open_store
+    from ._format.keys import CheckpointKey as CheckpointKey
+    from ._format.keys import CheckpointPlace as CheckpointPlace
+    from ._format.manifest import Chunk as Chunk
+    from ._format.manifest import FileEntry as FileEntry
+    from ._format.manifest import Head as Head
+    from ._format.manifest import Manifest as Manifest
+    from ._format.manifest import Outline as Outline
+    from ._format.reference import ModelArtifact as ModelArtifact
+    from ._format.reference import is_model_artifact as is_model_artifact
+    from ._format.reference import parse_reference as parse_reference
+    from ._format.reference import validate_reference as validate_reference
+    from ._storage import ObjectInfo as ObjectInfo
+    from ._storage import Storage as Storage
+    from ._storage import open_storage as open_storage
+    from ._store.ancestry import lineage as lineage
+    from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
+    from ._store.checkpoints import latest_checkpoints as latest_checkpoints
+    from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.store import Store as Store
+    from ._store.store import open_store as open_store
+    from ._transfer.progress import Progress as Progress
+    from ._upkeep.check import CheckReport as CheckReport
+    from ._upkeep.check import Note as Note
+    from ._upkeep.check import Problem as Problem
+    from ._upkeep.check import check as check
+    from ._upkeep.gc import GcPlan as GcPlan
+    from ._upkeep.gc import GcStats as GcStats
+    from ._upkeep.gc import Waiting as Waiting
+    from ._upkeep.gc import execute_gc as execute_gc
+    from ._upkeep.gc import gc as gc
+    from ._upkeep.gc import plan_gc as plan_gc
+    from ._upkeep.retain import Group as Group
+    from ._upkeep.retain import Kept as Kept
+    from ._upkeep.retain import RetentionPlan as RetentionPlan
+    from ._upkeep.retain import RetentionStats as RetentionStats
+    from ._upkeep.retain import Rules as Rules
+    from ._upkeep.retain import execute_retention as execute_retention
+    from ._upkeep.retain import plan_retention as plan_retention
+
+__version__ = "0.1.0"
+
+# Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
+METAFLOW_PACKAGE_POLICY = "include"
+
+_WHERE = {
+    "_format.keys": ("CheckpointKey", "CheckpointPlace"),
+    "_format.manifest": ("Chunk", "FileEntry", "Head", "Manifest", "Outline"),
+    "_format.reference": ("ModelArtifact", "is_model_artifact", "parse_reference", "validate_reference"),
+    "_storage": ("ObjectInfo", "Storage", "open_storage"),
+    "_store.ancestry": ("lineage",),
+    "_store.checkpoint_writer": ("CheckpointWriter",),
+    "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
+    "_store.store": ("Store", "open_store"),
+    "_transfer.progress": ("Progress",),
+    "_upkeep.check": ("CheckReport", "Note", "Problem", "check"),
+    "_upkeep.gc": ("GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"),
+    "_upkeep.retain": (
+        "Group",
+        "Kept",
+        "RetentionPlan",
+        "RetentionStats",
+        "Rules",
+        "execute_retention",
+        "plan_retention",
+    ),
+}
 
 __all__ = [
     "ArtifactError",
@@ -30,41 +117,12 @@ __all__ = [
     "ArtifactWarning",
     "CorruptArtifact",
     "InvalidReference",
-    "ModelArtifact",
     "SourceError",
     "StorageError",
-    "Store",
     "TargetError",
     "TransientStorageError",
     "UnsupportedFormat",
     "UsageError",
-    "is_model_artifact",
-    "lineage",
-    "open_store",
-    "parse",
-    "validate",
+    *(name for names in _WHERE.values() for name in names),
 ]
-
-__version__ = "0.1.0"
-
-# Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
-METAFLOW_PACKAGE_POLICY = "include"
-
-# The rest, with its module. Every Metaflow process imports this package; few of them use these. A name
-# here must not be a module's: importing that module would put it in the name's place.
-_LAZY = {
-    "ModelArtifact": "artifact",
-    "Store": "store",
-    "is_model_artifact": "artifact",
-    "lineage": "ancestry",
-    "open_store": "store",
-    "parse": "artifact",
-    "validate": "artifact",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    return value
+__getattr__, __dir__ = lazy_names(globals(), _WHERE)

@@ -2,7 +2,7 @@
 
 import sys
 
-from metaflow_artifacts.cli import main
+from metaflow_artifacts._cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

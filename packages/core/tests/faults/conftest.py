@@ -13,8 +13,9 @@ from uuid import uuid4
 import pytest
 from faultlib.outcomes import Outcomes
 
-from metaflow_artifacts import Store, chunks
-from metaflow_artifacts.storage import _s3_requests, open_storage
+from metaflow_artifacts import Store
+from metaflow_artifacts._storage import _s3_requests, open_storage
+from metaflow_artifacts._transfer import chunks
 from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -101,7 +102,7 @@ def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: 
     """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
     monkeypatch.setattr(_s3_requests, "_PAUSE", 0.005)
     monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
-    from metaflow_artifacts.storage.s3 import client_config
+    from metaflow_artifacts._storage.s3 import client_config
 
     client = functools.partial(
         s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.7, connect_timeout=0.7)

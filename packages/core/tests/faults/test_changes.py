@@ -14,8 +14,8 @@ import pytest
 from faultlib.outcomes import Outcomes, told
 
 from metaflow_artifacts import ArtifactError, ArtifactWarning, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.source import OpenSource
+from metaflow_artifacts._transfer.source import OpenSource
+from metaflow_artifacts._upkeep.check import check
 
 CHUNK = 64 << 10
 SECTION = "files that change while they are saved"

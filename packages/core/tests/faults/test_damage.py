@@ -13,10 +13,10 @@ import pytest
 from faultlib.outcomes import RIGHT, Outcomes, content, failing, loading, told
 
 from metaflow_artifacts import ArtifactError, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.chunks import chunk_key
-from metaflow_artifacts.gc import gc
-from metaflow_artifacts.manifest import decode_front
+from metaflow_artifacts._format.manifest import decode_front
+from metaflow_artifacts._transfer.chunks import chunk_key
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import gc
 
 CHUNK = 64 << 10
 CHUNKS_SECTION = "chunks in the store"

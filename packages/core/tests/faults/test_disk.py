@@ -13,9 +13,9 @@ from faultlib.outcomes import RIGHT, Outcomes, content, failing, loading, told
 from faultlib.watched import Watched
 
 from metaflow_artifacts import ArtifactError, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.gc import gc
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import gc
 from metaflow_artifacts.testing.faults import small_disk
 
 CHUNK = 64 << 10

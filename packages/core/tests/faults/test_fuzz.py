@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from metaflow_artifacts import ArtifactError, InvalidReference, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.chunks import chunk_key
-from metaflow_artifacts.cli import main
-from metaflow_artifacts.gc import plan_gc
-from metaflow_artifacts.keys import parse_key
-from metaflow_artifacts.manifest import FRONT_BYTES, Manifest, decode, decode_front, decode_head, decode_outline
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._cli import main
+from metaflow_artifacts._format.keys import parse_key
+from metaflow_artifacts._format.manifest import FRONT_BYTES, Manifest, decode, decode_front, decode_head, decode_outline
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._transfer.chunks import chunk_key
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import plan_gc
 
 SECTION = "manifests of strangers"
 PIECES = [b"a", b"0123456789", b"x" * 100, bytes(range(256)) * 20]

@@ -16,10 +16,10 @@ from faultlib.forge import KEY, Wire, assemble, parts, resign, sign, wire
 from faultlib.outcomes import RIGHT, Outcomes, content, loading
 
 from metaflow_artifacts import ArtifactError, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.chunks import chunk_key
-from metaflow_artifacts.gc import gc
-from metaflow_artifacts.manifest import MAX_BYTES
+from metaflow_artifacts._format.manifest import MAX_BYTES
+from metaflow_artifacts._transfer.chunks import chunk_key
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import gc
 
 MANIFESTS = "manifests of strangers"
 BODY = b"0123456789"
@@ -110,7 +110,7 @@ def test_names_that_a_file_system_takes_for_one(
     local: Store, sandbox: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch, names: list[str]
 ) -> None:
     """No such file system is at hand: `lexists` answers as it would."""
-    from metaflow_artifacts.target import _folded
+    from metaflow_artifacts._transfer.target import _folded
 
     real = os.path.lexists
 
@@ -414,7 +414,7 @@ def test_a_chunk_that_is_named_again_and_again(local: Store, sandbox: Path, outc
 MEASURE = """
 import resource, sys
 from metaflow_artifacts import ArtifactError, open_store
-from metaflow_artifacts.gc import plan_gc
+from metaflow_artifacts._upkeep.gc import plan_gc
 store, key = open_store(sys.argv[1]), sys.argv[2]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for call in (lambda: len(store.manifest(key).files), lambda: store.info(key)["size"], lambda: plan_gc(store).artifacts):

@@ -14,9 +14,9 @@ from faultlib.outcomes import RIGHT, Outcomes, content, failing
 from faultlib.watched import Watched
 
 from metaflow_artifacts import InvalidReference, Store, lineage
-from metaflow_artifacts.check import check
-from metaflow_artifacts.chunks import chunk_key
-from metaflow_artifacts.cli import main
+from metaflow_artifacts._cli import main
+from metaflow_artifacts._transfer.chunks import chunk_key
+from metaflow_artifacts._upkeep.check import check
 
 KEYS = "keys of strangers"
 TARGETS = "what lies in the target already"

@@ -11,7 +11,7 @@ import pytest
 from faultlib.outcomes import RIGHT, Outcomes, content, failing, loading
 
 from metaflow_artifacts import Store, TransientStorageError
-from metaflow_artifacts.check import check
+from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Lose, Refuse, Request, Stall
 
 CHUNK = 64 << 10

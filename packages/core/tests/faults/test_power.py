@@ -13,9 +13,9 @@ from faultlib.outcomes import RIGHT, Outcomes, content, failing, loading
 from faultlib.watched import Watched
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.storage import local as local_module
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import local as local_module
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._upkeep.check import check
 
 CHUNK = 64 << 10
 SECTION = "power failures"

@@ -10,11 +10,11 @@ import pytest
 from faultlib.outcomes import RIGHT, Outcomes, content, failing, loading
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.checkpoints import list_checkpoints
-from metaflow_artifacts.gc import gc
-from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._store.checkpoints import list_checkpoints
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import gc
 from metaflow_artifacts.testing.faults import Answer, FaultProxy, Request
 from metaflow_artifacts.testing.promises import (
     Plan,

@@ -13,9 +13,9 @@ import pytest
 from faultlib.outcomes import RIGHT, Outcomes, content, loading, told
 
 from metaflow_artifacts import StorageError, Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 from metaflow_artifacts.testing.servers import S3Server
 
@@ -26,9 +26,9 @@ HERE = Path(__file__).parent
 SAVER = """
 import sys
 from metaflow_artifacts import ArtifactError, Store
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._storage import open_storage
 root, tree, kind = sys.argv[1:]
 store = Store(open_storage(root), chunk_size=64 << 10)
 print("ready", flush=True)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaflow_artifacts.mf.canonical import Unstable, canonical
+from metaflow_artifacts._mf.canonical import Unstable, canonical
 
 Point = namedtuple("Point", "x y")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
@@ -112,7 +112,7 @@ def test_values_that_mean_the_same_share_a_text(one: object, other: object) -> N
 
 def test_the_text_is_the_same_in_another_process() -> None:
     code = (
-        "from metaflow_artifacts.mf.canonical import canonical\n"
+        "from metaflow_artifacts._mf.canonical import canonical\n"
         "import collections\n"
         "class Thing: pass\n"
         "thing = Thing(); thing.words = {'one', 'two', 'three', 'four'}\n"

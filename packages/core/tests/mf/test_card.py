@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metaflow_artifacts.mf.card import (
+from metaflow_artifacts._mf.card import (
     Html,
     Mark,
     code,

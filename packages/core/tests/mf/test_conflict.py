@@ -9,7 +9,7 @@ import pytest
 from metaflow.decorators import StepDecorator
 
 from metaflow_artifacts import UsageError
-from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
+from metaflow_artifacts._mf.conflict import refuse_foreign_decorators
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def decorator(name: str, module: str) -> type[StepDecorator]:
 
 
 def test_ours_and_unrelated_ones_are_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = decorator("checkpoint", "metaflow_extensions.mfart_checkpoint.plugins.x")
+    ours = decorator("checkpoint", "metaflow_extensions.artifacts_checkpoint.plugins.x")
     unrelated = decorator("acme", "metaflow_extensions.acme.plugins.x")
     monkeypatch.setattr(metaflow.plugins, "STEP_DECORATORS", [*metaflow.plugins.STEP_DECORATORS, ours, unrelated])
     refuse_foreign_decorators()

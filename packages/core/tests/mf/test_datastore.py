@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactWarning, StorageError, UsageError, open_store
-from metaflow_artifacts.mf.datastore import store_at, store_for, store_of_flow, store_of_task
+from metaflow_artifacts._mf.datastore import store_at, store_for, store_of_flow, store_of_task
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 KEY = "mf.models/models/artifacts/x_" + "0" * 32
@@ -107,7 +107,7 @@ def test_our_warnings_pass_the_filter_by_which_metaflow_hides_all(tmp_path: Path
 CLIENT = """
 import json
 from metaflow.metaflow_config import DATATOOLS_CLIENT_PARAMS
-from metaflow_artifacts.mf.datastore import s3_client, store_at
+from metaflow_artifacts._mf.datastore import s3_client, store_at
 before = repr(DATATOOLS_CLIENT_PARAMS)
 client = s3_client()
 config = client.meta.config
@@ -160,7 +160,7 @@ def test_a_default_store_on_s3_is_reached(s3_server: SeaweedServer, tmp_path: Pa
     del variables["AWS_ENDPOINT_URL_S3"]
     code = (
         "import sys\n"
-        "from metaflow_artifacts.mf.datastore import default_store\n"
+        "from metaflow_artifacts._mf.datastore import default_store\n"
         "print(default_store().read_file(sys.argv[1], 'file').decode())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("METAFLOW", "AWS"))}
@@ -175,6 +175,7 @@ def test_a_default_store_on_s3_is_reached(s3_server: SeaweedServer, tmp_path: Pa
 
 
 def test_core_alone_does_not_import_metaflow() -> None:
-    code = "import sys, metaflow_artifacts.store; print([name for name in sys.modules if name.startswith('metaflow.')])"
+    code = "import sys, metaflow_artifacts._store.store as _; "
+    code += "print([name for name in sys.modules if name.startswith('metaflow.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -11,8 +11,8 @@ from metaflow.exception import MetaflowException, MetaflowExceptionWrapper
 from metaflow.metaflow_current import current
 
 import metaflow_artifacts.errors
+from metaflow_artifacts._mf.errors import in_flow, in_hook, shown
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, SourceError
-from metaflow_artifacts.mf.errors import in_flow, in_hook, shown
 
 NAMED = [getattr(metaflow_artifacts.errors, name) for name in metaflow_artifacts.errors.__all__]
 CLASSES = [named for named in NAMED if issubclass(named, ArtifactError)]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts import TargetError
-from metaflow_artifacts.mf import loaded
-from metaflow_artifacts.mf.loaded import Loaded, TemporaryDirectories, loaded_keys, note_loaded
+from metaflow_artifacts._mf import loaded
+from metaflow_artifacts._mf.loaded import Loaded, TemporaryDirectories, loaded_keys, note_loaded
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_directories_go_at_the_end_of_the_process_and_not_in_its_children(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
-        "from metaflow_artifacts.mf.loaded import TemporaryDirectories\n"
+        "from metaflow_artifacts._mf.loaded import TemporaryDirectories\n"
         "directories = TemporaryDirectories(sys.argv[1])\n"
         "path = directories.new('x_')\n"
         "if os.fork() == 0:\n"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactNotFound, ModelArtifact, StorageError, Store, TransientStorageError, open_store
-from metaflow_artifacts.mf import datastore
-from metaflow_artifacts.mf.datastore import store_at, store_for
+from metaflow_artifacts._mf import datastore
+from metaflow_artifacts._mf.datastore import store_at, store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 

@@ -9,8 +9,8 @@ import pytest
 from metaflow.metaflow_current import current
 
 from metaflow_artifacts import UsageError
-from metaflow_artifacts.keys import HUB
-from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity, id_of, scope_of
+from metaflow_artifacts._format.keys import HUB
+from metaflow_artifacts._mf.task import ENVIRONMENT_VARIABLE, TaskIdentity, id_of, scope_of
 
 IDENTITY = TaskIdentity("Flow", "7", "train", "9", 2, "a" * 12, "b" * 12, "local", "/data/.metaflow", "5")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_artifacts.mf.loaded import TemporaryDirectories
+from metaflow_artifacts._mf.loaded import TemporaryDirectories
 
 
 def mode(path: Path) -> int:
@@ -109,7 +109,7 @@ def without_privileges() -> None:
 
 READ_ONLY = """
 import os, sys
-from metaflow_artifacts.mf.loaded import TemporaryDirectories
+from metaflow_artifacts._mf.loaded import TemporaryDirectories
 directories = TemporaryDirectories(sys.argv[1])
 made = directories.new("x_")
 for name in ("a/b/c", "a/d", "e"):
@@ -139,7 +139,7 @@ def test_directories_without_permissions_go_too(parent: Path) -> None:
 def test_a_parent_that_cannot_be_written_keeps_its_mode(parent: Path) -> None:
     code = (
         "import os, sys\n"
-        "from metaflow_artifacts.mf.loaded import TemporaryDirectories\n"
+        "from metaflow_artifacts._mf.loaded import TemporaryDirectories\n"
         "directories = TemporaryDirectories(sys.argv[1])\n"
         "open(os.path.join(directories.new('x_'), 'file'), 'w').close()\n"
         "os.chmod(sys.argv[1], 0o500)\n"

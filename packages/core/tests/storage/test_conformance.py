@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from metaflow_artifacts.storage import Storage, open_storage
-from metaflow_artifacts.storage.s3 import S3Storage
+from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts.testing._suite import Suite
 from metaflow_artifacts.testing.conformance import ServerConformance, StorageConformance
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
-from metaflow_artifacts.storage.local import LocalStorage
 from metaflow_artifacts.testing.faults import small_disk
 
 MIB = 1 << 20
@@ -100,7 +100,7 @@ def test_read_only_file_system(disk: Path) -> None:
 AS_ANOTHER_USER = """
 import os, sys
 from metaflow_artifacts.errors import ArtifactError
-from metaflow_artifacts.storage.local import LocalStorage
+from metaflow_artifacts._storage.local import LocalStorage
 # Only now: that user may not be able to read where Python is installed.
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 storage = LocalStorage(sys.argv[1])
@@ -147,7 +147,7 @@ def test_another_user_may_read_and_not_write(shared: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from metaflow_artifacts.storage.local import LocalStorage
+from metaflow_artifacts._storage.local import LocalStorage
 storage = LocalStorage(sys.argv[1])
 with storage.stage(4) as staged:
     staged.write(memoryview(b"half"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage.local import LocalStorage
 
 
 @pytest.fixture

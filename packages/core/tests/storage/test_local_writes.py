@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from metaflow_artifacts._storage import _local_claims, local, open_storage
+from metaflow_artifacts._storage.base import ObjectInfo
+from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage import _local_claims, local, open_storage
-from metaflow_artifacts.storage.base import ObjectInfo
-from metaflow_artifacts.storage.local import LocalStorage
 
 WRITES = ["put", "put_if_absent", "stage"]
 
@@ -176,7 +176,7 @@ def test_touch_tells_whether_the_time_is_later(storage: LocalStorage) -> None:
 
 AS_ANOTHER_USER = """
 import os, sys
-from metaflow_artifacts.storage.local import LocalStorage
+from metaflow_artifacts._storage.local import LocalStorage
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 storage = LocalStorage(sys.argv[1])
 print(storage.touch("a/b", 0.0), storage.put("a/b", b"content"), storage.touch("a/b", 0.0))

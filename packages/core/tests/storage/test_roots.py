@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts.errors import InvalidReference
-from metaflow_artifacts.storage import open_storage
 
 NO_ROOTS = [
     "s3:",

@@ -16,6 +16,8 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
+from metaflow_artifacts._storage import _s3_requests, open_storage
+from metaflow_artifacts._storage.s3 import S3Storage, client_config
 from metaflow_artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -23,8 +25,6 @@ from metaflow_artifacts.errors import (
     StorageError,
     TransientStorageError,
 )
-from metaflow_artifacts.storage import _s3_requests, open_storage
-from metaflow_artifacts.storage.s3 import S3Storage, client_config
 from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Lose, Refuse, Request, Stall
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -305,7 +305,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
 PUT = """
 import sys
 from metaflow_artifacts.errors import ArtifactError
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 storage = open_storage(sys.argv[1])
 try:
     storage.put("a", b"content")
@@ -378,7 +378,7 @@ def test_payload_is_neither_signed_nor_asked_leave_for(storage: S3Storage, proxy
 
 FORK = """
 import os, sys
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
 storage = open_storage(sys.argv[1])
 storage.put("a", b"content")
 pids = []
@@ -418,7 +418,7 @@ def test_connecting_early_makes_the_one_client(root: str, s3_server: SeaweedServ
 
 def test_boto3_is_not_imported_before_it_is_needed(root: str) -> None:
     code = (
-        "import sys\nfrom metaflow_artifacts.storage import open_storage\n"
+        "import sys\nfrom metaflow_artifacts._storage import open_storage\n"
         "open_storage(sys.argv[1]); open_storage('/x')\n"
         "print([name for name in sys.modules if name.startswith(('boto', 'urllib3'))])"
     )

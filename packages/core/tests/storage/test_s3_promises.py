@@ -14,9 +14,9 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
+from metaflow_artifacts._storage import _s3_requests, open_storage
+from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TransientStorageError
-from metaflow_artifacts.storage import _s3_requests, open_storage
-from metaflow_artifacts.storage.s3 import S3Storage
 from metaflow_artifacts.testing.faults import Answer, FaultProxy, Request
 from metaflow_artifacts.testing.promises import (
     copies_without_renewing,

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from metaflow_artifacts import __version__
-from metaflow_artifacts.cli import reading, upkeep
-from metaflow_artifacts.cli.output import escape
+from metaflow_artifacts._cli import reading, upkeep
+from metaflow_artifacts._cli.output import escape
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
 
 __all__ = ["main", "parser"]

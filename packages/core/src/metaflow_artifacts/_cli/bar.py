@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from metaflow_artifacts.cli.output import size
-from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts._cli.output import size
+from metaflow_artifacts._transfer.progress import Progress
 
 __all__ = ["bar"]
 
@@ -19,17 +19,17 @@ _WIDTH = 30
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Transfer]:
+def bar(what: str) -> Iterator[Progress]:
     """Something to pass as `progress`; while the block runs, a terminal shows how far it is."""
     stream = sys.stderr
     if not stream.isatty():
-        yield Transfer()
+        yield Progress()
         return
     lock = threading.Lock()
     began = time.monotonic()
     drawn = began + _AFTER - _EVERY
 
-    def draw(transfer: Transfer) -> None:
+    def draw(transfer: Progress) -> None:
         nonlocal drawn
         now = time.monotonic()
         if now - drawn < _EVERY or not lock.acquire(blocking=False):
@@ -46,7 +46,7 @@ def bar(what: str) -> Iterator[Transfer]:
             lock.release()
 
     try:
-        yield Transfer(draw)
+        yield Progress(draw)
     finally:
         if drawn > began + _AFTER - _EVERY:
             stream.write("\r\x1b[K")

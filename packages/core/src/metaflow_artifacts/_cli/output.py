@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from metaflow_artifacts.floats import without_floats
+from metaflow_artifacts._format.floats import without_floats
 
 __all__ = ["count", "duration", "escape", "print_json", "print_table", "seconds", "size", "when"]
 

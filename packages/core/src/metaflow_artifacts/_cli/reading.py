@@ -12,15 +12,15 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
 
-from metaflow_artifacts.ancestry import lineage
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.cli.bar import bar
-from metaflow_artifacts.cli.output import count, escape, escape_lines, print_json, print_table, size, warn, when
-from metaflow_artifacts.cli.roots import resolve, store_of
+from metaflow_artifacts._cli.bar import bar
+from metaflow_artifacts._cli.output import count, escape, escape_lines, print_json, print_table, size, warn, when
+from metaflow_artifacts._cli.roots import resolve, store_of
+from metaflow_artifacts._format.manifest import FileEntry, Manifest
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.ancestry import lineage
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, artifact_objects, heads
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
-from metaflow_artifacts.manifest import FileEntry, Manifest
-from metaflow_artifacts.store import Store
-from metaflow_artifacts.survey import ARTIFACT_PREFIXES, artifact_objects, heads
 
 __all__ = ["add_commands"]
 

@@ -6,10 +6,10 @@ import argparse
 import os
 from importlib.util import find_spec
 
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS, parse_key
+from metaflow_artifacts._store.store import Store, open_store
+from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS, parse_key
-from metaflow_artifacts.store import Store, open_store
-from metaflow_artifacts.survey import ARTIFACT_PREFIXES
 
 __all__ = ["resolve", "store_of"]
 
@@ -36,7 +36,7 @@ def _open(options: argparse.Namespace) -> Store:
     if root is None:
         if not with_metaflow:
             raise StorageError("which store? pass --root: a directory, or s3://bucket/prefix")
-        from metaflow_artifacts.mf.datastore import default_store
+        from metaflow_artifacts._mf.datastore import default_store
 
         try:
             return default_store()
@@ -47,7 +47,7 @@ def _open(options: argparse.Namespace) -> Store:
             raise ArtifactNotFound(f"--root {root!r} names no bucket; pass s3://bucket/prefix{_instead()}")
         if with_metaflow:
             # With the endpoint, role and encryption that Metaflow is configured for.
-            from metaflow_artifacts.mf.datastore import store_at
+            from metaflow_artifacts._mf.datastore import store_at
 
             return store_at("s3", root)
         return open_store(root)

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 
-from metaflow_artifacts.check import check
-from metaflow_artifacts.cli.bar import bar
-from metaflow_artifacts.cli.output import count, duration, escape, print_json, print_table, seconds, size, warn, when
-from metaflow_artifacts.cli.roots import resolve, store_of
+from metaflow_artifacts._cli.bar import bar
+from metaflow_artifacts._cli.output import count, duration, escape, print_json, print_table, seconds, size, warn, when
+from metaflow_artifacts._cli.roots import resolve, store_of
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import GRACE, gc
+from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
+from metaflow_artifacts._upkeep.survey import artifact_objects, outlines, stored_chunks
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
-from metaflow_artifacts.gc import GRACE, gc
-from metaflow_artifacts.keys import CHECKPOINTS, HUB
-from metaflow_artifacts.retain import Rules, execute_retention, plan_retention
-from metaflow_artifacts.survey import artifact_objects, outlines, stored_chunks
 
 __all__ = ["add_commands"]
 

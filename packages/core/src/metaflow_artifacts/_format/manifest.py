@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NoReturn, TypeGuard, cast
 
-from metaflow_artifacts.artifact import MAX_DEPTH, ModelArtifact, depth, validate
+from metaflow_artifacts._format.floats import with_floats, without_floats
+from metaflow_artifacts._format.reference import MAX_DEPTH, ModelArtifact, depth, validate_reference
 from metaflow_artifacts.errors import CorruptArtifact, SourceError, UnsupportedFormat
-from metaflow_artifacts.floats import with_floats, without_floats
 
 __all__ = [
     "FORMAT",
@@ -319,7 +319,7 @@ def _head(data: bytes, front: Front) -> Head:
     if not isinstance(wire, dict):
         raise _Bad("head: expected an object")
     artifact = wire.get("artifact")
-    problems = validate(artifact)
+    problems = validate_reference(artifact)
     if problems or not isinstance(artifact, dict):
         raise _Bad("artifact: " + "; ".join(problems))
     if depth(artifact) > MAX_DEPTH + 1:

@@ -15,7 +15,15 @@ from typing import Any, Literal, TypedDict, cast
 
 from metaflow_artifacts.errors import ArtifactWarning, InvalidReference
 
-__all__ = ["MAX_DEPTH", "ModelArtifact", "depth", "is_model_artifact", "normalise_metadata", "parse", "validate"]
+__all__ = [
+    "MAX_DEPTH",
+    "ModelArtifact",
+    "depth",
+    "is_model_artifact",
+    "normalise_metadata",
+    "parse_reference",
+    "validate_reference",
+]
 
 
 MAX_DEPTH = 100
@@ -24,7 +32,7 @@ _MAX_BITS = 4096
 _NAMED = 5
 """Members that a warning names."""
 _NAME_LENGTH = 100
-_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.(mfart|artifacts)_")
+_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.artifacts_")
 
 
 class _Required(TypedDict):
@@ -78,7 +86,7 @@ _TYPES: dict[str, type] = {
 _OPTIONAL: dict[str, type] = {"name": str, "version_id": int, "gang": str, "parents": list}
 
 
-def validate(value: object) -> list[str]:
+def validate_reference(value: object) -> list[str]:
     """Everything that keeps `value` from being a ModelArtifact, each problem with where and what was found.
 
     It checks shape and types. It does not decide whether the key is well-formed or anything is stored there.
@@ -111,12 +119,12 @@ def _is(value: object, expected: type) -> bool:
 
 def is_model_artifact(value: object) -> bool:
     """Whether `value` has the shape of a ModelArtifact."""
-    return not validate(value)
+    return not validate_reference(value)
 
 
-def parse(value: object) -> ModelArtifact:
+def parse_reference(value: object) -> ModelArtifact:
     """`value` as a ModelArtifact, unknown keys kept. Raises InvalidReference naming every problem at once."""
-    problems = validate(value)
+    problems = validate_reference(value)
     if problems:
         raise InvalidReference(
             "not a reference to a stored artifact (" + "; ".join(problems) + "); pass the dict that save() returned"

@@ -10,7 +10,7 @@ from metaflow_artifacts.errors import UsageError
 __all__ = ["refuse_foreign_decorators"]
 
 _NAMES = ("model", "checkpoint", "huggingface_hub")
-_OURS = "metaflow_extensions.mfart_"
+_OURS = "metaflow_extensions.artifacts_"
 
 
 @functools.lru_cache(maxsize=1)

@@ -24,9 +24,9 @@ from metaflow_artifacts.errors import (
 
 if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
-    from metaflow_artifacts.artifact import ModelArtifact
-    from metaflow_artifacts.storage import Storage
-    from metaflow_artifacts.store import Store
+    from metaflow_artifacts._format.reference import ModelArtifact
+    from metaflow_artifacts._storage import Storage
+    from metaflow_artifacts._store.store import Store
 
 __all__ = [
     "default_store",
@@ -84,7 +84,7 @@ def default_store() -> Store:
     running = running_flow_datastore()
     if running is not None:
         return store_of_flow(running)
-    from metaflow_artifacts.mf.task import TaskIdentity
+    from metaflow_artifacts._mf.task import TaskIdentity
 
     task = TaskIdentity.from_environment()
     if task is not None:
@@ -109,8 +109,8 @@ def store_for(reference: str | Mapping[str, Any], default: Store | None = None) 
     Raises InvalidReference for a dict that is no reference, ArtifactNotFound where neither store holds the artifact,
     and StorageError where that cannot be known; the message has both places and what was found at each.
     """
-    from metaflow_artifacts.artifact import parse
-    from metaflow_artifacts.store import root_of
+    from metaflow_artifacts._format.reference import parse_reference
+    from metaflow_artifacts._store.store import root_of
 
     root = root_of(reference)
     if root is None or isinstance(reference, str) or ("://" in root and not root.startswith("s3://")):
@@ -123,7 +123,7 @@ def store_for(reference: str | Mapping[str, Any], default: Store | None = None) 
             no_default = error
     if default is not None and _is_same(root, default.root):
         return default
-    return _found(root, parse(reference), default, no_default)
+    return _found(root, parse_reference(reference), default, no_default)
 
 
 def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default: ArtifactError | None) -> Store:
@@ -173,7 +173,7 @@ def _storage(root: str, patience: float | None) -> Storage:
     """The storage at `root`; one that waits `patience` seconds for an answer, where it may be gone."""
     if patience is None or not root.startswith("s3://"):
         return _open(root).storage
-    from metaflow_artifacts.storage.s3 import S3Storage
+    from metaflow_artifacts._storage.s3 import S3Storage
 
     return S3Storage(root, functools.partial(s3_client, patience), patience=patience)
 
@@ -218,14 +218,14 @@ def store_of_task(task: Any) -> Store:
 
 @functools.lru_cache(maxsize=16)
 def _open(root: str) -> Store:
-    from metaflow_artifacts.store import Store, open_store
+    from metaflow_artifacts._store.store import Store, open_store
 
     _let_warnings_through()
     if not root.startswith("s3://"):
         return open_store(root)
     from metaflow import metaflow_config
 
-    from metaflow_artifacts.storage.s3 import S3Storage
+    from metaflow_artifacts._storage.s3 import S3Storage
 
     storage = S3Storage(root, s3_client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION)
     # While the task gets ready for its first save or load.
@@ -283,7 +283,7 @@ def s3_client(patience: float | None = None) -> Any:
     from metaflow import metaflow_config
     from metaflow.plugins.aws.aws_client import get_aws_client
 
-    from metaflow_artifacts.storage.s3 import client_config
+    from metaflow_artifacts._storage.s3 import client_config
 
     # A copy: Metaflow's provider writes into what it is given.
     params: dict[str, Any] = copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS or {})

@@ -24,7 +24,7 @@ __all__ = ["in_flow", "in_hook", "shown"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OURS = re.compile(r"metaflow_artifacts(\.|$)|metaflow_extensions\.mfart_")
+_OURS = re.compile(r"metaflow_artifacts(\.|$)|metaflow_extensions\.artifacts_")
 _BETWEEN = re.compile(r"contextlib$|functools$|concurrent\.futures(\.|$)")
 _METAFLOWS = re.compile(r"metaflow(\.|$)")
 

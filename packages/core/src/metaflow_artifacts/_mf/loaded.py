@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts.errors import TargetError
-from metaflow_artifacts.removal import remove_tree
 
 __all__ = ["Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"]
 

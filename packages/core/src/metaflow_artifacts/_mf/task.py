@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
+from metaflow_artifacts._format.keys import CHECKPOINTS, CheckpointPlace
+from metaflow_artifacts._mf.canonical import Unstable, canonical
 from metaflow_artifacts.errors import UsageError
-from metaflow_artifacts.keys import CHECKPOINTS, CheckpointPlace
-from metaflow_artifacts.mf.canonical import Unstable, canonical
 
 if TYPE_CHECKING:
-    from metaflow_artifacts.store import Store
+    from metaflow_artifacts._store.store import Store
 
 __all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "TaskIdentity", "id_of", "place_of", "scope_of"]
 
@@ -53,7 +53,7 @@ class TaskIdentity:
         """The task that runs in this process, from `task_pre_step` on, which is given the arguments."""
         from metaflow.metaflow_current import current
 
-        from metaflow_artifacts.mf.datastore import store_of_flow
+        from metaflow_artifacts._mf.datastore import store_of_flow
 
         if current.flow_name is None or current.step_name is None:
             raise UsageError("no task of a flow runs in this process")
@@ -84,7 +84,7 @@ class TaskIdentity:
 
     def store(self) -> Store:
         """The store that the task writes to."""
-        from metaflow_artifacts.mf.datastore import store_at
+        from metaflow_artifacts._mf.datastore import store_at
 
         return store_at(self.datastore_type, self.datastore_root)
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from metaflow_artifacts._storage.base import PATIENCE, ObjectInfo, Reader, Staged, Storage
+from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import InvalidReference
-from metaflow_artifacts.storage.base import PATIENCE, ObjectInfo, Reader, Staged, Storage
-from metaflow_artifacts.storage.local import LocalStorage
 
 __all__ = ["LocalStorage", "ObjectInfo", "Reader", "Staged", "Storage", "open_storage"]
 
@@ -37,7 +37,7 @@ def open_storage(
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidReference(f"datastore root {root!r} is neither a path nor an s3:// URL")
     if text.startswith("s3://"):
-        from metaflow_artifacts.storage.s3 import S3Storage
+        from metaflow_artifacts._storage.s3 import S3Storage
 
         return S3Storage(text, client, sse=sse, sse_kms_key_id=sse_kms_key_id, patience=patience)
     # A URL that lost a slash (pathlib takes one from `//`) must not become a directory called `s3:`.

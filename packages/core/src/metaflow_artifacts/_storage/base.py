@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from metaflow_artifacts._storage.names import PROBE
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage._names import PROBE
 
 __all__ = ["PATIENCE", "ObjectInfo", "Reader", "Staged", "Storage"]
 

@@ -12,10 +12,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
-from metaflow_artifacts.storage._local_claims import Claim, uptime
-from metaflow_artifacts.storage._local_errors import DENIED, MISSING, NO_LINKS, NO_LOCKS, REASONS, raise_error
-from metaflow_artifacts.storage._local_files import (
+from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._storage.local_claims import Claim, uptime
+from metaflow_artifacts._storage.local_errors import DENIED, MISSING, NO_LINKS, NO_LOCKS, REASONS, raise_error
+from metaflow_artifacts._storage.local_files import (
     FileReader,
     TemporaryFile,
     in_directory,
@@ -23,9 +23,9 @@ from metaflow_artifacts.storage._local_files import (
     parents,
     sync_directory,
 )
-from metaflow_artifacts.storage._local_walk import refuse_broken_links, walk
-from metaflow_artifacts.storage._names import TEMPORARY, check_key, check_prefix
-from metaflow_artifacts.storage.base import ObjectInfo, Storage
+from metaflow_artifacts._storage.local_walk import refuse_broken_links, walk
+from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
 
 __all__ = ["LocalStorage"]
 

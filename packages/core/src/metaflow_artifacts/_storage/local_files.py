@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from metaflow_artifacts._storage.local_errors import REASONS, raise_error
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage._local_errors import REASONS, raise_error
 
 __all__ = ["FileReader", "TemporaryFile", "in_directory", "open_file", "parents", "sync_directory"]
 

@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Iterator
 
+from metaflow_artifacts._storage.base import ObjectInfo
+from metaflow_artifacts._storage.local_errors import MISSING, raise_error
+from metaflow_artifacts._storage.names import is_key
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage._local_errors import MISSING, raise_error
-from metaflow_artifacts.storage._names import is_key
-from metaflow_artifacts.storage.base import ObjectInfo
 
 __all__ = ["refuse_broken_links", "walk"]
 

@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from metaflow_artifacts._storage.base import PATIENCE, ObjectInfo, Storage
+from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
+from metaflow_artifacts._storage.s3_client import THREADS, Body, client_config
+from metaflow_artifacts._storage.s3_deletes import Deletes
+from metaflow_artifacts._storage.s3_errors import code_of, faults, is_unsupported, was_retried
+from metaflow_artifacts._storage.s3_objects import ObjectReader, StagedObject, memory
+from metaflow_artifacts._storage.s3_requests import Requests
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     InvalidReference,
     StorageError,
     TransientStorageError,
 )
-from metaflow_artifacts.storage._names import TEMPORARY, check_key, check_prefix, is_key
-from metaflow_artifacts.storage._s3_client import THREADS, Body, client_config
-from metaflow_artifacts.storage._s3_deletes import Deletes
-from metaflow_artifacts.storage._s3_errors import code_of, faults, is_unsupported, was_retried
-from metaflow_artifacts.storage._s3_objects import ObjectReader, StagedObject, memory
-from metaflow_artifacts.storage._s3_requests import Requests
-from metaflow_artifacts.storage.base import PATIENCE, ObjectInfo, Storage
 
 __all__ = ["S3Storage", "client_config"]
 

@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from metaflow_artifacts._storage.names import check_key
+from metaflow_artifacts._storage.s3_errors import explain, is_unsupported
+from metaflow_artifacts._storage.s3_requests import Requests
+from metaflow_artifacts._storage.threads import for_each
 from metaflow_artifacts.errors import ArtifactNotFound, StorageError
-from metaflow_artifacts.storage._names import check_key
-from metaflow_artifacts.storage._s3_errors import explain, is_unsupported
-from metaflow_artifacts.storage._s3_requests import Requests
-from metaflow_artifacts.storage._threads import for_each
 
 __all__ = ["Deletes"]
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from metaflow_artifacts._storage.s3_errors import code_of, explain, faults
+from metaflow_artifacts._storage.s3_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
-from metaflow_artifacts.storage._s3_errors import code_of, explain, faults
-from metaflow_artifacts.storage._s3_requests import Requests
 
 __all__ = ["ObjectReader", "StagedObject", "memory"]
 

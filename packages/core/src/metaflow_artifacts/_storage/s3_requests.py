@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from metaflow_artifacts._storage.s3_client import default_client, prepare
+from metaflow_artifacts._storage.s3_errors import Place, code_of, explain, faults
 from metaflow_artifacts.errors import StorageError, TransientStorageError
-from metaflow_artifacts.storage._s3_client import default_client, prepare
-from metaflow_artifacts.storage._s3_errors import Place, code_of, explain, faults
 
 __all__ = ["Requests"]
 

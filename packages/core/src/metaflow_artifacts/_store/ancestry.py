@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.store import Store, key_of, open_store, root_of
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
-from metaflow_artifacts.store import Store, key_of, open_store, root_of
 
 __all__ = ["lineage"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
-from metaflow_artifacts.numbering import highest_number
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.store import Store
+from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.numbering import highest_number
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.progress import Progress
 
 __all__ = ["DEFAULT_NAME", "CheckpointWriter"]
 
@@ -58,7 +58,7 @@ class CheckpointWriter:
         label: str,
         parents: Sequence[str] = (),
         latest: bool = True,
-        progress: Transfer | None = None,
+        progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as the next checkpoint. Raises as `Store.save_checkpoint`."""
         artifact = self.store.save_checkpoint(

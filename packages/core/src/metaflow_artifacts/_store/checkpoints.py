@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from metaflow_artifacts.artifact import ModelArtifact
+from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
+from metaflow_artifacts._format.manifest import Head
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._storage import ObjectInfo
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.gc_marks import SKEW
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
-from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
-from metaflow_artifacts.manifest import Head
-from metaflow_artifacts.storage import ObjectInfo
-from metaflow_artifacts.store import Store
-from metaflow_artifacts.sweeps import SKEW
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, parse_key
+from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts.errors import InvalidReference
-from metaflow_artifacts.keys import CheckpointKey, CheckpointPlace, parse_key
-from metaflow_artifacts.storage.base import Storage
 
 __all__ = ["highest_number"]
 

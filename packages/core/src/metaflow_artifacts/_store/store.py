@@ -13,19 +13,8 @@ from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from typing import Any
 
-from metaflow_artifacts.artifact import ModelArtifact, normalise_metadata, parse
-from metaflow_artifacts.chunks import REFRESH_AFTER, are_safe_from_gc
-from metaflow_artifacts.errors import (
-    ArtifactNotFound,
-    CorruptArtifact,
-    InvalidReference,
-    StorageError,
-    TargetError,
-    TransientStorageError,
-)
-from metaflow_artifacts.keys import MODELS, CheckpointKey, ModelKey, parse_key
-from metaflow_artifacts.loading import fetch_chunks, read_range
-from metaflow_artifacts.manifest import (
+from metaflow_artifacts._format.keys import MODELS, CheckpointKey, ModelKey, parse_key
+from metaflow_artifacts._format.manifest import (
     FRONT_BYTES,
     MAX_BYTES,
     Chunk,
@@ -40,13 +29,24 @@ from metaflow_artifacts.manifest import (
     decode_outline,
     encode,
 )
-from metaflow_artifacts.numbering import highest_number
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.saving import file_entries, save_chunks
-from metaflow_artifacts.scan import Source, scan
-from metaflow_artifacts.source import read_inline
-from metaflow_artifacts.storage import Storage, open_storage
-from metaflow_artifacts.target import create, make_tree, staged_target, write_all
+from metaflow_artifacts._format.reference import ModelArtifact, normalise_metadata, parse_reference
+from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._store.numbering import highest_number
+from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
+from metaflow_artifacts._transfer.loading import fetch_chunks, read_range
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.saving import file_entries, save_chunks
+from metaflow_artifacts._transfer.scan import Source, scan
+from metaflow_artifacts._transfer.source import read_inline
+from metaflow_artifacts._transfer.target import create, make_tree, staged_target, write_all
+from metaflow_artifacts.errors import (
+    ArtifactNotFound,
+    CorruptArtifact,
+    InvalidReference,
+    StorageError,
+    TargetError,
+    TransientStorageError,
+)
 
 __all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_of"]
 
@@ -77,7 +77,7 @@ def key_of(reference: Reference) -> str:
     if isinstance(reference, str):
         key = reference
     elif isinstance(reference, Mapping):
-        key = parse(reference)["key"]
+        key = parse_reference(reference)["key"]
     else:
         raise InvalidReference(
             f"expected a key (str) or the dict that save() returned, found {type(reference).__name__}"
@@ -90,7 +90,7 @@ def root_of(reference: Reference) -> str | None:
     """The datastore root that a reference was saved below, from its `url`; None for a bare key."""
     if isinstance(reference, str):
         return None
-    url, key = parse(reference)["url"], reference["key"]
+    url, key = parse_reference(reference)["url"], reference["key"]
     return url[: -len(key) - 1] if url.endswith("/" + key) else None
 
 
@@ -117,7 +117,7 @@ class Store:
         pathspec: str = "",
         attempt: int = 0,
         parents: Sequence[str] = (),
-        progress: Transfer | None = None,
+        progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as a new model and return the reference to it.
 
@@ -139,7 +139,7 @@ class Store:
         pathspec: str = "",
         parents: Sequence[str] = (),
         latest: bool = True,
-        progress: Transfer | None = None,
+        progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as a checkpoint under the first of `keys` that is free.
 
@@ -180,9 +180,9 @@ class Store:
         source: Source,
         candidates: Iterable[tuple[str, dict[str, Any]]],
         latest: bool,
-        progress: Transfer | None,
+        progress: Progress | None,
     ) -> ModelArtifact:
-        transfer = progress or Transfer()
+        transfer = progress or Progress()
         transfer.start(source.size)
         chunks: list[Chunk] = []
         digests: dict[int, str] = {}
@@ -194,7 +194,7 @@ class Store:
             transfer.add(len(inline), stored=len(inline))
         return self._commit(candidates, file_entries(source.files, digests), source.dirs, chunks, inline, latest)
 
-    def _store_chunks(self, source: Source, transfer: Transfer) -> tuple[list[Chunk], dict[int, str]]:
+    def _store_chunks(self, source: Source, transfer: Progress) -> tuple[list[Chunk], dict[int, str]]:
         root = self.storage.identity()
         for _ in range(_SAVE_ATTEMPTS):
             since = self.storage.now()
@@ -223,7 +223,7 @@ class Store:
         size = sum(file.size for file in files)
         key = ""
         for key, fields in candidates:
-            artifact = parse({**fields, "key": key, "size": size, "url": self.storage.url(key)})
+            artifact = parse_reference({**fields, "key": key, "size": size, "url": self.storage.url(key)})
             manifest = Manifest(artifact, files, dirs, chunks, self.chunk_size, inline, latest)
             if self.storage.put_if_absent(key, encode(manifest)):
                 return artifact
@@ -306,7 +306,7 @@ class Store:
         path: str | os.PathLike[str],
         *,
         only: str | None = None,
-        progress: Transfer | None = None,
+        progress: Progress | None = None,
     ) -> str:
         """Bring an artifact's files into the directory `path`, and return that path.
 
@@ -319,7 +319,7 @@ class Store:
         wanted = {n for n, file in enumerate(manifest.files) if only is None or fnmatchcase(file.path, only)}
         if only is not None and not wanted:
             raise ArtifactNotFound(f"{manifest.artifact['key']}: no file of it matches {only!r}")
-        transfer = progress or Transfer()
+        transfer = progress or Progress()
         transfer.start(sum(manifest.files[n].size for n in wanted))
         with _naming(manifest), staged_target(path) as stage:
             make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())

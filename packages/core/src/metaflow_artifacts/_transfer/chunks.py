@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
+from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._storage.base import Reader, Storage
+from metaflow_artifacts._transfer.gc_marks import wait_for_gc
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, TransientStorageError
-from metaflow_artifacts.manifest import Chunk
-from metaflow_artifacts.storage.base import Reader, Storage
-from metaflow_artifacts.sweeps import wait_for_sweeps
 
 __all__ = [
     "CHUNKS",
@@ -88,7 +88,7 @@ def are_safe_from_gc(
     long ago; else a look at each chunk. False where one is gone: its content is to be stored again.
     """
     distinct = list(dict.fromkeys(chunks))
-    while since is None or wait_for_sweeps(storage, since) or storage.now() - since > refresh_after:
+    while since is None or wait_for_gc(storage, since) or storage.now() - since > refresh_after:
         since = storage.now()
         with ThreadPoolExecutor(storage.threads, thread_name_prefix="metaflow-artifacts") as pool:
             found = set(pool.map(lambda chunk: _probe_chunk(storage, chunk, refresh_after), distinct))

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
+from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts.errors import ArtifactError
-from metaflow_artifacts.storage.base import ObjectInfo, Storage
 
-__all__ = ["MARKS", "Sweep", "wait_for_sweeps"]
+__all__ = ["MARKS", "GcMarks", "wait_for_gc"]
 
 MARKS = "mf.artifacts/gc/"
 
@@ -34,7 +34,7 @@ _RUN, _OPEN, _DONE = ".run", ".open", ".done"
 _POLL = 0.05
 
 
-class Sweep:
+class GcMarks:
     """One run of `gc`, as other processes see it."""
 
     def __init__(self, storage: Storage) -> None:
@@ -79,7 +79,7 @@ def _remove(storage: Storage, marks: list[str]) -> None:
         storage.delete(marks)
 
 
-def wait_for_sweeps(storage: Storage, since: float) -> bool:
+def wait_for_gc(storage: Storage, since: float) -> bool:
     """Whether a `gc` may have deleted anything since the time `since` (seconds since the epoch).
 
     Returns when the batches that were under way have ended: the `open` mark is gone, or the `done` mark is there.

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from metaflow_artifacts.chunks import READ_ATTEMPTS, chunk_key, damaged, missing, read_chunk
+from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._format.plan import Segment, segments
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._transfer.chunks import READ_ATTEMPTS, chunk_key, damaged, missing, read_chunk
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.target import create, seek, write_all
+from metaflow_artifacts._transfer.threads import in_threads
 from metaflow_artifacts.errors import ArtifactNotFound
-from metaflow_artifacts.manifest import Chunk, FileEntry
-from metaflow_artifacts.plan import Segment, segments
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.storage.base import Storage
-from metaflow_artifacts.target import create, seek, write_all
-from metaflow_artifacts.threads import in_threads
 
 __all__ = ["fetch_chunks", "read_range"]
 
@@ -29,7 +29,7 @@ def fetch_chunks(
     chunks: Sequence[Chunk],
     directory: str,
     wanted: set[int],
-    transfer: Transfer,
+    transfer: Progress,
 ) -> None:
     """Write the files with the numbers in `wanted` below `directory`, an empty directory of the caller's.
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-__all__ = ["Transfer"]
+__all__ = ["Progress"]
 
 
-class Transfer:
+class Progress:
     """The bytes of one save or load. Safe to be read from any thread while it goes on.
 
     `watch`, where given, is called with the transfer after each step, from the threads that do the work.
     """
 
-    def __init__(self, watch: Callable[[Transfer], None] | None = None) -> None:
+    def __init__(self, watch: Callable[[Progress], None] | None = None) -> None:
         self.total = 0
         """Bytes of content."""
         self.done = 0

@@ -11,14 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from metaflow_artifacts.chunks import REFRESH_AFTER, chunk_key, is_stored
-from metaflow_artifacts.manifest import Chunk, FileEntry
-from metaflow_artifacts.plan import Group, Segment, plan_groups, segments
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.scan import Source, SourceFile, look_again
-from metaflow_artifacts.source import BLOCK, ROUNDS, Changed, OpenSource, is_young, keeps_changing, wait_for_tick
-from metaflow_artifacts.storage.base import Storage
-from metaflow_artifacts.threads import in_threads
+from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._format.plan import Group, Segment, plan_groups, segments
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
+from metaflow_artifacts._transfer.source import (
+    BLOCK,
+    ROUNDS,
+    Changed,
+    OpenSource,
+    is_young,
+    keeps_changing,
+    wait_for_tick,
+)
+from metaflow_artifacts._transfer.threads import in_threads
 
 __all__ = ["file_entries", "save_chunks"]
 
@@ -27,7 +35,7 @@ _SMALL = 64 << 10
 
 
 def save_chunks(
-    storage: Storage, source: Source, chunk_size: int, transfer: Transfer, refresh_after: float = REFRESH_AFTER
+    storage: Storage, source: Source, chunk_size: int, transfer: Progress, refresh_after: float = REFRESH_AFTER
 ) -> tuple[list[Chunk], dict[int, str]]:
     """Store the content of `source`, cut into chunks as planned.
 
@@ -64,7 +72,7 @@ class _Task:
 
 class _Saver:
     def __init__(
-        self, storage: Storage, files: list[SourceFile], chunk_size: int, transfer: Transfer, refresh_after: float
+        self, storage: Storage, files: list[SourceFile], chunk_size: int, transfer: Progress, refresh_after: float
     ) -> None:
         self.storage = storage
         self.files = files

@@ -7,8 +7,8 @@ import stat
 import warnings
 from dataclasses import dataclass, field
 
+from metaflow_artifacts._transfer.target import STAGING_PREFIX
 from metaflow_artifacts.errors import ArtifactWarning, InvalidReference, SourceError
-from metaflow_artifacts.target import STAGING_PREFIX
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]
 

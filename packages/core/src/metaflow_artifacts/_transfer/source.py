@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts.errors import SourceError
-from metaflow_artifacts.scan import Source, SourceFile, look_again
 
 __all__ = ["BLOCK", "ROUNDS", "Changed", "OpenSource", "is_young", "keeps_changing", "read_inline", "wait_for_tick"]
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts.errors import InvalidReference, TargetError
-from metaflow_artifacts.removal import remove_tree
 
 __all__ = ["STAGING_PREFIX", "create", "make_tree", "seek", "staged_target", "write_all"]
 

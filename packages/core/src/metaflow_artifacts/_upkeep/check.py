@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts.chunks import chunk_key, read_chunk
+from metaflow_artifacts._format.manifest import Chunk, Manifest
+from metaflow_artifacts._storage import ObjectInfo, Storage
+from metaflow_artifacts._store.store import Store, key_of
+from metaflow_artifacts._transfer.chunks import chunk_key, read_chunk
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.threads import in_threads
+from metaflow_artifacts._upkeep.needs import SHOWN, reserved_objects, unknown_needs
+from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, manifests, stored_chunks
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
-from metaflow_artifacts.manifest import Chunk, Manifest
-from metaflow_artifacts.needs import SHOWN, reserved_objects, unknown_needs
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.storage import ObjectInfo, Storage
-from metaflow_artifacts.store import Store, key_of
-from metaflow_artifacts.survey import Strays, artifact_objects, manifests, stored_chunks
-from metaflow_artifacts.threads import in_threads
 
 __all__ = ["CheckReport", "Note", "Problem", "check"]
 
@@ -81,7 +81,7 @@ def check(
     keys: Iterable[str] | None = None,
     *,
     read: bool = False,
-    progress: Transfer | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Check the artifacts at `keys`, or all of the store.
 
@@ -90,11 +90,11 @@ def check(
     deletes and gc may go on meanwhile. Raises InvalidReference for a malformed key among `keys`, ArtifactNotFound
     where nothing is stored at one, StorageError where the storage fails or a link in it leads nowhere.
     """
-    return _Check(store, progress or Transfer()).run(None if keys is None else [key_of(key) for key in keys], read)
+    return _Check(store, progress or Progress()).run(None if keys is None else [key_of(key) for key in keys], read)
 
 
 class _Check:
-    def __init__(self, store: Store, transfer: Transfer) -> None:
+    def __init__(self, store: Store, transfer: Progress) -> None:
         self.store = store
         self.transfer = transfer
         self.strays = Strays(store.storage)

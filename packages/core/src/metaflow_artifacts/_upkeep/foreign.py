@@ -33,9 +33,9 @@ from __future__ import annotations
 
 import threading
 
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS
+from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts.errors import ArtifactNotFound
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS
-from metaflow_artifacts.storage.base import Storage
 
 __all__ = ["ForeignArtifacts"]
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, parse_key
+from metaflow_artifacts._storage import ObjectInfo, Storage
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.gc_marks import GcMarks, old_marks
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
+from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, Strays, artifact_objects, chunk_objects, outlines
 from metaflow_artifacts.errors import CorruptArtifact, InvalidReference, StorageError, TransientStorageError
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, parse_key
-from metaflow_artifacts.needs import refuse_unknown_needs
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.storage import ObjectInfo, Storage
-from metaflow_artifacts.store import Store
-from metaflow_artifacts.survey import ARTIFACT_PREFIXES, Strays, artifact_objects, chunk_objects, outlines
-from metaflow_artifacts.sweeps import Sweep, old_marks
 
 __all__ = ["GRACE", "GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"]
 
@@ -109,7 +109,7 @@ def gc(
     exclusive: bool = False,
     dry_run: bool = True,
     ignore: Sequence[str] = (),
-    progress: Transfer | None = None,
+    progress: Progress | None = None,
 ) -> GcStats:
     """Remove what no artifact needs and nothing has written or needed for `grace` seconds.
 
@@ -236,7 +236,7 @@ def _key(text: str) -> CheckpointKey | None:
     return key if isinstance(key, CheckpointKey) else None
 
 
-def execute_gc(store: Store, plan: GcPlan, *, progress: Transfer | None = None) -> GcStats:
+def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) -> GcStats:
     """Remove what `plan_gc` found, but for what was needed again since.
 
     Raises StorageError where the storage fails, and where what `plan_gc` refuses has come into the store since.
@@ -248,7 +248,7 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Transfer | None = None) 
     for _ in artifact_objects(store.storage, strays=strays):
         pass
     strays.refuse()
-    removed = _remove_garbage(store, plan, progress or Transfer())
+    removed = _remove_garbage(store, plan, progress or Progress())
     freed = (*removed, *plan.temporary, *plan.markers)
     store.storage.delete([info.key for info in (*plan.temporary, *plan.markers)])
     return GcStats(
@@ -266,16 +266,16 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Transfer | None = None) 
     )
 
 
-def _remove_garbage(store: Store, plan: GcPlan, transfer: Transfer) -> list[ObjectInfo]:
+def _remove_garbage(store: Store, plan: GcPlan, transfer: Progress) -> list[ObjectInfo]:
     transfer.start(sum(info.size for info in plan.garbage))
     storage = store.storage
-    sweep = Sweep(storage)
+    marks = GcMarks(storage)
     waiting = list(plan.garbage)
     removed: list[ObjectInfo] = []
     size = _BATCH
     while waiting:
         batch, waiting = waiting[:size], waiting[size:]
-        with sweep.batch() as in_time, ThreadPoolExecutor(storage.threads) as pool:
+        with marks.batch() as in_time, ThreadPoolExecutor(storage.threads) as pool:
             now = list(pool.map(lambda info: storage.stat(info.key), batch))
             doomed = [info for info in now if info is not None and info.modified < plan.limit]
             if not in_time():

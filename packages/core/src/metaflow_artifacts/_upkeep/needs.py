@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metaflow_artifacts import __version__
+from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage.base import ObjectInfo, Storage
 
 __all__ = [
     "KNOWN",

@@ -16,16 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import created_at, newest_first, task_of
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
+from metaflow_artifacts._format.manifest import Head
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._storage import ObjectInfo
+from metaflow_artifacts._store.checkpoints import created_at, newest_first, task_of
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.threads import in_threads
+from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
+from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, heads
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
-from metaflow_artifacts.manifest import Head
-from metaflow_artifacts.needs import refuse_unknown_needs
-from metaflow_artifacts.storage import ObjectInfo
-from metaflow_artifacts.store import Store
-from metaflow_artifacts.survey import Strays, artifact_objects, heads
-from metaflow_artifacts.threads import in_threads
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from metaflow_artifacts.chunks import CHUNKS
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS, parse_key
+from metaflow_artifacts._format.manifest import FORMAT, Head, Manifest, Outline
+from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.chunks import CHUNKS
+from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
+from metaflow_artifacts._upkeep.needs import SHOWN, listed
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, StorageError
-from metaflow_artifacts.foreign import ForeignArtifacts
-from metaflow_artifacts.keys import CHECKPOINTS, HUB, MODELS, parse_key
-from metaflow_artifacts.manifest import FORMAT, Head, Manifest, Outline
-from metaflow_artifacts.needs import SHOWN, listed
-from metaflow_artifacts.storage.base import ObjectInfo, Storage
-from metaflow_artifacts.store import Store
 
 __all__ = [
     "ARTIFACT_PREFIXES",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from metaflow_artifacts.storage.base import Storage
+from metaflow_artifacts._storage.base import Storage
 
 __all__ = ["race_in_processes", "race_in_threads"]
 

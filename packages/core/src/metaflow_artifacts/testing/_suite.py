@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from metaflow_artifacts.storage.base import ObjectInfo, Storage
+from metaflow_artifacts._storage.base import ObjectInfo, Storage
 
 __all__ = ["Suite", "about", "read_blocks", "stage"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts.errors import InvalidReference
-from metaflow_artifacts.storage.base import Storage
 from metaflow_artifacts.testing._suite import Suite, read_blocks, stage
 
 __all__ = ["HOSTILE_KEYS", "ODD_KEYS", "NameTests", "RefusalTests"]

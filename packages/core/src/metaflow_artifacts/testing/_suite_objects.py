@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
+from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
-from metaflow_artifacts.storage.base import Storage
 from metaflow_artifacts.testing._suite import Suite, about, read_blocks
 
 __all__ = ["ObjectTests"]

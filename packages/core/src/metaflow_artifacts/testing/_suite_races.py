@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
+from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts.errors import StorageError
-from metaflow_artifacts.storage.base import Storage
 from metaflow_artifacts.testing._race import race_in_processes, race_in_threads
 from metaflow_artifacts.testing._suite import Suite, read_blocks, stage
 from metaflow_artifacts.testing._suite_names import ODD_KEYS

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from metaflow_artifacts.storage.s3 import client_config
+from metaflow_artifacts._storage.s3 import client_config
 
 __all__ = ["S3Server", "find_program", "free_ports", "launch", "running", "s3_client"]
 

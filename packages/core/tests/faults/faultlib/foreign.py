@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Mapping
 from uuid import uuid4
 
-from metaflow_artifacts.storage import Storage
+from metaflow_artifacts._storage import Storage
 
 PLACE = "Flow/start/3a12c0aa5bf7/a92ae9615600"
 

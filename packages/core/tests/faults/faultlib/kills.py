@@ -25,15 +25,16 @@ from typing import Any
 from faultlib.newest import find_latest
 from faultlib.outcomes import content
 from faultlib.watched import Watched
-from metaflow_artifacts import ArtifactNotFound, Store, sweeps
-from metaflow_artifacts.check import check
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.gc import execute_gc, plan_gc
-from metaflow_artifacts.keys import CheckpointPlace
-from metaflow_artifacts.retain import Rules, execute_retention, plan_retention
-from metaflow_artifacts.storage import LocalStorage, open_storage
-from metaflow_artifacts.sweeps import MARKS
-from metaflow_artifacts.target import STAGING_PREFIX
+from metaflow_artifacts import ArtifactNotFound, Store
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._storage import LocalStorage, open_storage
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._transfer import gc_marks as sweeps
+from metaflow_artifacts._transfer.gc_marks import MARKS
+from metaflow_artifacts._transfer.target import STAGING_PREFIX
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import execute_gc, plan_gc
+from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
 
 CHUNK = 64 << 10
 PLACE = CheckpointPlace("F", "s", "0" * 12, "1" * 12)

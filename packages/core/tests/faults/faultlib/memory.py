@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
+from metaflow_artifacts._storage import ObjectInfo, Reader, Staged, Storage
 from metaflow_artifacts.errors import ArtifactNotFound
-from metaflow_artifacts.storage import ObjectInfo, Reader, Staged, Storage
 
 __all__ = ["MemoryStorage"]
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from metaflow_artifacts import ArtifactError, Store
-from metaflow_artifacts.storage import open_storage
-from metaflow_artifacts.storage.s3 import client_config
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage.s3 import client_config
 from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Lose, Refuse, Request, Stall
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer, seaweedfs
 

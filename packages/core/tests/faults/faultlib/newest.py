@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import latest_checkpoints
-from metaflow_artifacts.keys import CheckpointPlace
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.checkpoints import latest_checkpoints
 
 __all__ = ["find_latest"]
 

@@ -21,10 +21,10 @@ from collections import Counter
 from pathlib import Path
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.check import check
-from metaflow_artifacts.gc import gc
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.storage import open_storage
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import gc
 
 CHUNK = 32 << 10
 
@@ -44,7 +44,7 @@ def saver(store: Store, number: int, end: float, pieces: int) -> Counter[str]:
         while time.monotonic() < end:
             numbers = [choose.randrange(pieces) for _ in range(choose.randint(3, 6))]
             source.write_bytes(b"".join(map(piece, numbers)))
-            progress = Transfer()
+            progress = Progress()
             kept.append((store.save_model(source, progress=progress)["key"], numbers))
             done["saves"] += 1
             done["bytes reused"] += progress.total - progress.stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from metaflow_artifacts.storage import ObjectInfo, Reader, Staged, Storage
+from metaflow_artifacts._storage import ObjectInfo, Reader, Staged, Storage
 
 Watcher = Callable[[str, str], None]
 """Called with the operation and its key; what it raises, the operation raises."""

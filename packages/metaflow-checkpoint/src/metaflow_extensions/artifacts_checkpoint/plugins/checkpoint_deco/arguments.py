@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from metaflow_artifacts.errors import UsageError
+from metaflow_artifacts.plugin import UsageError
 
 __all__ = ["SaveArguments", "save_arguments"]
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
-from metaflow_artifacts.mf.datastore import store_for
-from metaflow_artifacts.mf.errors import in_flow
+from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
 
 from .errors import NoDirectory, NoTask
 
@@ -18,8 +16,7 @@ from .errors import NoDirectory, NoTask
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
-    from metaflow_artifacts.artifact import ModelArtifact
-    from metaflow_artifacts.mf.task import TaskIdentity
+    from metaflow_artifacts.plugin import ModelArtifact, TaskIdentity
 
     from .journal import Journal
 
@@ -47,7 +44,7 @@ class Checkpoint:
 
         With `init_dir` it is made at once, else on `with`.
         """
-        from metaflow_artifacts.mf.loaded import TemporaryDirectories
+        from metaflow_artifacts.plugin import TemporaryDirectories
 
         refuse_foreign_decorators()
         self._temporary = TemporaryDirectories(temp_dir_root)
@@ -101,8 +98,7 @@ class Checkpoint:
         read, InvalidReference for a name that breaks a rule, UsageError for an argument of another type or one that is
         given twice, StorageError where the datastore fails.
         """
-        from metaflow_artifacts.checkpoint_writer import DEFAULT_NAME
-        from metaflow_artifacts.progress import Transfer
+        from metaflow_artifacts.plugin import DEFAULT_NAME, Progress
 
         from .arguments import save_arguments
         from .writer import writer_of
@@ -113,7 +109,7 @@ class Checkpoint:
         if path is None:
             path = self._own_directory("save")
         journal = self._journal()
-        transfer = Transfer()
+        transfer = Progress()
         with journal.timed(transfer) as note:
             artifact = writer_of(task, journal).save(
                 path,
@@ -140,8 +136,7 @@ class Checkpoint:
         or changed, TargetError where the directory cannot be written, StorageError where the datastore cannot be
         reached.
         """
-        from metaflow_artifacts.mf.loaded import note_loaded
-        from metaflow_artifacts.store import key_of
+        from metaflow_artifacts.plugin import key_of, note_loaded
 
         from .directory import replace_content
 
@@ -176,7 +171,7 @@ class Checkpoint:
         task or attempt that is none, ArtifactNotFound for a task that does not exist, UsageError for one whose
         step had no `@checkpoint`.
         """
-        from metaflow_artifacts.checkpoints import list_checkpoints
+        from metaflow_artifacts.plugin import list_checkpoints
 
         from .tasks import attempt_number, find_task, store_of
 
@@ -199,7 +194,7 @@ class Checkpoint:
         )
 
     def _task(self, action: str) -> TaskIdentity:
-        from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
+        from metaflow_artifacts.plugin import ENVIRONMENT_VARIABLE, TaskIdentity
 
         task = TaskIdentity.from_environment()
         if task is None:

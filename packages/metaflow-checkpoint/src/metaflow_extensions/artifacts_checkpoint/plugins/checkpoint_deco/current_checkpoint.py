@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import time
 
-from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
-from metaflow_artifacts.mf.loaded import TemporaryDirectories
-from metaflow_artifacts.mf.log import Log
-from metaflow_artifacts.mf.task import TaskIdentity
+from metaflow_artifacts.plugin import (
+    ArtifactError,
+    ArtifactNotFound,
+    CorruptArtifact,
+    Log,
+    TaskIdentity,
+    TemporaryDirectories,
+)
 
 # directory, tasks and writer: imported with the task, so that its first save or list need not.
 from . import directory, tasks, writer  # noqa: F401
+from .checkpoint import PREFIX, Checkpoint
 from .info import CheckpointInfo
 from .journal import Journal
-from .outside import PREFIX, Checkpoint
 from .policy import candidates, of_any_run
 from .report import Report
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
-from metaflow_artifacts.mf.errors import in_hook
-from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.plugin import Log, in_hook, refuse_foreign_decorators
 
 # Every Metaflow process imports this module; what only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ class CheckpointDecorator(StepDecorator):
 
     MF Add To Current
     -----------------
-    checkpoint -> metaflow_extensions.mfart_checkpoint.plugins.checkpoint_deco.current_checkpoint.CurrentCheckpoint
+    checkpoint -> metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.current_checkpoint.CurrentCheckpoint
         Saves, loads and lists checkpoints: `save`, `load`, `list`, `directory`, `is_loaded`, `info`.
 
         @@ Returns
@@ -105,7 +103,7 @@ class CheckpointDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
-        from metaflow_artifacts.mf.task import TaskIdentity
+        from metaflow_artifacts.plugin import TaskIdentity
 
         from .current_checkpoint import CurrentCheckpoint
 

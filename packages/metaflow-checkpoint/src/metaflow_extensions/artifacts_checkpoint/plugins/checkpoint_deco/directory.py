@@ -8,8 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from metaflow_artifacts.errors import TargetError
-from metaflow_artifacts.removal import allow_owner, remove_tree
+from metaflow_artifacts.plugin import TargetError, allow_owner, remove_tree
 
 __all__ = ["replace_content"]
 

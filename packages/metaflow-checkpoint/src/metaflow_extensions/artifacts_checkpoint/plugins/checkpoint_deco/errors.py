@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaflow_artifacts.errors import UsageError
+from metaflow_artifacts.plugin import UsageError
 
 __all__ = ["NoDirectory", "NoTask"]
 

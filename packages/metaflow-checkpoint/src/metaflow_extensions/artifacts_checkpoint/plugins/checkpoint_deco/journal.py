@@ -14,10 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from metaflow_artifacts.errors import UsageError
-from metaflow_artifacts.mf.loaded import loaded_keys
-from metaflow_artifacts.mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
-from metaflow_artifacts.progress import Transfer
+from metaflow_artifacts.plugin import ENVIRONMENT_VARIABLE, Progress, TaskIdentity, UsageError, loaded_keys
 
 __all__ = ["Journal"]
 
@@ -65,7 +62,7 @@ class Journal:
         os.environ[ENVIRONMENT_VARIABLE] = json.dumps({**json.loads(task.encode()), _FIELD: self._directory})
 
     @contextlib.contextmanager
-    def timed(self, transfer: Transfer) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:
+    def timed(self, transfer: Progress) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:
         """Time a save. What is yielded takes the reference that came of it, and whether it may be latest."""
         start = time.monotonic()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.plugin import Log
 
 from .journal import Journal
 from .report import CARD_ID, CARD_TYPE, Report

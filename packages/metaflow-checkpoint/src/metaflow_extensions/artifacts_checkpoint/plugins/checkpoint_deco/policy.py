@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoints import latest_checkpoints
-from metaflow_artifacts.errors import ArtifactError, UsageError
-from metaflow_artifacts.mf.task import TaskIdentity
+from metaflow_artifacts.plugin import ArtifactError, ModelArtifact, TaskIdentity, UsageError, latest_checkpoints
 
 __all__ = ["POLICIES", "candidates", "check_policy", "of_any_run"]
 

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from metaflow_artifacts.mf.card import (
+from metaflow_artifacts.plugin import (
     Html,
     Mark,
     code,

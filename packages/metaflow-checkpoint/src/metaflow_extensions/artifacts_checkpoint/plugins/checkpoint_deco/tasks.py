@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
-from metaflow_artifacts.mf.datastore import default_store
-from metaflow_artifacts.mf.task import TaskIdentity
-from metaflow_artifacts.store import Store
+from metaflow_artifacts.plugin import ArtifactNotFound, InvalidReference, Store, TaskIdentity, default_store
 
 __all__ = ["attempt_number", "find_task", "store_of"]
 

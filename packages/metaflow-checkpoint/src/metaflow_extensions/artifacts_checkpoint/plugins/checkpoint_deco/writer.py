@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.mf.task import TaskIdentity
+from metaflow_artifacts.plugin import CheckpointWriter, TaskIdentity
 
 from .journal import Journal
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.plugin import InvalidReference
 
 __all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "without_secrets"]
 

@@ -15,25 +15,34 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
-from metaflow_artifacts.keys import HUB, CheckpointKey, parse_key
-from metaflow_artifacts.manifest import FileEntry, Manifest
-from metaflow_artifacts.mf.card import count_text, size_text
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.storage.base import ObjectInfo
-from metaflow_artifacts.target import staged_target
+from metaflow_artifacts.plugin import (
+    HUB,
+    ArtifactNotFound,
+    CheckpointKey,
+    CheckpointWriter,
+    CorruptArtifact,
+    FileEntry,
+    InvalidReference,
+    Manifest,
+    ModelArtifact,
+    ObjectInfo,
+    Progress,
+    TransientStorageError,
+    count_text,
+    parse_key,
+    size_text,
+    staged_target,
+)
 
 from .arguments import RepoRequest
-from .earlier import Earlier
+from .dedupe_index import DedupeIndex
 from .errors import HubError, HubUnavailable
 from .fetch import Content, fetch
-from .hints import Hints
 from .hub import Hub, HubFile, Resolved
-from .lease import TTL, done_by_one
+from .lease import TTL, single_flight
+from .previous_snapshot import PreviousSnapshot
 
-__all__ = ["Cache", "Obtained"]
+__all__ = ["Cache", "SnapshotResult"]
 
 _ATTEMPTS_WITH_FALLBACK = 2
 _PATIENCE_WITH_FALLBACK = 5.0
@@ -43,7 +52,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 @dataclass(frozen=True)
-class Obtained:
+class SnapshotResult:
     """A snapshot that is in the datastore, and how it came to be there."""
 
     artifact: ModelArtifact
@@ -84,7 +93,7 @@ class Cache:
         self._lease_ttl = lease_ttl
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
 
-    def obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None = None) -> Obtained:
+    def obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None = None) -> SnapshotResult:
         """A snapshot of what is asked for, in the datastore when this returns.
 
         With `path`, files that come from the Hub are written there at the same time, unless the datastore has some.
@@ -103,7 +112,7 @@ class _Task:
         self._path = path
         self._writer = cache._writer_of(request)
         self._store = self._writer.store
-        self._hints = Hints(self._store)
+        self._hints = DedupeIndex(self._store)
         self._began = self._told = time.monotonic()
         self._known_hub: Hub | None = None
 
@@ -113,7 +122,7 @@ class _Task:
             self._known_hub = Hub(self._request, self._cache._warn)
         return self._known_hub
 
-    def obtain(self) -> Obtained:
+    def obtain(self) -> SnapshotResult:
         request = self._request
         stored = self._listed()
         if request.force_download:
@@ -150,7 +159,7 @@ class _Task:
 
         if request.force_download or self._hub.offline:
             return ask()
-        return done_by_one(
+        return single_flight(
             self._store.storage,
             f"{HUB}/leases/{hashlib.sha256(run.encode()).hexdigest()[:20]}.{request.moving_hash}",
             lambda: self._hints.commit_in(run, request),
@@ -198,7 +207,7 @@ class _Task:
         wanted = self._request.metadata(str(metadata.get("commit")))
         return {name: metadata.get(name) for name in wanted} == wanted
 
-    def _fall_back(self, stored: list[ObjectInfo], error: HubError) -> Obtained:
+    def _fall_back(self, stored: list[ObjectInfo], error: HubError) -> SnapshotResult:
         if self._request.force_download:
             raise error
         newest = self._newest(stored)
@@ -209,20 +218,20 @@ class _Task:
         (self._cache._log if offline else self._cache._warn)(instead)
         return replace(self._from_datastore(newest), instead=instead)
 
-    def _from_datastore(self, manifest: Manifest, artifact: ModelArtifact | None = None) -> Obtained:
+    def _from_datastore(self, manifest: Manifest, artifact: ModelArtifact | None = None) -> SnapshotResult:
         if artifact is None:
             artifact = manifest.artifact
             # The store may have been moved or be reached by another name since.
             artifact["url"] = self._store.storage.url(artifact["key"])
         self._cache._log(f"{self._request} is in the datastore [key: {artifact['key']}]")
-        return Obtained(artifact, False, 0, manifest.files, time.monotonic() - self._began)
+        return SnapshotResult(artifact, False, 0, manifest.files, time.monotonic() - self._began)
 
-    def _bring(self, commit: str) -> Obtained:
+    def _bring(self, commit: str) -> SnapshotResult:
         """Into the own place, what others have stored or the Hub has."""
         resolved = self._resolve(fallback=False)
         if self._request.force_download:
             return self._download(commit)
-        return done_by_one(
+        return single_flight(
             self._store.storage,
             f"{HUB}/leases/{self._request.repo_hash}.{commit}.{self._request.files_id}",
             lambda: self._take_over(commit, resolved),
@@ -232,7 +241,7 @@ class _Task:
             self._cache._lease_ttl,
         )
 
-    def _take_over(self, commit: str, resolved: Resolved) -> Obtained | None:
+    def _take_over(self, commit: str, resolved: Resolved) -> SnapshotResult | None:
         """What somebody has stored, if anybody has, in the own place."""
         snapshot = self._hints.snapshot(self._request, commit)
         if snapshot is None:
@@ -250,7 +259,7 @@ class _Task:
             return None
         return self._from_datastore(manifest, artifact)
 
-    def _download(self, commit: str) -> Obtained:
+    def _download(self, commit: str) -> SnapshotResult:
         request = self._request
         files = self._hub.tree(commit)
         size = sum(file.size for file in files)
@@ -267,11 +276,11 @@ class _Task:
             f"Stored {request} in {seconds:.2f} seconds: {size_text(content.downloaded)} came from the Hub, "
             f"{size_text(max(0, size - content.downloaded))} were in the datastore [key: {artifact['key']}]"
         )
-        return Obtained(artifact, True, content.downloaded, content.files, seconds, content.delivered)
+        return SnapshotResult(artifact, True, content.downloaded, content.files, seconds, content.delivered)
 
     def _fetch(self, commit: str, files: list[HubFile], target: str | None) -> tuple[Content, ModelArtifact]:
         snapshot = None if self._request.force_download else self._hints.newest(self._request)
-        earlier = Earlier(self._store.storage, snapshot) if snapshot is not None else None
+        earlier = PreviousSnapshot(self._store.storage, snapshot) if snapshot is not None else None
         reuse = not self._request.force_download
         content = fetch(
             self._store,
@@ -281,7 +290,7 @@ class _Task:
             earlier=earlier,
             reuse=reuse,
             target=target,
-            progress=Transfer(self._tell),
+            progress=Progress(self._tell),
         )
         try:
             return content, self._commit(commit, content)
@@ -292,7 +301,7 @@ class _Task:
             again.delivered = content.delivered
             return again, self._commit(commit, again)
 
-    def _tell(self, transfer: Transfer) -> None:
+    def _tell(self, transfer: Progress) -> None:
         """A line now and then in the log of a download that takes its time."""
         now = time.monotonic()
         if now - self._told >= _SECONDS_BETWEEN_LINES:

@@ -9,16 +9,22 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts.artifact import ModelArtifact
-from metaflow_artifacts.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts.keys import HUB, CheckpointPlace
-from metaflow_artifacts.mf.errors import in_flow, shown
-from metaflow_artifacts.mf.loaded import Loaded, TemporaryDirectories, note_loaded
-from metaflow_artifacts.mf.log import Log
-from metaflow_artifacts.mf.task import TaskIdentity
+from metaflow_artifacts.plugin import (
+    HUB,
+    CheckpointPlace,
+    CheckpointWriter,
+    Loaded,
+    Log,
+    ModelArtifact,
+    TaskIdentity,
+    TemporaryDirectories,
+    in_flow,
+    note_loaded,
+    shown,
+)
 
 from .arguments import LoadSpec, RepoRequest
-from .cache import Cache, Obtained
+from .cache import Cache, SnapshotResult
 
 __all__ = ["CurrentHuggingfaceHub", "Event"]
 
@@ -32,7 +38,7 @@ class Event:
     """A repo that a task has asked for, and what came of it."""
 
     request: RepoRequest
-    obtained: Obtained
+    obtained: SnapshotResult
     path: str | None
     """Where it was loaded to; None where only its reference was asked for."""
     seconds: float

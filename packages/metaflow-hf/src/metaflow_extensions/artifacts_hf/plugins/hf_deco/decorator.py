@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.errors import ArtifactError, UsageError
-from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
-from metaflow_artifacts.mf.errors import in_hook
-from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.plugin import ArtifactError, Log, UsageError, in_hook, refuse_foreign_decorators
 
 # Every Metaflow process imports this module; what only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -59,7 +56,7 @@ class HuggingfaceHubDecorator(StepDecorator):
 
     MF Add To Current
     -----------------
-    huggingface_hub -> metaflow_extensions.mfart_hf.plugins.hf_deco.current_hub.CurrentHuggingfaceHub
+    huggingface_hub -> metaflow_extensions.artifacts_hf.plugins.hf_deco.current_hub.CurrentHuggingfaceHub
         Downloads repos into the datastore and loads them from there: `snapshot_download`, `load`, `loaded`.
 
         @@ Returns
@@ -123,7 +120,7 @@ class HuggingfaceHubDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
-        from metaflow_artifacts.mf.task import TaskIdentity
+        from metaflow_artifacts.plugin import TaskIdentity
 
         from .current_hub import CurrentHuggingfaceHub
 

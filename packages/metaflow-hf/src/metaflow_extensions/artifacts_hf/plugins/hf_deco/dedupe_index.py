@@ -15,15 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
-from metaflow_artifacts.keys import HUB, encode_part
-from metaflow_artifacts.manifest import Chunk, Manifest
-from metaflow_artifacts.store import Store
+from metaflow_artifacts.plugin import (
+    HUB,
+    ArtifactNotFound,
+    Chunk,
+    CorruptArtifact,
+    InvalidReference,
+    Manifest,
+    Store,
+    encode_part,
+)
 
 from .arguments import RepoRequest
 from .hub import Resolved
 
-__all__ = ["Hints", "Place", "Snapshot"]
+__all__ = ["DedupeIndex", "Place", "Snapshot"]
 
 _HEX40 = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -51,7 +57,7 @@ class Snapshot:
         self.oids = oids
 
 
-class Hints:
+class DedupeIndex:
     """The hints of one store."""
 
     def __init__(self, store: Store) -> None:

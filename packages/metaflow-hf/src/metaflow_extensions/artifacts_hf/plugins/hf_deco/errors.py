@@ -11,7 +11,7 @@ ArtifactError
 
 from __future__ import annotations
 
-from metaflow_artifacts.errors import ArtifactError
+from metaflow_artifacts.plugin import ArtifactError
 
 __all__ = ["HubDenied", "HubError", "HubMismatch", "HubUnavailable"]
 

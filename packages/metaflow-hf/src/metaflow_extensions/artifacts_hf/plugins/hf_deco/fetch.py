@@ -16,21 +16,30 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from metaflow_artifacts.chunks import chunk_key, is_stored, put_chunk
-from metaflow_artifacts.errors import CorruptArtifact
-from metaflow_artifacts.loading import read_range
-from metaflow_artifacts.manifest import Chunk, FileEntry
-from metaflow_artifacts.plan import is_packed, plan, segments
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.removal import remove_tree
-from metaflow_artifacts.store import Store
-from metaflow_artifacts.target import create, make_tree, write_all
-from metaflow_artifacts.threads import in_threads
+from metaflow_artifacts.plugin import (
+    Chunk,
+    CorruptArtifact,
+    FileEntry,
+    Progress,
+    Store,
+    chunk_key,
+    create,
+    in_threads,
+    is_packed,
+    is_stored,
+    make_tree,
+    plan,
+    put_chunk,
+    read_range,
+    remove_tree,
+    segments,
+    write_all,
+)
 
-from .earlier import Earlier
+from .dedupe_index import DedupeIndex
 from .errors import HubError
-from .hints import Hints
 from .hub import Check, Hub, HubFile
+from .previous_snapshot import PreviousSnapshot
 
 __all__ = ["Content", "fetch"]
 
@@ -64,10 +73,10 @@ def fetch(
     commit: str,
     files: Sequence[HubFile],
     *,
-    earlier: Earlier | None = None,
+    earlier: PreviousSnapshot | None = None,
     reuse: bool = True,
     target: str | None = None,
-    progress: Transfer | None = None,
+    progress: Progress | None = None,
 ) -> Content:
     """Bring the content of `files`, in the order of their paths, into `store`.
 
@@ -76,7 +85,7 @@ def fetch(
     them, it is left empty. Raises HubError where the Hub does not give a file as it lists it, TargetError where
     `target` cannot be written, StorageError where the store fails.
     """
-    return _Fetcher(store, hub, commit, files, earlier, reuse, target, progress or Transfer()).run()
+    return _Fetcher(store, hub, commit, files, earlier, reuse, target, progress or Progress()).run()
 
 
 @dataclass
@@ -133,10 +142,10 @@ class _Fetcher:
         hub: Hub,
         commit: str,
         files: Sequence[HubFile],
-        earlier: Earlier | None,
+        earlier: PreviousSnapshot | None,
         reuse: bool,
         target: str | None,
-        progress: Transfer,
+        progress: Progress,
     ) -> None:
         self.store = store
         self.hub = hub
@@ -147,7 +156,7 @@ class _Fetcher:
         self.target = target
         self.deliver = target is not None
         self.progress = progress
-        self.hints = Hints(store)
+        self.dedupe_index = DedupeIndex(store)
         self.content = Content([], [], {}, time.time())
         self.digests: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -159,7 +168,7 @@ class _Fetcher:
         units = list(self._units())
         if self.target is not None:
             make_tree(self.target, [file.path for file in self.files], ())
-        with ThreadPoolExecutor(_BIG_AT_ONCE, thread_name_prefix="metaflow-hf") as self._putters:
+        with ThreadPoolExecutor(_BIG_AT_ONCE, thread_name_prefix="metaflow-artifacts-hf") as self._putters:
             try:
                 in_threads(max(1, self.hub.request.max_workers), self._calls(units))
             except _Stopped:
@@ -237,7 +246,7 @@ class _Fetcher:
             with self._big:
                 chunks = self._twice(file, self._download)
             if file.sha256 is not None:
-                self.hints.note_file(file.sha256, chunks)
+                self.dedupe_index.note_file(file.sha256, chunks)
         else:
             self._found(file)
             self.progress.add(file.size)
@@ -256,7 +265,7 @@ class _Fetcher:
         if self.earlier is not None:
             yield self.earlier.chunks_of(file)
         if file.sha256 is not None:
-            place = self.hints.file(file.sha256, file.size)
+            place = self.dedupe_index.file(file.sha256, file.size)
             if place is not None and sum(chunk.size for chunk in place.chunks) == file.size:
                 yield place.chunks
             if file.size <= self.store.chunk_size:
@@ -309,7 +318,7 @@ class _Fetcher:
         content = self.earlier.content(file) if self.earlier is not None else None
         if content is not None or file.sha256 is None:
             return content
-        place = self.hints.file(file.sha256, file.size)
+        place = self.dedupe_index.file(file.sha256, file.size)
         if place is None:
             return None
         # Of a file that is part of one chunk, no more than the file is read.
@@ -325,7 +334,7 @@ class _Fetcher:
         offset = 0
         for file in (self.files[number] for number in unit.files):
             if file.sha256 is not None and self.content.oids.get(file.path) == file.sha256:
-                self.hints.note_file(file.sha256, unit.chunks, offset)
+                self.dedupe_index.note_file(file.sha256, unit.chunks, offset)
             offset += file.size
 
     def _twice(self, file: HubFile, download: Callable[[HubFile, Check], T]) -> T:

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
-from metaflow_artifacts.errors import UsageError
+from metaflow_artifacts.plugin import UsageError
 
 from .arguments import RepoRequest
 from .errors import HubDenied, HubError, HubMismatch, HubUnavailable
@@ -36,7 +36,7 @@ PATIENCE = 300.0
 
 _BLOCK = 1 << 20
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_USER_AGENT = "metaflow-hf/0.1.0"
+_USER_AGENT = "metaflow-artifacts-hf/0.1.0"
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from metaflow_artifacts.errors import ArtifactNotFound, StorageError
-from metaflow_artifacts.storage.base import Storage
+from metaflow_artifacts.plugin import ArtifactNotFound, Storage, StorageError
 
-__all__ = ["TTL", "Lease", "done_by_one"]
+__all__ = ["TTL", "Lease", "single_flight"]
 
 T = TypeVar("T")
 
@@ -31,7 +30,7 @@ _FIRST_POLL = 0.1
 _LONGEST_POLL = 2.0
 
 
-def done_by_one(
+def single_flight(
     storage: Storage,
     name: str,
     find: Callable[[], T | None],

@@ -9,21 +9,17 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import accumulate
 
-from metaflow_artifacts.chunks import read_chunk
-from metaflow_artifacts.errors import CorruptArtifact
-from metaflow_artifacts.manifest import Chunk, FileEntry
-from metaflow_artifacts.plan import segments
-from metaflow_artifacts.storage.base import Storage
+from metaflow_artifacts.plugin import Chunk, CorruptArtifact, FileEntry, Storage, read_chunk, segments
 
-from .hints import Snapshot
+from .dedupe_index import Snapshot
 from .hub import HubFile
 
-__all__ = ["Earlier"]
+__all__ = ["PreviousSnapshot"]
 
 _CHUNKS_IN_MEMORY = 4
 
 
-class Earlier:
+class PreviousSnapshot:
     """What a stored snapshot has, by the Hub's ids of its files. Safe to use from several threads."""
 
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:

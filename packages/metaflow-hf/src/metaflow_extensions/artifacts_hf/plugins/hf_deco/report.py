@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metaflow_artifacts.mf.card import (
+from metaflow_artifacts.plugin import (
     Html,
     code,
     count_text,

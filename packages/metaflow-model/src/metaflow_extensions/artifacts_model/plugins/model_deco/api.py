@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
-from metaflow_artifacts.mf.datastore import store_for
-from metaflow_artifacts.mf.errors import in_flow
+from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
 
 __all__ = ["delete_model", "load_model"]
 
@@ -27,9 +25,7 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
     `path` cannot be written, `StorageError` where the datastore cannot be reached.
     """
     # Here, because every Metaflow process imports this module.
-    from metaflow_artifacts.cli.bar import bar
-    from metaflow_artifacts.mf.loaded import note_loaded
-    from metaflow_artifacts.store import key_of
+    from metaflow_artifacts.plugin import bar, key_of, note_loaded
 
     refuse_foreign_decorators()
     store = store_for(reference)

@@ -9,14 +9,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from metaflow_artifacts.artifact import ModelArtifact, parse
-from metaflow_artifacts.keys import ModelKey, parse_key
-from metaflow_artifacts.mf.datastore import store_for
-from metaflow_artifacts.mf.errors import in_flow
-from metaflow_artifacts.mf.loaded import Loaded, TemporaryDirectories, loaded_keys
-from metaflow_artifacts.mf.log import Log
-from metaflow_artifacts.progress import Transfer
-from metaflow_artifacts.store import Store, key_of
+from metaflow_artifacts.plugin import (
+    Loaded,
+    Log,
+    ModelArtifact,
+    ModelKey,
+    Progress,
+    Store,
+    TemporaryDirectories,
+    in_flow,
+    key_of,
+    loaded_keys,
+    parse_key,
+    parse_reference,
+    store_for,
+)
 
 __all__ = ["SLOW", "CurrentModel"]
 
@@ -68,7 +75,7 @@ class CurrentModel:
             flow, _, step, _ = self._pathspec.split("/")
             label = f"{flow}_{step}"
         start = time.monotonic()
-        transfer = Transfer()
+        transfer = Progress()
         artifact = self._store.save_model(
             path,
             label,
@@ -80,7 +87,7 @@ class CurrentModel:
         )
         seconds = time.monotonic() - start
         if seconds >= SLOW:
-            from metaflow_artifacts.cli.output import size
+            from metaflow_artifacts.plugin import size
 
             self._log(
                 f"Saved `{label}` in {seconds:.2f} seconds: {size(transfer.total)}, "
@@ -114,7 +121,7 @@ class CurrentModel:
         """Load under a name of the log and of temporary directories; `entry` is the one in `loaded`, if
         another."""
         store = store_for(reference, self._store)
-        info = store.info(reference) if isinstance(reference, str) else parse(reference)
+        info = store.info(reference) if isinstance(reference, str) else parse_reference(reference)
         with self._timed(name, info["key"]):
             if path is None:
                 path = self._temporary.new(f"metaflow_models_{name}_")

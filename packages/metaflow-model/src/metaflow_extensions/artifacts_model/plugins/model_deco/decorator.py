@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound
-from metaflow_artifacts.mf.conflict import refuse_foreign_decorators
-from metaflow_artifacts.mf.datastore import store_of_flow
-from metaflow_artifacts.mf.errors import in_hook
-from metaflow_artifacts.mf.log import Log
+from metaflow_artifacts.plugin import (
+    ArtifactError,
+    ArtifactNotFound,
+    Log,
+    in_hook,
+    refuse_foreign_decorators,
+    store_of_flow,
+)
 
 if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports this module, few of them run a step with
@@ -54,7 +57,7 @@ class ModelDecorator(StepDecorator):
 
     MF Add To Current
     -----------------
-    model -> metaflow_extensions.mfart_model.plugins.model_deco.current_model.CurrentModel
+    model -> metaflow_extensions.artifacts_model.plugins.model_deco.current_model.CurrentModel
         Saves and loads models: `save`, `load`, and `loaded`, the paths of what was loaded.
 
         @@ Returns

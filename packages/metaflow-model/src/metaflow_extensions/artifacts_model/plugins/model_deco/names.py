@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts.artifact import parse
-from metaflow_artifacts.errors import ArtifactError, InvalidReference, UsageError
-from metaflow_artifacts.keys import ModelKey, parse_key
+from metaflow_artifacts.plugin import ArtifactError, InvalidReference, ModelKey, UsageError, parse_key, parse_reference
 
 __all__ = ["Wanted", "parse_load", "resolve"]
 
@@ -106,7 +104,7 @@ def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
     if not isinstance(value, (str, Mapping)):
         raise InvalidReference(f"{where} holds {_held(value)}; expected what a save returned (dict), or its key (str)")
     try:
-        reference = value if isinstance(value, str) else parse(value)
+        reference = value if isinstance(value, str) else parse_reference(value)
         key = reference if isinstance(reference, str) else reference["key"]
         kind = "model" if isinstance(parse_key(key), ModelKey) else "checkpoint"
     except ArtifactError as error:

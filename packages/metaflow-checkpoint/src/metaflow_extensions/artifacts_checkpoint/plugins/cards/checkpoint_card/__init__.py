@@ -34,7 +34,7 @@ class CheckpointCard(MetaflowCard):
 
     def _page(self, task: Any, data: Any, *, live: bool) -> str:
         # Every Metaflow process imports the cards of all packages.
-        from metaflow_artifacts.mf.card import page
+        from metaflow_artifacts.plugin import page
 
         from ...checkpoint_deco.report import content
 

@@ -33,7 +33,7 @@ class HuggingfaceHubCard(MetaflowCard):
 
     def _page(self, task: Any, data: Any, *, live: bool) -> str:
         # Every Metaflow process imports the cards of all packages.
-        from metaflow_artifacts.mf.card import page
+        from metaflow_artifacts.plugin import page
 
         from ...hf_deco.report import content
 

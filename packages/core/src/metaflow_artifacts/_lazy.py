@@ -1,0 +1,27 @@
+"""Names of a module that are imported with their first use: every Metaflow process imports ours, few need all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+__all__ = ["lazy_names"]
+
+
+def lazy_names(
+    module: dict[str, Any], where: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` for a module, given as its `globals()`.
+
+    `where` has, by the module of this package that defines them, the names that it lends.
+    """
+    homes = {name: home for home, names in where.items() for name in names}
+
+    def getattribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module['__name__']!r} has no attribute {name!r}")
+        value = module[name] = getattr(import_module(f"metaflow_artifacts.{homes[name]}"), name)
+        return value
+
+    return getattribute, lambda: sorted({*module["__all__"], *(name for name in module if name.startswith("__"))})

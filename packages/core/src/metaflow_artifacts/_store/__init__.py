@@ -1,0 +1,1 @@
+"""The store: artifacts by key, and which checkpoint is the newest."""

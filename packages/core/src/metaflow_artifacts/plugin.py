@@ -1,0 +1,150 @@
+"""What decorator packages may use of core, and nothing else.
+
+Names here keep their meaning within a minor version; all other modules are private. Each name is imported with its
+first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ._cli.bar import bar as bar
+    from ._cli.output import size as size
+    from ._format.keys import HUB as HUB
+    from ._format.keys import CheckpointKey as CheckpointKey
+    from ._format.keys import CheckpointPlace as CheckpointPlace
+    from ._format.keys import ModelKey as ModelKey
+    from ._format.keys import encode_part as encode_part
+    from ._format.keys import parse_key as parse_key
+    from ._format.manifest import Chunk as Chunk
+    from ._format.manifest import FileEntry as FileEntry
+    from ._format.manifest import Manifest as Manifest
+    from ._format.plan import is_packed as is_packed
+    from ._format.plan import plan as plan
+    from ._format.plan import segments as segments
+    from ._format.reference import ModelArtifact as ModelArtifact
+    from ._format.reference import parse_reference as parse_reference
+    from ._mf.card import Html as Html
+    from ._mf.card import Mark as Mark
+    from ._mf.card import code as code
+    from ._mf.card import count_text as count_text
+    from ._mf.card import duration_text as duration_text
+    from ._mf.card import facts as facts
+    from ._mf.card import heading as heading
+    from ._mf.card import metadata_text as metadata_text
+    from ._mf.card import note as note
+    from ._mf.card import notice as notice
+    from ._mf.card import page as page
+    from ._mf.card import paragraph as paragraph
+    from ._mf.card import seconds_of as seconds_of
+    from ._mf.card import section as section
+    from ._mf.card import size_text as size_text
+    from ._mf.card import table as table
+    from ._mf.card import tiles as tiles
+    from ._mf.card import time_text as time_text
+    from ._mf.card import timeline as timeline
+    from ._mf.conflict import refuse_foreign_decorators as refuse_foreign_decorators
+    from ._mf.datastore import default_store as default_store
+    from ._mf.datastore import store_for as store_for
+    from ._mf.datastore import store_of_flow as store_of_flow
+    from ._mf.errors import in_flow as in_flow
+    from ._mf.errors import in_hook as in_hook
+    from ._mf.errors import shown as shown
+    from ._mf.loaded import Loaded as Loaded
+    from ._mf.loaded import TemporaryDirectories as TemporaryDirectories
+    from ._mf.loaded import loaded_keys as loaded_keys
+    from ._mf.loaded import note_loaded as note_loaded
+    from ._mf.log import Log as Log
+    from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
+    from ._mf.task import TaskIdentity as TaskIdentity
+    from ._storage.base import ObjectInfo as ObjectInfo
+    from ._storage.base import Storage as Storage
+    from ._store.checkpoint_writer import DEFAULT_NAME as DEFAULT_NAME
+    from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
+    from ._store.checkpoints import latest_checkpoints as latest_checkpoints
+    from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.store import Store as Store
+    from ._store.store import key_of as key_of
+    from ._transfer.chunks import chunk_key as chunk_key
+    from ._transfer.chunks import is_stored as is_stored
+    from ._transfer.chunks import put_chunk as put_chunk
+    from ._transfer.chunks import read_chunk as read_chunk
+    from ._transfer.loading import read_range as read_range
+    from ._transfer.progress import Progress as Progress
+    from ._transfer.removal import allow_owner as allow_owner
+    from ._transfer.removal import remove_tree as remove_tree
+    from ._transfer.target import create as create
+    from ._transfer.target import make_tree as make_tree
+    from ._transfer.target import staged_target as staged_target
+    from ._transfer.target import write_all as write_all
+    from ._transfer.threads import in_threads as in_threads
+    from .errors import ArtifactError as ArtifactError
+    from .errors import ArtifactNotFound as ArtifactNotFound
+    from .errors import CorruptArtifact as CorruptArtifact
+    from .errors import InvalidReference as InvalidReference
+    from .errors import StorageError as StorageError
+    from .errors import TargetError as TargetError
+    from .errors import TransientStorageError as TransientStorageError
+    from .errors import UsageError as UsageError
+
+_WHERE = {
+    "_cli.bar": ("bar",),
+    "_cli.output": ("size",),
+    "_format.keys": ("CheckpointKey", "CheckpointPlace", "HUB", "ModelKey", "encode_part", "parse_key"),
+    "_format.manifest": ("Chunk", "FileEntry", "Manifest"),
+    "_format.plan": ("is_packed", "plan", "segments"),
+    "_format.reference": ("ModelArtifact", "parse_reference"),
+    "_mf.card": (
+        "Html",
+        "Mark",
+        "code",
+        "count_text",
+        "duration_text",
+        "facts",
+        "heading",
+        "metadata_text",
+        "note",
+        "notice",
+        "page",
+        "paragraph",
+        "seconds_of",
+        "section",
+        "size_text",
+        "table",
+        "tiles",
+        "time_text",
+        "timeline",
+    ),
+    "_mf.conflict": ("refuse_foreign_decorators",),
+    "_mf.datastore": ("default_store", "store_for", "store_of_flow"),
+    "_mf.errors": ("in_flow", "in_hook", "shown"),
+    "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
+    "_mf.log": ("Log",),
+    "_mf.task": ("ENVIRONMENT_VARIABLE", "TaskIdentity"),
+    "_storage.base": ("ObjectInfo", "Storage"),
+    "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
+    "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
+    "_store.store": ("Store", "key_of"),
+    "_transfer.chunks": ("chunk_key", "is_stored", "put_chunk", "read_chunk"),
+    "_transfer.loading": ("read_range",),
+    "_transfer.progress": ("Progress",),
+    "_transfer.removal": ("allow_owner", "remove_tree"),
+    "_transfer.target": ("create", "make_tree", "staged_target", "write_all"),
+    "_transfer.threads": ("in_threads",),
+    "errors": (
+        "ArtifactError",
+        "ArtifactNotFound",
+        "CorruptArtifact",
+        "InvalidReference",
+        "StorageError",
+        "TargetError",
+        "TransientStorageError",
+        "UsageError",
+    ),
+}
+
+__all__ = sorted(name for names in _WHERE.values() for name in names)
+__getattr__, __dir__ = lazy_names(globals(), _WHERE)
