@@ -30,7 +30,7 @@ from metaflow_artifacts.keys import parse_key
 from metaflow_artifacts.manifest import FRONT_BYTES, Manifest, decode, decode_front, decode_head, decode_outline
 from metaflow_artifacts.storage import open_storage
 
-SECTION = "manifests of strangers"
+SECTION = "untrusted manifests"
 PIECES = [b"a", b"0123456789", b"x" * 100, bytes(range(256)) * 20]
 MEMORY = 32 << 20
 
