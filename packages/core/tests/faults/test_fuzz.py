@@ -30,7 +30,7 @@ from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import plan_gc
 
-SECTION = "manifests of strangers"
+SECTION = "untrusted manifests"
 PIECES = [b"a", b"0123456789", b"x" * 100, bytes(range(256)) * 20]
 MEMORY = 32 << 20
 

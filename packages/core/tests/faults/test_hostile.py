@@ -1,4 +1,4 @@
-"""Manifests of strangers: nothing is written outside of the target, and memory stays bounded."""
+"""Untrusted manifests: nothing is written outside of the target, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import gc
 
-MANIFESTS = "manifests of strangers"
+MANIFESTS = "untrusted manifests"
 BODY = b"0123456789"
 BREAKS = (
     "`CorruptArtifact`: KEY: the manifest breaks the format (where and how); "

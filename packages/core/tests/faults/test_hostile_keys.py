@@ -1,4 +1,4 @@
-"""Keys of strangers, and targets in which something lies in the way: refused, or replaced and not followed."""
+"""Untrusted keys, and targets in which something lies in the way: refused, or replaced and not followed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metaflow_artifacts._cli import main
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 
-KEYS = "keys of strangers"
+KEYS = "untrusted keys"
 TARGETS = "what lies in the target already"
 BODY = b"0123456789"
 

@@ -60,12 +60,14 @@ def test_at_random_moments(scenario: str, tmp_path: Path, outcomes: Outcomes) ->
     outcomes.record(SECTION, f"{scenario}, at random moments", AFTER[scenario])
 
 
-@pytest.mark.parametrize(("scenario", "moments"), [("save", 10), ("load", 4), ("gc", 4)])
+@pytest.mark.parametrize(
+    ("scenario", "moments"), [("save", 10), ("checkpoint", 5), ("load", 4), ("gc", 4), ("delete", 8), ("retain", 5)]
+)
 def test_at_requests_to_s3(
     scenario: str, moments: int, tmp_path: Path, root: str, s3_server: SeaweedServer, outcomes: Outcomes
 ) -> None:
-    # Every one takes a minute: `python -m faultlib.kills` does that.
-    step = {"save": "2", "load": "1", "gc": "3"}[scenario]
+    # Every one takes minutes: `python -m faultlib.kills` does that.
+    step = {"save": "2", "checkpoint": "4", "load": "1", "gc": "3", "delete": "1", "retain": "5"}[scenario]
     result = campaign(tmp_path / "work", scenario, root, s3_server.environment(), "--step", step)
     assert result["kills"] >= moments
     assert result["finished"] > 0

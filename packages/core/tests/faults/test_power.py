@@ -44,8 +44,8 @@ def chunk_file(store: Store, key: str) -> Path:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "zeros, under its right size": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "zeros at its end": lambda path: path.write_bytes(
+    "full of zeros, under its right size": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "half full of zeros, under its right size": lambda path: path.write_bytes(
         path.read_bytes()[: path.stat().st_size // 2].ljust(path.stat().st_size, b"\0")
     ),
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),

@@ -1,4 +1,4 @@
-"""Manifests as a stranger would write them: anything in them, under digests that are right."""
+"""Forged manifests: anything in them, under digests that are right."""
 
 from __future__ import annotations
 
