@@ -85,3 +85,17 @@ def test_the_names_that_a_page_places_in_a_file_are_defined_there(page: Path) ->
 def test_the_links_of_a_page_lead_to_files(page: Path) -> None:
     for link in LINK.findall(page.read_text()):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_every_decision_is_in_the_list_and_has_the_same_parts() -> None:
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text()
+    pages = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
+    assert re.findall(r"\((0[^)]+)\)", index) == [page.name for page in pages]
+    for number, page in enumerate(pages, 1):
+        text = page.read_text()
+        title = re.match(rf"# {number}\. (.+)\n", text)
+        assert title is not None, page.name
+        assert f"[{title[1]}]({page.name})" in index
+        parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert parts[:3] == ["Problem", "Decision", "Reasons"], page.name
+        assert {"Measured", "Rejected"} <= set(parts), page.name

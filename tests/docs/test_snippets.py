@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("packages/*/README.md")),
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
 ]
 HUB = ROOT / "packages" / "metaflow-hf" / "tests" / "hub.py"
 REPOS = ("models/google-bert/bert-base-uncased", "models/openai-community/gpt2", "datasets/stanfordnlp/imdb")
