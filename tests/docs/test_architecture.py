@@ -50,7 +50,7 @@ def named(file: str) -> list[Path]:
     """The files that a page means by the end of a path."""
     folders = (ROOT / name for name in ("packages", "tests", "benchmarks", "examples"))
     files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
-    return [path for path in files if path.as_posix().endswith(f"/{file}")]
+    return [path for path in files if path.as_posix().endswith(f"/{file}") and "build" not in path.parts]
 
 
 def test_the_map_has_every_module_once_and_no_other() -> None:
