@@ -14,7 +14,7 @@ PAGES = [PAGE, *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
 
 MAP = re.compile(r"^<!-- map: (\S+) -->\n(.*?)^<!-- end -->", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| `([^`]+\.py)` \| (.+) \|$", re.MULTILINE)
-NAME_IN_FILE = re.compile(r"`([\w.]+)` \(`([\w./-]+\.py)`")
+NAME_IN_FILE = re.compile(r"`([\w.]+)`\s+\(`([\w./-]+\.py)`")
 FILE = re.compile(r"`([\w./-]+\.py)`")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
