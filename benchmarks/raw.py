@@ -2,10 +2,10 @@
 
     python raw.py --datastore local|s3 run --payload DIR --out FILE --target DIR|s3://bucket/prefix
 
-It is a flow like the one of `workload.py`, so that both run in the same state of the machine: the time to get a page of
-memory depends on which process had it before. Local: `copy_file_range`, 16 MiB in each call, with as many threads as the
-store uses. S3: put from files and get into files, in objects of 16 MiB, with boto3's defaults and one connection for each
-thread. Nothing is hashed and nothing is verified.
+It is a flow like the one of `workload.py`, so that both run in the same state of the machine: the time to get a page
+of memory depends on which process had it before. Local: `copy_file_range`, 16 MiB in each call, with as many threads
+as the store uses. S3: put from files and get into files, in objects of 16 MiB, with boto3's defaults and one
+connection for each thread. Nothing is hashed and nothing is verified.
 """
 
 import json
