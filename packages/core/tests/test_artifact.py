@@ -18,7 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaflow_artifacts import ArtifactWarning, InvalidReference, is_model_artifact, parse_reference, validate_reference
+from metaflow_artifacts import (
+    ArtifactWarning,
+    InvalidInput,
+    InvalidReference,
+    is_model_artifact,
+    parse_reference,
+    validate_reference,
+)
 from metaflow_artifacts._format.reference import MAX_DEPTH, depth, normalise_metadata
 
 
@@ -259,7 +266,7 @@ def test_metadata_whose_entries_cannot_be_read_is_empty_with_a_warning() -> None
 
 @pytest.mark.parametrize("metadata", [[1], "text", 3, object()])
 def test_metadata_that_is_no_mapping_is_refused(metadata: Any) -> None:
-    with pytest.raises(InvalidReference, match="metadata: expected a dict, found"):
+    with pytest.raises(InvalidInput, match="metadata: expected a dict, found"):
         normalise_metadata(metadata)
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from faultlib.newest import find_latest
 
-from metaflow_artifacts import ArtifactError, ArtifactNotFound, InvalidReference, Store
+from metaflow_artifacts import ArtifactError, ArtifactNotFound, InvalidInput, Store
 from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._storage import ObjectInfo
@@ -156,7 +156,7 @@ def test_a_save_that_begins_later_is_newer_though_it_ends_earlier(
 
 
 def test_a_name_that_breaks_a_rule_stores_nothing(store: Store, place: CheckpointPlace, file: Path) -> None:
-    with pytest.raises(InvalidReference, match="name"):
+    with pytest.raises(InvalidInput, match="name"):
         writer(store, place).save(file, "a\nb", label="l")
     assert list(store.storage.list("mf.")) == []
 

@@ -15,7 +15,7 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import (
     CorruptArtifact,
-    InvalidReference,
+    InvalidInput,
     ModelArtifact,
     StorageError,
     Store,
@@ -92,11 +92,11 @@ def test_a_grace_period_that_is_too_short_is_refused(local: Store) -> None:
     assert GRACE == 7 * DAY
     assert REFRESH_AFTER == DAY
     for grace in (2 * DAY - 1, 0, -1):
-        with pytest.raises(InvalidReference, match="at least 172800 s are needed while anything saves"):
+        with pytest.raises(InvalidInput, match="at least 172800 s are needed while anything saves"):
             gc(local, grace=grace)
     gc(local, grace=2 * DAY)
     gc(local, grace=0, exclusive=True)
-    with pytest.raises(InvalidReference):
+    with pytest.raises(InvalidInput):
         gc(local, grace=-1, exclusive=True)
 
 
@@ -180,7 +180,7 @@ def test_a_plan_may_be_executed_much_later(local: Store, tmp_path: Path) -> None
     assert (stats.removed, stats.spared, stats.freed) == (2, 2, 2 * CHUNK)
     local.load(saved, tmp_path / "out")
     other = Store(open_storage(tmp_path / "other"))
-    with pytest.raises(InvalidReference, match="the plan was made for"):
+    with pytest.raises(InvalidInput, match="the plan was made for"):
         execute_gc(other, plan)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from faultlib.watched import Watched
 
-from metaflow_artifacts import CorruptArtifact, InvalidReference, StorageError, Store
+from metaflow_artifacts import CorruptArtifact, InvalidInput, StorageError, Store
 from metaflow_artifacts._storage import ObjectInfo, open_storage
 from metaflow_artifacts._transfer.chunks import CHUNKS
 from metaflow_artifacts._upkeep.check import check
@@ -106,7 +106,7 @@ def test_what_is_ignored_is_still_read_where_it_is_an_artifact(local: Store, tmp
 
 @pytest.mark.parametrize("prefix", ["", "mf.models", "mf.artifacts/", CHUNKS, "x"])
 def test_only_what_lies_among_the_artifacts_can_be_ignored(local: Store, prefix: str) -> None:
-    with pytest.raises(InvalidReference, match="cannot ignore"):
+    with pytest.raises(InvalidInput, match="cannot ignore"):
         gc(local, ignore=[prefix])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from faultlib.newest import find_latest
 
-from metaflow_artifacts import InvalidReference, ModelArtifact, Store
+from metaflow_artifacts import InvalidInput, ModelArtifact, Store
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointPlace
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store import store as store_module
@@ -255,15 +255,15 @@ class _Odd:
     ids=["none", "negative", "nan", "no-metric", "no-best"],
 )
 def test_rules_that_make_no_sense(rules: dict[str, Any], problem: str) -> None:
-    with pytest.raises(InvalidReference, match=problem):
+    with pytest.raises(InvalidInput, match=problem):
         Rules(**rules)
 
 
 def test_names_that_break_a_rule(tmp_path: Path) -> None:
     store = Store(open_storage(tmp_path))
-    with pytest.raises(InvalidReference, match="flow"):
+    with pytest.raises(InvalidInput, match="flow"):
         plan_retention(store, Rules(last=1), flow="")
-    with pytest.raises(InvalidReference, match="expected mf"):
+    with pytest.raises(InvalidInput, match="expected mf"):
         plan_retention(store, Rules(last=1), root="mf.models")
-    with pytest.raises(InvalidReference, match="the plan was made for"):
+    with pytest.raises(InvalidInput, match="the plan was made for"):
         execute_retention(store, RetentionPlan("elsewhere", []))

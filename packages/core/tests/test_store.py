@@ -17,6 +17,7 @@ from metaflow_artifacts import (
     ArtifactError,
     ArtifactNotFound,
     CorruptArtifact,
+    InvalidInput,
     InvalidReference,
     SourceError,
     Store,
@@ -176,7 +177,7 @@ def test_one_file_is_read_without_the_rest(store: Store, tree: Path) -> None:
     assert store.read_file(saved, "big.bin", len(big) + 1) == b""
     with pytest.raises(ArtifactNotFound, match="has no file 'nope'"):
         store.read_file(saved, "nope")
-    with pytest.raises(InvalidReference, match="count from 0"):
+    with pytest.raises(InvalidInput, match="count from 0"):
         store.read_file(saved, "big.bin", -1)
 
 
@@ -270,9 +271,9 @@ def test_a_source_that_cannot_be_saved(
 @pytest.mark.parametrize("path", [None, 7, b"bytes", "", "with\0nul"])
 def test_a_path_of_the_wrong_type(store: Store, path: Any, tree: Path) -> None:
     saved = store.save_model(tree)
-    with pytest.raises(InvalidReference, match="path to save"):
+    with pytest.raises(InvalidInput, match="path to save"):
         store.save_model(path)
-    with pytest.raises(InvalidReference, match="path to load into"):
+    with pytest.raises(InvalidInput, match="path to load into"):
         store.load(saved, path)
 
 
@@ -355,7 +356,8 @@ def test_twenty_threads_save_the_same_content(store: Store, tree: Path, tmp_path
 def test_every_error_is_of_one_root() -> None:
     assert issubclass(TargetError, ArtifactError)
     assert issubclass(TargetError, OSError)
-    assert issubclass(InvalidReference, ValueError)
+    assert issubclass(InvalidInput, ValueError)
+    assert issubclass(InvalidReference, InvalidInput)
     assert issubclass(ArtifactNotFound, LookupError)
 
 

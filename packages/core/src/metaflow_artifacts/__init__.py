@@ -22,6 +22,9 @@ from .errors import (
     CorruptArtifact as CorruptArtifact,
 )
 from .errors import (
+    InvalidInput as InvalidInput,
+)
+from .errors import (
     InvalidReference as InvalidReference,
 )
 from .errors import (
@@ -116,6 +119,7 @@ __all__ = [
     "ArtifactNotFound",
     "ArtifactWarning",
     "CorruptArtifact",
+    "InvalidInput",
     "InvalidReference",
     "SourceError",
     "StorageError",

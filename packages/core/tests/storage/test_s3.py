@@ -21,7 +21,7 @@ from metaflow_artifacts._storage.s3 import S3Storage, client_config
 from metaflow_artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
-    InvalidReference,
+    InvalidInput,
     StorageError,
     TransientStorageError,
 )
@@ -284,7 +284,7 @@ def test_wrong_settings_are_named(
     storage = S3Storage(root, functools.partial(s3_server.client, **options))
     with pytest.raises(ArtifactError, match=message) as caught:
         operations(storage)[operation]()
-    assert isinstance(caught.value, InvalidReference if wrong == "bucket name" else StorageError)
+    assert isinstance(caught.value, InvalidInput if wrong == "bucket name" else StorageError)
     assert len(str(caught.value).splitlines()) == 1
     assert f"{root}/k" in str(caught.value)
     assert caught.value.__cause__ is not None

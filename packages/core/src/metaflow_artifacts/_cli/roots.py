@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS, parse_key
 from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["resolve", "store_of"]
 
@@ -108,7 +108,7 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
         found.append(text[start:])
     if roots and options.root is None:
         if len(roots) > 1:
-            raise InvalidReference(f"the keys are in different stores ({', '.join(sorted(roots))}); ask one at a time")
+            raise InvalidInput(f"the keys are in different stores ({', '.join(sorted(roots))}); ask one at a time")
         options.root = roots.pop()
     for key in found:
         parse_key(key)

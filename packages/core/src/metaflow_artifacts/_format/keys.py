@@ -17,7 +17,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.errors import InvalidInput, InvalidReference
 
 __all__ = ["CHECKPOINTS", "HUB", "MODELS", "CheckpointKey", "CheckpointPlace", "ModelKey", "parse_key"]
 
@@ -41,9 +41,9 @@ _HEX12 = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
 def encode_part(text: str, what: str) -> str:
-    """`text` as one part of a key. `what` names it in the error: InvalidReference with the rule it breaks."""
+    """`text` as one part of a key. `what` names it in the error: InvalidInput with the rule it breaks."""
     if not isinstance(text, str):
-        raise InvalidReference(f"{what}: expected a string, found {type(text).__name__}")
+        raise InvalidInput(f"{what}: expected a string, found {type(text).__name__}")
     return _encode_part(text, what)
 
 
@@ -51,15 +51,15 @@ def encode_part(text: str, what: str) -> str:
 @lru_cache(maxsize=4096)
 def _encode_part(text: str, what: str) -> str:
     if not text:
-        raise InvalidReference(f"{what}: empty; give it at least one character")
+        raise InvalidInput(f"{what}: empty; give it at least one character")
     if not text.isprintable():
-        raise InvalidReference(f"{what} {text[:40]!r}: has control or unprintable characters; leave them out")
+        raise InvalidInput(f"{what} {text[:40]!r}: has control or unprintable characters; leave them out")
     encoded = quote(text, safe="")
     encoded = encoded.replace("~", "%7E")
     if encoded.startswith("."):
         encoded = "%2E" + encoded[1:]
     if len(encoded) > _MAX_PART:
-        raise InvalidReference(
+        raise InvalidInput(
             f"{what} {text[:40]!r}…: {len(encoded)} bytes when encoded for a key, at most {_MAX_PART} are allowed"
         )
     return encoded
@@ -85,7 +85,7 @@ class ModelKey:
 
     @classmethod
     def new(cls, label: str) -> ModelKey:
-        """A key that was never used. Raises InvalidReference for a label that breaks a rule."""
+        """A key that was never used. Raises InvalidInput for a label that breaks a rule."""
         encode_part(label, "label")
         return cls(label, uuid4().hex)
 
@@ -114,9 +114,9 @@ class CheckpointPlace:
     def __post_init__(self) -> None:
         for what, value in (("scope", self.scope), ("task", self.task)):
             if not _HEX12.fullmatch(value):
-                raise InvalidReference(f"{what} {value!r}: expected 12 hex digits")
+                raise InvalidInput(f"{what} {value!r}: expected 12 hex digits")
         if self.root not in (CHECKPOINTS, HUB):
-            raise InvalidReference(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
+            raise InvalidInput(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
 
     def prefix(self, kind: str = "artifacts") -> str:
         """The key prefix of everything here, with its slash."""
@@ -162,7 +162,7 @@ def parse_key(key: str) -> ModelKey | CheckpointKey:
         if len(key) > _MAX_KEY:
             raise InvalidReference(f"it has {len(key)} characters, at most {_MAX_KEY} are allowed")
         return _parse(key)
-    except InvalidReference as error:
+    except InvalidInput as error:
         raise InvalidReference(f"not the key of a stored artifact: {key[:_MAX_KEY]!r}: {error}; {_EXAMPLES}") from None
 
 

@@ -13,7 +13,7 @@ from datetime import date, time
 from types import FrameType
 from typing import Any, Literal, TypedDict, cast
 
-from metaflow_artifacts.errors import ArtifactWarning, InvalidReference
+from metaflow_artifacts.errors import ArtifactWarning, InvalidInput, InvalidReference
 
 __all__ = [
     "MAX_DEPTH",
@@ -139,12 +139,12 @@ def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     text in ISO 8601; NaN and infinities stay floats. Any other object becomes its `str`, and so do integers of more
     than 4096 bits, what contains itself, and what lies below 100 levels; one ArtifactWarning names all of these.
 
-    Raises InvalidReference where `metadata` itself is no mapping.
+    Raises InvalidInput where `metadata` itself is no mapping.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
-        raise InvalidReference(f"metadata: expected a dict, found {type(metadata).__name__}")
+        raise InvalidInput(f"metadata: expected a dict, found {type(metadata).__name__}")
     normaliser = _Normaliser()
     normal = normaliser.value(metadata, "metadata")
     if normaliser.changed:

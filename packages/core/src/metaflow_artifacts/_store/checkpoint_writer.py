@@ -75,7 +75,7 @@ class CheckpointWriter:
         return artifact
 
     def keys(self, name: str) -> Iterator[CheckpointKey]:
-        """Keys to try in turn; the number of the first is drawn now. Raises InvalidReference for a name that breaks a
+        """Keys to try in turn; the number of the first is drawn now. Raises InvalidInput for a name that breaks a
         rule, StorageError."""
         encode_part(name, "name")
         return self._keys(CheckpointKey(self.place, self.id, self.attempt, name, self._draw()))

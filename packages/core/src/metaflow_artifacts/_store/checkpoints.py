@@ -242,7 +242,7 @@ def list_checkpoints(
     """The checkpoints whose keys start with `prefix`, newest first.
 
     One listing, and a read of each manifest whose key has the `name` and `attempt` asked for. `accept` has the
-    last word on each. What is damaged is left out; `check` names it. Raises StorageError, and InvalidReference for
+    last word on each. What is damaged is left out; `check` names it. Raises StorageError, and InvalidInput for
     a name that breaks a rule.
     """
     infos: Iterable[ObjectInfo] = store.storage.list(prefix)

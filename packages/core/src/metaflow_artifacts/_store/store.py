@@ -42,6 +42,7 @@ from metaflow_artifacts._transfer.target import create, make_tree, staged_target
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
+    InvalidInput,
     InvalidReference,
     StorageError,
     TargetError,
@@ -66,7 +67,7 @@ Reference = str | Mapping[str, Any]
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
     """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or made yet.
 
-    `client` makes the boto3 S3 client, where the default one does not do. Raises InvalidReference for a root
+    `client` makes the boto3 S3 client, where the default one does not do. Raises InvalidInput for a root
     of another kind.
     """
     return Store(open_storage(root, client=client))
@@ -122,7 +123,7 @@ class Store:
         """Save a file or directory as a new model and return the reference to it.
 
         `metadata` is kept with it; `pathspec` and `attempt` say which task saved it, `parents` are the keys of
-        what it was made from. Raises InvalidReference for a label or metadata that break a rule, SourceError
+        what it was made from. Raises InvalidInput for a label or metadata that break a rule, SourceError
         where `path` cannot be read, StorageError where the datastore fails; nothing is stored under a key then.
         """
         key = ModelKey.new(label)
@@ -345,7 +346,7 @@ class Store:
         if file is None:
             raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {name!r}")
         if start < 0 or (length is not None and length < 0):
-            raise InvalidReference(f"{name}: start and length count from 0, found {start} and {length}")
+            raise InvalidInput(f"{name}: start and length count from 0, found {start} and {length}")
         end = file.size if length is None else min(file.size, start + length)
         if start >= end:
             return b""

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from metaflow_artifacts._transfer.target import STAGING_PREFIX
-from metaflow_artifacts.errors import ArtifactWarning, InvalidReference, SourceError
+from metaflow_artifacts.errors import ArtifactWarning, InvalidInput, SourceError
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]
 
@@ -61,10 +61,10 @@ def scan(path: str | os.PathLike[str]) -> Source:
     or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidReference(f"path to save: expected str or PathLike, found {type(path).__name__}")
+        raise InvalidInput(f"path to save: expected str or PathLike, found {type(path).__name__}")
     location = os.fspath(path)
     if not isinstance(location, str) or not location or "\0" in location:
-        raise InvalidReference(f"path to save: expected a path, found {location!r}")
+        raise InvalidInput(f"path to save: expected a path, found {location!r}")
     source = Source()
     try:
         info = os.stat(location)

@@ -18,7 +18,13 @@ from metaflow_artifacts._transfer.gc_marks import GcMarks, old_marks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, Strays, artifact_objects, chunk_objects, outlines
-from metaflow_artifacts.errors import CorruptArtifact, InvalidReference, StorageError, TransientStorageError
+from metaflow_artifacts.errors import (
+    CorruptArtifact,
+    InvalidInput,
+    InvalidReference,
+    StorageError,
+    TransientStorageError,
+)
 
 __all__ = ["GRACE", "GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"]
 
@@ -142,12 +148,12 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
     any grace period will do. `ignore` has keys, or their first parts, below which objects are passed over that are
     not understood.
 
-    Raises InvalidReference for a grace period that is too short, CorruptArtifact where a manifest cannot be read (it
+    Raises InvalidInput for a grace period that is too short, CorruptArtifact where a manifest cannot be read (it
     may name any chunk), StorageError where the store needs a later version, where an object below the artifacts'
     prefixes is not understood, and where the storage fails.
     """
     if grace < 0 or (not exclusive and grace < 2 * store.refresh_after):
-        raise InvalidReference(
+        raise InvalidInput(
             f"grace period of {grace:g} s: at least {2 * store.refresh_after:g} s are needed while anything saves to "
             f"{store.root}; only when nothing does until the end, pass exclusive (--exclusive) to use a shorter one"
         )
@@ -242,7 +248,7 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
     Raises StorageError where the storage fails, and where what `plan_gc` refuses has come into the store since.
     """
     if plan.root != store.root:
-        raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
+        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
     strays = Strays(store.storage, plan.ignore)
     for _ in artifact_objects(store.storage, strays=strays):

@@ -25,7 +25,7 @@ from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.threads import in_threads
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, heads
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 
@@ -35,7 +35,7 @@ RETRY_WITHIN = 7 * 24 * 3600.0
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidReference where none is given."""
+    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidInput where none is given."""
 
     last: int | None = None
     """As many of the newest. With 0, what a retry may load goes too, unless another rule keeps it."""
@@ -51,12 +51,12 @@ class Rules:
     def __post_init__(self) -> None:
         given = {"last": self.last, "best": self.best, "younger": self.younger}
         if all(value is None for value in given.values()):
-            raise InvalidReference("no rule says what to keep; give last, best or younger")
+            raise InvalidInput("no rule says what to keep; give last, best or younger")
         for name, value in given.items():
             if value is not None and not value >= 0:
-                raise InvalidReference(f"{name}: expected a number from 0, found {value}")
+                raise InvalidInput(f"{name}: expected a number from 0, found {value}")
         if (self.best is None) != (self.metric is None):
-            raise InvalidReference("best and metric belong together: how many to keep, and by which metadata value")
+            raise InvalidInput("best and metric belong together: how many to keep, and by which metadata value")
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ def plan_retention(
 
     The rules hold for each place in a flow (namespace, foreach value, node or gang of a parallel step) by itself, or
     with `per="step"` for all checkpoints of a flow and step together. `flow` and `step` restrict what is looked at.
-    `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidReference for names
+    `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidInput for names
     that break a rule; StorageError where the store needs a later version, where an object among the checkpoints is
     not understood, and where the storage fails.
     """
     if root not in (CHECKPOINTS, HUB):
-        raise InvalidReference(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
+        raise InvalidInput(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
     prefix = f"{root}/checkpoints/artifacts/"
     if flow is not None:
         prefix += encode_part(flow, "flow") + "/"
@@ -260,7 +260,7 @@ def execute_retention(
     Raises StorageError where the storage fails, and where the store needs a later version by now.
     """
     if plan.root != store.root:
-        raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
+        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
     deleted: list[ModelArtifact] = []
 

@@ -14,7 +14,7 @@ from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.chunks import CHUNKS
 from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
 from metaflow_artifacts._upkeep.needs import SHOWN, listed
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput, InvalidReference, StorageError
 
 __all__ = [
     "ARTIFACT_PREFIXES",
@@ -54,10 +54,10 @@ class Strays:
     """
 
     def __init__(self, storage: Storage, ignore: Sequence[str] = ()) -> None:
-        """Raises InvalidReference for an ignored prefix that does not lie below an artifacts' prefix."""
+        """Raises InvalidInput for an ignored prefix that does not lie below an artifacts' prefix."""
         for prefix in ignore:
             if not prefix.startswith(ARTIFACT_PREFIXES):
-                raise InvalidReference(
+                raise InvalidInput(
                     f"cannot ignore {prefix!r}: expected a key, or the first parts of one, below "
                     f"{', '.join(ARTIFACT_PREFIXES)}"
                 )
