@@ -10,7 +10,8 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import ArtifactNotFound, InvalidReference, ModelArtifact, Store
-from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._layout import CHUNKS
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 
 CHUNK = 64 << 10

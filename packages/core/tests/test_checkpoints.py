@@ -18,6 +18,7 @@ from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._store.checkpoints import latest_checkpoints, list_checkpoints
+from metaflow_artifacts._store.details import SaveDetails
 
 PATHSPEC = "F/1/train/2"
 ID = "0123abcd"
@@ -131,8 +132,8 @@ def test_a_number_is_never_given_twice(store: Store, place: CheckpointPlace, fil
     assert find_latest(store, place) == again
     store.delete(again)
     assert writer(store, place).save(file, label="l")["version_id"] == 4
-    markers = [info.key.rpartition(".")[2] for info in store.storage.list(place.prefix("not_latest"))]
-    assert sorted(markers) == (["2", "3"] if latest else ["0", "2", "3"])
+    tombstones = [info.key.rpartition(".")[2] for info in store.storage.list(place.prefix("not_latest"))]
+    assert sorted(tombstones) == (["2", "3"] if latest else ["0", "2", "3"])
 
 
 def test_threads_that_save_at_once_get_numbers_of_their_own(store: Store, place: CheckpointPlace, file: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_save_that_begins_later_is_newer_though_it_ends_earlier(
     mine = writer(store, place)
     slow = mine.keys("mfchckpt")
     fast = mine.save(file, label="l")
-    held = store.save_checkpoint(file, slow, label="l", pathspec=PATHSPEC)
+    held = store.save_checkpoint(file, slow, SaveDetails("l", pathspec=PATHSPEC))
     assert (held["version_id"], fast["version_id"]) == (0, 1)
     assert held["created_on"] > fast["created_on"]
     assert find_latest(store, place) == fast
@@ -182,7 +183,7 @@ def test_only_what_could_be_newest_is_read(
     found = find_latest(store, place)
     assert found is not None
     assert found["version_id"] == 5
-    # The newest of all, which may not be latest; of the others that may not, markers tell.
+    # The newest of all, which may not be latest; of the others that may not, tombstones tell.
     assert [parse_key(key).n for key in reads] == [11, 5]
     reads.clear()
     assert [artifact["version_id"] for artifact in list_checkpoints(store, place.prefix(), name="best")] == [8, 4, 0]

@@ -130,8 +130,8 @@ def test_this_version_finds_its_way_in_a_frozen_store(frozen: Path) -> None:
     assert (latest["name"], latest["version_id"]) == ("mfchckpt", 0)
     assert [one["version_id"] for one in list_checkpoints(store, place.prefix())] == [1, 0]
     marked = next(one for one in list_checkpoints(store, place.prefix()) if one["version_id"] == 1)
-    marker = parse_key(marked["key"]).marker  # type: ignore[union-attr]
-    assert (frozen / "store" / marker).stat().st_size == 0
+    tombstone = parse_key(marked["key"]).tombstone  # type: ignore[union-attr]
+    assert (frozen / "store" / tombstone).stat().st_size == 0
     assert store.manifest(marked).latest is False
     hub = find_latest(store, CheckpointPlace("TrainFlow", "train", "0123456789ab", "ba9876543210", HUB))
     assert hub is not None

@@ -23,11 +23,11 @@ from metaflow_artifacts import (
 )
 from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._layout import CHUNKS, GC_MARKS
 from metaflow_artifacts._storage import LocalStorage, ObjectInfo, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer import gc_marks as sweeps
-from metaflow_artifacts._transfer.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
-from metaflow_artifacts._transfer.gc_marks import MARKS
+from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored, put_chunk
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, execute_gc, gc, plan_gc
 
@@ -128,7 +128,7 @@ def test_what_others_keep_below_the_root_stays(local: Store) -> None:
         "F/1/start/1/0.data",
         "mf.artifacts/other",
         f"{CHUNKS}aa/no-digest",
-        f"{MARKS}README",
+        f"{GC_MARKS}README",
         "mf.checkpoints/checkpoints/not_latest/F/s/README",
     }
     for key in keys:
@@ -151,13 +151,13 @@ def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> 
     assert not temporary.exists()
 
 
-def test_a_marker_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
+def test_a_tombstone_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
     series = CheckpointWriter(local, PLACE, "0" * 8, 0)
     kept = series.save(write(tmp_path / "a", 2), latest=False, label="l")
     lost = [series.save(write(tmp_path / "a", 2), latest=False, label="l") for _ in range(2)]
     local.storage.delete([one["key"] for one in lost])
     age(local, 8)
-    assert gc(local, dry_run=False).markers == 1
+    assert gc(local, dry_run=False).tombstones == 1
     # That of the highest number stays: the number is never given again.
     assert {info.key for info in local.storage.list("mf.checkpoints/checkpoints/not_latest/")} == {
         one["key"].replace("artifacts", "not_latest") for one in (kept, lost[1])
@@ -244,7 +244,7 @@ def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store,
     pending = [plan]
 
     def before(operation: str, key: str) -> None:
-        if operation == "list" and key == MARKS and pending:
+        if operation == "list" and key == GC_MARKS and pending:
             # A gc whose clock is far ahead: it removes even what was renewed just now.
             ahead = pending.pop()
             execute_gc(local, type(ahead)(**{**vars(ahead), "limit": time.time() + DAY}))
@@ -256,9 +256,9 @@ def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store,
 
 def test_a_save_gives_up_where_its_chunks_keep_going(local: Store, tmp_path: Path) -> None:
     def before(operation: str, key: str) -> None:
-        if operation == "list" and key == MARKS:
+        if operation == "list" and key == GC_MARKS:
             local.storage.delete(chunks(local))
-            local.storage.put(f"{MARKS}x.0.done", b"")
+            local.storage.put(f"{GC_MARKS}x.0.done", b"")
 
     store = Store(Watched(local.storage, before), chunk_size=CHUNK)
     with pytest.raises(TransientStorageError, match="deleted meanwhile, 10 times in a row"):
@@ -272,7 +272,7 @@ def test_a_save_that_takes_long_renews_its_chunks(local: Store, tmp_path: Path) 
     store = Store(Watched(local.storage, lambda operation, key: None), chunk_size=CHUNK, refresh_after=0.3)
 
     def before(operation: str, key: str) -> None:
-        if operation == "list" and key == MARKS:
+        if operation == "list" and key == GC_MARKS:
             time.sleep(0.4)
             store.storage.before = lambda operation, key: None  # type: ignore[attr-defined]
 
@@ -289,13 +289,13 @@ def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path)
     keys = CheckpointWriter(local, PLACE, "0" * 8, 0)
     files = [FileEntry("f", chunk.size, 0o644, 0)]
     since = time.time()
-    first = local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=since)
+    first = local.commit_checkpoint(files, [chunk], keys.keys("n"), keys.details("l"), since=since)
     assert local.read_file(first, "f") == b"x" * CHUNK
     local.storage.delete([chunk_key(chunk.sha256)])
-    local.storage.put(f"{MARKS}x.0.done", b"")
+    local.storage.put(f"{GC_MARKS}x.0.done", b"")
     for known in (since, None):
         with pytest.raises(TransientStorageError, match="a gc removed content while it was stored"):
-            local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=known)
+            local.commit_checkpoint(files, [chunk], keys.keys("n"), keys.details("l"), since=known)
 
 
 def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
     watched = Store(Watched(local.storage, before))
     with pytest.raises(KeyboardInterrupt):
         execute_gc(watched, plan_gc(watched))
-    mark, run = sorted(info.key for info in local.storage.list(MARKS))
+    mark, run = sorted(info.key for info in local.storage.list(GC_MARKS))
     assert mark.endswith(".0.open")
     assert run.endswith(".run")
     waits = []
@@ -319,11 +319,11 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
         local.save_model(tmp_path / "a")
         waits.append(time.monotonic() - began)
     assert waits[0] >= 0.5
-    assert {info.key for info in local.storage.list(MARKS)} == {mark.replace(".open", ".done"), run}
+    assert {info.key for info in local.storage.list(GC_MARKS)} == {mark.replace(".open", ".done"), run}
     assert waits[1] < waits[0]
-    age(local, 30, MARKS)
+    age(local, 30, GC_MARKS)
     gc(local, dry_run=False)
-    assert list(local.storage.list(MARKS)) == []
+    assert list(local.storage.list(GC_MARKS)) == []
 
 
 def test_a_gc_that_is_slow_looks_again_before_it_deletes(
@@ -395,7 +395,7 @@ def test_many_chunks_go_in_batches(local: Store) -> None:
     store = Store(Watched(local.storage, before))
     assert gc(store, dry_run=False).removed == 600
     assert len(marks) == 7
-    left = sorted(info.key.rpartition(".")[2] for info in local.storage.list(MARKS))
+    left = sorted(info.key.rpartition(".")[2] for info in local.storage.list(GC_MARKS))
     assert left == ["done", "run"]
 
 

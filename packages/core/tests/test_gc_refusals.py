@@ -10,12 +10,11 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import CorruptArtifact, InvalidInput, StorageError, Store
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS
 from metaflow_artifacts._storage import ObjectInfo, open_storage
-from metaflow_artifacts._transfer.chunks import CHUNKS
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
 from metaflow_artifacts._upkeep.retain import Rules, plan_retention
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK = 64 << 10

@@ -11,12 +11,13 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import ModelArtifact, StorageError, Store, __version__
 from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._layout import NEEDS, RESERVED
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._upkeep import needs
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
-from metaflow_artifacts._upkeep.needs import NEEDS, RESERVED, Need, add_need, unknown_needs
+from metaflow_artifacts._upkeep.needs import Need, add_need, unknown_needs
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
 
 CHUNK = 64 << 10

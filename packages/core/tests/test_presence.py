@@ -11,8 +11,9 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._layout import CHUNKS
 from metaflow_artifacts._storage import LocalStorage, ObjectInfo
-from metaflow_artifacts._transfer.chunks import CHUNKS, are_safe_from_gc, is_stored, put_chunk
+from metaflow_artifacts._transfer.chunks import are_safe_from_gc, is_stored, put_chunk
 
 SIZE = 200 << 10
 

@@ -12,7 +12,7 @@ from faultlib.newest import find_latest
 from metaflow_artifacts import InvalidInput, ModelArtifact, Store
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointPlace
 from metaflow_artifacts._storage import open_storage
-from metaflow_artifacts._store import store as store_module
+from metaflow_artifacts._store import details
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._store.checkpoints import list_checkpoints
 from metaflow_artifacts._upkeep.retain import RetentionPlan, Rules, execute_retention, plan_retention
@@ -31,7 +31,7 @@ class Saver:
         self.place = CheckpointPlace("Flow", "step", "0" * 12, "a" * 12)
         path.write_bytes(b"content")
         clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None: NOW - timedelta(days=self.days))})
-        monkeypatch.setattr(store_module, "datetime", clock)
+        monkeypatch.setattr(details, "datetime", clock)
 
     def __call__(
         self,
@@ -232,7 +232,7 @@ def test_what_cannot_be_read_is_left_alone(store: Store, save: Saver) -> None:
 
 def test_a_date_that_makes_no_sense(store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the storage's time counts: what was written just now is young."""
-    monkeypatch.setattr(store_module, "datetime", type("Clock", (), {"now": lambda tz: _Odd()}))
+    monkeypatch.setattr(details, "datetime", type("Clock", (), {"now": lambda tz: _Odd()}))
     writer = CheckpointWriter(store, CheckpointPlace("Flow", "step", "0" * 12, "a" * 12), "0" * 8, 0)
     key = writer.save(save.path, label="l")["key"]
     assert set(kept(plan_retention(store, Rules(younger=DAY)))) == {key}

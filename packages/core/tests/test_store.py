@@ -25,7 +25,8 @@ from metaflow_artifacts import (
     is_model_artifact,
     open_store,
 )
-from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._layout import CHUNKS
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._transfer.progress import Progress
 
 CHUNK = 64 << 10

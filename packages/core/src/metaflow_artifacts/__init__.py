@@ -49,6 +49,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
+    from ._format.keys import ModelKey as ModelKey
     from ._format.manifest import Chunk as Chunk
     from ._format.manifest import FileEntry as FileEntry
     from ._format.manifest import Head as Head
@@ -59,12 +60,16 @@ if TYPE_CHECKING:
     from ._format.reference import parse_reference as parse_reference
     from ._format.reference import validate_reference as validate_reference
     from ._storage import ObjectInfo as ObjectInfo
+    from ._storage import Reader as Reader
+    from ._storage import Staged as Staged
     from ._storage import Storage as Storage
     from ._storage import open_storage as open_storage
     from ._store.ancestry import lineage as lineage
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.details import SaveDetails as SaveDetails
+    from ._store.references import ParsedReference as ParsedReference
     from ._store.store import Store as Store
     from ._store.store import open_store as open_store
     from ._transfer.progress import Progress as Progress
@@ -92,13 +97,15 @@ __version__ = "0.1.0"
 METAFLOW_PACKAGE_POLICY = "include"
 
 _WHERE = {
-    "_format.keys": ("CheckpointKey", "CheckpointPlace"),
+    "_format.keys": ("CheckpointKey", "CheckpointPlace", "ModelKey"),
     "_format.manifest": ("Chunk", "FileEntry", "Head", "Manifest", "Outline"),
     "_format.reference": ("ModelArtifact", "is_model_artifact", "parse_reference", "validate_reference"),
-    "_storage": ("ObjectInfo", "Storage", "open_storage"),
+    "_storage": ("ObjectInfo", "Reader", "Staged", "Storage", "open_storage"),
     "_store.ancestry": ("lineage",),
     "_store.checkpoint_writer": ("CheckpointWriter",),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
+    "_store.details": ("SaveDetails",),
+    "_store.references": ("ParsedReference",),
     "_store.store": ("Store", "open_store"),
     "_transfer.progress": ("Progress",),
     "_upkeep.check": ("CheckReport", "Note", "Problem", "check"),

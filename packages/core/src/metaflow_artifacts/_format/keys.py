@@ -17,21 +17,36 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
+from metaflow_artifacts._layout import (
+    ARTIFACTS,
+    CHECKPOINTS,
+    HUB,
+    MODEL_ARTIFACTS,
+    MODELS,
+    TOMBSTONES,
+    checkpoint_prefix,
+)
 from metaflow_artifacts.errors import InvalidInput, InvalidReference
 
-__all__ = ["CHECKPOINTS", "HUB", "MODELS", "CheckpointKey", "CheckpointPlace", "ModelKey", "parse_key"]
-
-MODELS = "mf.models"
-CHECKPOINTS = "mf.checkpoints"
-HUB = "mf.huggingface_hub"
+__all__ = [
+    "CHECKPOINTS",
+    "HUB",
+    "MODELS",
+    "CheckpointKey",
+    "CheckpointPlace",
+    "ModelKey",
+    "encode_part",
+    "parse_key",
+    "parse_tombstone",
+]
 
 _MAX_PART = 200
 """Bytes of an encoded part: what the common file systems take (255), less what a key and a temporary name add."""
 _MAX_KEY = 800
 
 _EXAMPLES = (
-    f"keys look like {MODELS}/models/artifacts/<label>_<32 hex> or "
-    f"{CHECKPOINTS}/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>"
+    f"keys look like {MODEL_ARTIFACTS}<label>_<32 hex> or "
+    f"{checkpoint_prefix(CHECKPOINTS)}<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>"
 )
 _MODEL = re.compile(r"(?P<label>.+)_(?P<hex>[0-9a-f]{32})", re.ASCII)
 _CHECKPOINT = re.compile(
@@ -95,7 +110,7 @@ class ModelKey:
         return f"{encode_part(self.label, 'label')}_{self.hex}"
 
     def __str__(self) -> str:
-        return f"{MODELS}/models/artifacts/{self.uuid}"
+        return MODEL_ARTIFACTS + self.uuid
 
 
 @dataclass(frozen=True)
@@ -118,10 +133,10 @@ class CheckpointPlace:
         if self.root not in (CHECKPOINTS, HUB):
             raise InvalidInput(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
 
-    def prefix(self, kind: str = "artifacts") -> str:
-        """The key prefix of everything here, with its slash."""
+    def prefix(self, kind: str = ARTIFACTS) -> str:
+        """The key prefix of its manifests (ARTIFACTS) or its tombstones (TOMBSTONES), with its slash."""
         flow, step = encode_part(self.flow, "flow"), encode_part(self.step, "step")
-        return f"{self.root}/checkpoints/{kind}/{flow}/{step}/{self.scope}/{self.task}/"
+        return f"{checkpoint_prefix(self.root, kind)}{flow}/{step}/{self.scope}/{self.task}/"
 
 
 @dataclass(frozen=True)
@@ -149,9 +164,9 @@ class CheckpointKey:
         return self.place.prefix() + self.filename
 
     @property
-    def marker(self) -> str:
-        """The key of the empty object that says: saved with latest=False, no need to read it to know."""
-        return self.place.prefix("not_latest") + self.filename
+    def tombstone(self) -> str:
+        """The key of its tombstone, an empty object: the checkpoint was saved with latest=False, or was deleted."""
+        return self.place.prefix(TOMBSTONES) + self.filename
 
 
 def parse_key(key: str) -> ModelKey | CheckpointKey:
@@ -166,16 +181,27 @@ def parse_key(key: str) -> ModelKey | CheckpointKey:
         raise InvalidReference(f"not the key of a stored artifact: {key[:_MAX_KEY]!r}: {error}; {_EXAMPLES}") from None
 
 
+def parse_tombstone(key: str) -> CheckpointKey:
+    """The key of the checkpoint that the tombstone at `key` stands for. Raises InvalidReference if it is none."""
+    for root in (CHECKPOINTS, HUB):
+        prefix = checkpoint_prefix(root, TOMBSTONES)
+        if key.startswith(prefix):
+            checkpoint = parse_key(checkpoint_prefix(root) + key[len(prefix) :])
+            assert isinstance(checkpoint, CheckpointKey)
+            return checkpoint
+    raise InvalidReference(f"not the key of a tombstone: {key[:_MAX_KEY]!r}")
+
+
 def _parse(key: str) -> ModelKey | CheckpointKey:
     parts = key.split("/")
     if "" in parts:
         raise InvalidReference("empty part; a key has no leading, trailing or double slash")
-    if parts[:3] == [MODELS, "models", "artifacts"] and len(parts) == 4:
+    if key.startswith(MODEL_ARTIFACTS) and len(parts) == 4:
         match = _MODEL.fullmatch(parts[3])
         if match is None:
             raise InvalidReference(f"{parts[3]!r} is not <label>_<32 hex>")
         return ModelKey(_decode_part(match["label"], "label"), match["hex"])
-    if parts[0] in (CHECKPOINTS, HUB) and parts[1:3] == ["checkpoints", "artifacts"] and len(parts) == 8:
+    if key.startswith((checkpoint_prefix(CHECKPOINTS), checkpoint_prefix(HUB))) and len(parts) == 8:
         match = _CHECKPOINT.fullmatch(parts[7])
         if match is None:
             raise InvalidReference(f"{parts[7]!r} is not <id>.<attempt>.<name>.<n>")

@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
+from metaflow_artifacts._format.keys import CheckpointPlace, encode_part
 from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._layout import TOMBSTONES
 from metaflow_artifacts._storage import ObjectInfo
+from metaflow_artifacts._store.listing import checkpoints, filename, read_listed
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import SKEW
-from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.errors import ArtifactError, CorruptArtifact
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
 
@@ -125,7 +127,7 @@ def _by_task(infos: Iterable[ObjectInfo], before_attempt: int | None) -> list[_T
     tasks: dict[str, _Task] = {}
     for info in infos:
         # Only what is read is parsed with care: there can be tens of thousands.
-        id, _, rest = _filename(info).partition(".")
+        id, _, rest = filename(info).partition(".")
         attempt, _, rest = rest.partition(".")
         n = rest.rpartition(".")[2]
         if not (attempt.isdecimal() and n.isdecimal()):
@@ -149,7 +151,7 @@ class _Search:
         on_damage: Callable[[ArtifactError], None] | None,
     ) -> None:
         self._store = store
-        self._markers = place.prefix("not_latest") + filter_
+        self._tombstones = place.prefix(TOMBSTONES) + filter_
         self._pathspec = pathspec
         self._on_damage = on_damage
         self._hidden: Container[str] | None = None
@@ -176,7 +178,7 @@ class _Search:
                 else:
                     pending.append(task)
             if self._hidden is None and any(head is not None and not head.latest for head in heads.values()):
-                self._hidden = {_filename(info) for info in self._store.storage.list(self._markers)}
+                self._hidden = {filename(info) for info in self._store.storage.list(self._tombstones)}
 
     def _accepts(self, head: Head) -> bool:
         return head.latest and self._pathspec in (None, task_of(head.artifact))
@@ -187,42 +189,22 @@ class _Search:
         number: tuple[int, int] | None = None
         while task.entries and (not top or task.entries[-1][:2] == number):
             attempt, n, info = task.entries.pop()
-            if (self._hidden is None or _filename(info) not in self._hidden) and _is_checkpoint(info):
+            if (self._hidden is None or filename(info) not in self._hidden) and any(checkpoints([info])):
                 number = attempt, n
                 top.append(info)
         return top
-
-
-def _is_checkpoint(info: ObjectInfo) -> bool:
-    return next(_entries([info]), None) is not None
-
-
-def _entries(infos: Iterable[ObjectInfo]) -> Iterator[tuple[CheckpointKey, ObjectInfo]]:
-    for info in infos:
-        try:
-            key = parse_key(info.key)
-        except InvalidReference:
-            continue
-        if isinstance(key, CheckpointKey):
-            yield key, info
-
-
-def _filename(info: ObjectInfo) -> str:
-    return info.key.rpartition("/")[2]
 
 
 def _read_heads(
     store: Store, infos: list[ObjectInfo], on_damage: Callable[[ArtifactError], None] | None = None
 ) -> list[Head | None]:
     def read(info: ObjectInfo) -> Head | None:
-        try:
-            return store.head_at(info.key)
-        except ArtifactNotFound:  # deleted since it was listed
-            return None
-        except CorruptArtifact as error:
-            if on_damage is not None:
-                on_damage(error)
-            return None
+        found = read_listed(store.head_at, info.key)
+        if not isinstance(found, CorruptArtifact):
+            return found
+        if on_damage is not None:
+            on_damage(found)
+        return None
 
     # A disk answers sooner than a thread starts.
     if len(infos) < 2 or not store.storage.stages_in_memory:
@@ -249,7 +231,7 @@ def list_checkpoints(
     if name is not None:
         # Nearly all that has another name is told by this, without a closer look at its key.
         part = f".{encode_part(name, 'name')}."
-        infos = (info for info in infos if part in _filename(info))
-    wanted = [info for key, info in _entries(infos) if name in (None, key.name) and attempt in (None, key.attempt)]
+        infos = (info for info in infos if part in filename(info))
+    wanted = [info for key, info in checkpoints(infos) if name in (None, key.name) and attempt in (None, key.attempt)]
     artifacts = [head.artifact for head in _read_heads(store, wanted) if head is not None]
     return newest_first(filter(accept, artifacts))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from metaflow_artifacts._format.keys import MODELS, CheckpointKey, ModelKey, parse_key
+from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.manifest import (
     FRONT_BYTES,
     MAX_BYTES,
@@ -29,9 +29,13 @@ from metaflow_artifacts._format.manifest import (
     decode_outline,
     encode,
 )
-from metaflow_artifacts._format.reference import ModelArtifact, normalise_metadata, parse_reference
+from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
+from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._store.details import SaveDetails
+from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.numbering import highest_number
+from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.loading import fetch_chunks, read_range
 from metaflow_artifacts._transfer.progress import Progress
@@ -61,8 +65,6 @@ _SAVE_ATTEMPTS = 10
 _READ_ATTEMPTS = 10
 """How often a manifest is read whose bytes differ between reads."""
 
-Reference = str | Mapping[str, Any]
-
 
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
     """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or made yet.
@@ -73,28 +75,6 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
     return Store(open_storage(root, client=client))
 
 
-def key_of(reference: Reference) -> str:
-    """The key in a reference, which is a key or the dict that a save returned. Raises InvalidReference."""
-    if isinstance(reference, str):
-        key = reference
-    elif isinstance(reference, Mapping):
-        key = parse_reference(reference)["key"]
-    else:
-        raise InvalidReference(
-            f"expected a key (str) or the dict that save() returned, found {type(reference).__name__}"
-        )
-    parse_key(key)
-    return key
-
-
-def root_of(reference: Reference) -> str | None:
-    """The datastore root that a reference was saved below, from its `url`; None for a bare key."""
-    if isinstance(reference, str):
-        return None
-    url, key = parse_reference(reference)["url"], reference["key"]
-    return url[: -len(key) - 1] if url.endswith("/" + key) else None
-
-
 class Store:
     """Artifacts below one datastore root. Safe to use from several threads and processes at once."""
 
@@ -103,6 +83,9 @@ class Store:
         self.storage = storage
         self.chunk_size = chunk_size
         self.refresh_after = refresh_after
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
 
     @property
     def root(self) -> str:
@@ -118,63 +101,55 @@ class Store:
         pathspec: str = "",
         attempt: int = 0,
         parents: Sequence[str] = (),
+        gang: str | None = None,
         progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as a new model and return the reference to it.
 
-        `metadata` is kept with it; `pathspec` and `attempt` say which task saved it, `parents` are the keys of
-        what it was made from. Raises InvalidInput for a label or metadata that break a rule, SourceError
-        where `path` cannot be read, StorageError where the datastore fails; nothing is stored under a key then.
+        `metadata` is kept with it; `pathspec`, `attempt` and `gang` say which task saved it, `parents` are the keys of
+        the artifacts that it was made from. Raises InvalidInput for a label or metadata that break a rule, SourceError
+        if `path` cannot be read, StorageError if the datastore fails; nothing is stored under a key then.
         """
         key = ModelKey.new(label)
-        fields = _fields("model", key.uuid, label, metadata, pathspec, attempt, parents)
-        return self._save(scan(path), [(str(key), fields)], latest=True, progress=progress)
+        details = SaveDetails(label, metadata, pathspec, attempt, parents, gang=gang).normalised()
+        return self._save(scan(path), [(str(key), details.reference("model", key.uuid))], True, progress)
 
     def save_checkpoint(
         self,
         path: str | os.PathLike[str],
         keys: Iterator[CheckpointKey],
-        metadata: Mapping[str, Any] | None = None,
+        details: SaveDetails,
         *,
-        label: str,
-        pathspec: str = "",
-        parents: Sequence[str] = (),
-        latest: bool = True,
         progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as a checkpoint under the first of `keys` that is free.
 
-        `latest=False` keeps it from being loaded when a task starts again. See `CheckpointWriter`, which numbers the
-        keys; the rest is as in `save_model`.
+        See `CheckpointWriter`, which numbers the keys and gives the details. Raises as `save_model`.
         """
-        candidates = _checkpoints(keys, metadata, label, pathspec, parents)
+        candidates = _checkpoints(keys, details)
         self.storage.require_put_if_absent()
-        return self._save(scan(path), candidates, latest, progress)
+        return self._save(scan(path), candidates, details.latest, progress)
 
     def commit_checkpoint(
         self,
         files: Sequence[FileEntry],
         chunks: Sequence[Chunk],
         keys: Iterator[CheckpointKey],
-        metadata: Mapping[str, Any] | None = None,
+        details: SaveDetails,
         *,
-        label: str,
-        pathspec: str = "",
-        parents: Sequence[str] = (),
-        latest: bool = True,
         since: float | None = None,
     ) -> ModelArtifact:
-        """The second half of `save_checkpoint`, for content that came into the store by another way.
+        """The second half of `save_checkpoint`, for content whose chunks the caller has stored.
 
-        Every one of `chunks` is known to be stored (`chunks.put_chunk`, `chunks.is_stored`), the first of them
-        asked about after the time `since` (seconds since the epoch; None costs a look at each); `files` are in
-        the order of their paths' bytes, their offsets adding up. Raises TransientStorageError where a `gc` has
-        removed a chunk meanwhile.
+        Every one of `chunks` is known to be stored (`put_chunk`, `is_stored`). The first of them was stored or found
+        after the time `since` (seconds since the epoch); with None, each chunk is looked at again. `files` are in the
+        order of their paths' bytes, and their offsets add up. Raises TransientStorageError if a `gc` has removed a
+        chunk meanwhile, else as `save_checkpoint`.
         """
         self.storage.require_put_if_absent()
         if not are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
             raise TransientStorageError(f"{self.root}: a gc removed content while it was stored; store it again")
-        return self._commit(_checkpoints(keys, metadata, label, pathspec, parents), files, (), chunks, None, latest)
+        return self._commit(_checkpoints(keys, details), files, (), chunks, None, details.latest)
 
     def _save(
         self,
@@ -355,70 +330,38 @@ class Store:
                 return manifest.inline[file.offset + start : file.offset + end]
             return read_range(self.storage, manifest.chunks, file, start, end)
 
-    def list(self, prefix: str = f"{MODELS}/models/artifacts/") -> Iterator[str]:
-        """The keys of all artifacts that start with `prefix`, in no set order; by default those of models."""
-        for info in self.storage.list(prefix):
-            try:
-                parse_key(info.key)
-            except InvalidReference:
-                continue
-            yield info.key
+    def list(self, prefix: str = MODEL_ARTIFACTS) -> Iterator[str]:
+        """The keys of all artifacts that start with `prefix`, in any order; by default those of models."""
+        return (info.key for _, info in artifacts(self.storage.list(prefix)))
 
     def delete(self, reference: Reference) -> None:
         """Remove an artifact. Its content is freed by the next `gc` after the grace period.
 
         Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there.
         """
-        key = key_of(reference)
-        if self.storage.stat(key) is None:
-            raise ArtifactNotFound(f"nothing is stored at {self.storage.url(key)}: nothing was deleted")
-        parsed = parse_key(key)
-        unneeded = [key]
-        if isinstance(parsed, CheckpointKey):
-            if highest_number(self.storage, parsed.place, parsed.id, parsed.attempt) == parsed.n:
-                # A number is never given twice: its marker stays.
-                self.storage.put(parsed.marker, b"")
+        parsed = ParsedReference.of(reference)
+        if self.storage.stat(parsed.key) is None:
+            raise ArtifactNotFound(f"nothing is stored at {self.storage.url(parsed.key)}: nothing was deleted")
+        unneeded = [parsed.key]
+        if isinstance(key := parsed.parts, CheckpointKey):
+            if highest_number(self.storage, key.place, key.id, key.attempt) == key.n:
+                # A number is never given twice. The tombstone keeps this one from being drawn again.
+                self.storage.put(key.tombstone, b"")
             else:
-                unneeded.append(parsed.marker)
+                unneeded.append(key.tombstone)
         self.storage.delete(unneeded)
 
 
-def _checkpoints(
-    keys: Iterator[CheckpointKey],
-    metadata: Mapping[str, Any] | None,
-    label: str,
-    pathspec: str,
-    parents: Sequence[str],
-) -> Iterable[tuple[str, dict[str, Any]]]:
-    metadata = normalise_metadata(metadata)
+def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Each key with the reference of a checkpoint saved there. Metadata is judged now, the keys are drawn later."""
+    details = details.normalised()
 
     def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         for key in keys:
-            fields = _fields("checkpoint", key.filename, label, metadata, pathspec, key.attempt, parents)
-            yield str(key), {**fields, "name": key.name, "version_id": key.n}
+            members = replace(details, attempt=key.attempt).reference("checkpoint", key.filename)
+            yield str(key), {**members, "name": key.name, "version_id": key.n}
 
     return candidates()
-
-
-def _fields(
-    kind: str,
-    uuid: str,
-    label: str,
-    metadata: Mapping[str, Any] | None,
-    pathspec: str,
-    attempt: int,
-    parents: Sequence[str],
-) -> dict[str, Any]:
-    return {
-        "uuid": uuid,
-        "type": kind,
-        "pathspec": pathspec,
-        "attempt": attempt,
-        "created_on": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-        "metadata": normalise_metadata(metadata),
-        "label": label,
-        "parents": list(parents),
-    }
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Literal
 
 from metaflow_artifacts._format.manifest import Chunk, Manifest
 from metaflow_artifacts._storage import ObjectInfo, Storage
-from metaflow_artifacts._store.store import Store, key_of
+from metaflow_artifacts._store.references import key_of
+from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.chunks import chunk_key, read_chunk
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.threads import in_threads

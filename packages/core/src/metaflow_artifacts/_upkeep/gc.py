@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, parse_key
+from metaflow_artifacts._layout import CHECKPOINTS, HUB, TOMBSTONES, checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo, Storage
+from metaflow_artifacts._store.listing import checkpoints, tombstones
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import GcMarks, old_marks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, Strays, artifact_objects, chunk_objects, outlines
+from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, chunk_objects, outlines
 from metaflow_artifacts.errors import (
     CorruptArtifact,
     InvalidInput,
-    InvalidReference,
     StorageError,
     TransientStorageError,
 )
@@ -32,7 +32,6 @@ GRACE = 7 * 24 * 3600.0
 """Seconds for which everything is kept that was written, or needed again, by whatever save."""
 
 _BATCH = 256
-_MARKER_PREFIXES = tuple(f"{root}/checkpoints/not_latest/" for root in (CHECKPOINTS, HUB))
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,10 @@ class GcPlan:
     """Chunks that no artifact names and that are not old enough."""
     temporary: Sequence[ObjectInfo]
     """Temporary objects that killed writers left behind."""
-    markers: Sequence[ObjectInfo]
-    """Markers of checkpoints that do not exist, and marks of earlier gc runs."""
+    tombstones: Sequence[ObjectInfo]
+    """Tombstones of checkpoints that do not exist, which keep no number from being drawn again."""
+    marks: Sequence[ObjectInfo]
+    """Marks of earlier gc runs."""
     keeps_versions: bool | None
     """Whether the storage keeps what is removed as old versions; None where it does not say."""
     ignore: Sequence[str] = ()
@@ -77,7 +78,7 @@ class GcPlan:
     @property
     def size(self) -> int:
         """Bytes that would be given back."""
-        return sum(info.size for info in (*self.garbage, *self.temporary, *self.markers))
+        return sum(info.size for info in (*self.garbage, *self.temporary, *self.tombstones, *self.marks))
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ class GcStats:
     """Chunks that were removed."""
     temporary: int
     """Temporary objects of killed writers that were removed."""
-    markers: int
-    """Markers that were removed."""
+    tombstones: int
+    """Tombstones that were removed."""
+    marks: int
+    """Marks of earlier gc runs that were removed."""
     freed: int
     """Bytes given back. Where `keeps_versions` is true, they still take space as old versions."""
     spared: int
@@ -132,7 +135,8 @@ def gc(
         stored=plan.stored,
         removed=len(plan.garbage),
         temporary=len(plan.temporary),
-        markers=len(plan.markers),
+        tombstones=len(plan.tombstones),
+        marks=len(plan.marks),
         freed=plan.size,
         spared=0,
         waiting=plan.waiting,
@@ -177,7 +181,8 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
         garbage=tuple(info for info in unneeded.values() if info.modified < limit),
         waiting=_waiting([info for info in unneeded.values() if info.modified >= limit], begin - limit),
         temporary=tuple(info for info in storage.leftovers() if info.modified < limit),
-        markers=(*_orphans(storage, limit), *old_marks(storage, begin - old)),
+        tombstones=tuple(_orphans(storage, limit)),
+        marks=tuple(old_marks(storage, begin - old)),
         keeps_versions=_keeps_versions(storage),
         ignore=tuple(ignore),
     )
@@ -217,29 +222,19 @@ def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays
 
 
 def _orphans(storage: Storage, limit: float) -> Iterator[ObjectInfo]:
-    """Old markers without their checkpoint, but for those that keep a number from being given again."""
-    for prefix in _MARKER_PREFIXES:
-        artifacts = prefix.replace("/not_latest/", "/artifacts/")
-        assert artifacts in ARTIFACT_PREFIXES
-        markers = [(info, key) for info in storage.list(prefix) if (key := _key(artifacts + info.key[len(prefix) :]))]
-        if not any(info.modified < limit for info, _ in markers):
+    """Old tombstones without their checkpoint, except those that keep a number from being drawn again."""
+    for root in (CHECKPOINTS, HUB):
+        found = list(tombstones(storage.list(checkpoint_prefix(root, TOMBSTONES))))
+        if not any(info.modified < limit for _, info in found):
             continue
-        there = {key for info in storage.list(artifacts) if (key := _key(info.key))}
+        there = {key for key, _ in checkpoints(storage.list(checkpoint_prefix(root)))}
         highest: dict[tuple[object, ...], int] = {}
-        for key in (*there, *(key for _, key in markers)):
+        for key in (*there, *(key for key, _ in found)):
             attempt = key.place, key.id, key.attempt
             highest[attempt] = max(highest.get(attempt, key.n), key.n)
-        for info, key in markers:
+        for key, info in found:
             if info.modified < limit and key not in there and key.n < highest[key.place, key.id, key.attempt]:
                 yield info
-
-
-def _key(text: str) -> CheckpointKey | None:
-    try:
-        key = parse_key(text)
-    except InvalidReference:
-        return None
-    return key if isinstance(key, CheckpointKey) else None
 
 
 def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) -> GcStats:
@@ -255,8 +250,8 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
         pass
     strays.refuse()
     removed = _remove_garbage(store, plan, progress or Progress())
-    freed = (*removed, *plan.temporary, *plan.markers)
-    store.storage.delete([info.key for info in (*plan.temporary, *plan.markers)])
+    others = (*plan.temporary, *plan.tombstones, *plan.marks)
+    store.storage.delete([info.key for info in others])
     return GcStats(
         dry_run=False,
         artifacts=plan.artifacts,
@@ -264,8 +259,9 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
         stored=plan.stored,
         removed=len(removed),
         temporary=len(plan.temporary),
-        markers=len(plan.markers),
-        freed=sum(info.size for info in freed),
+        tombstones=len(plan.tombstones),
+        marks=len(plan.marks),
+        freed=sum(info.size for info in (*removed, *others)),
         spared=len(plan.garbage) - len(removed),
         waiting=plan.waiting,
         keeps_versions=plan.keeps_versions,

@@ -12,13 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metaflow_artifacts import __version__
+from metaflow_artifacts._layout import NEEDS, RESERVED
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts.errors import StorageError
 
 __all__ = [
     "KNOWN",
-    "NEEDS",
-    "RESERVED",
     "Need",
     "add_need",
     "refuse_unknown_needs",
@@ -26,9 +25,6 @@ __all__ = [
     "unknown_needs",
 ]
 
-NEEDS = "mf.artifacts/needs/"
-RESERVED = tuple(f"mf.artifacts/{name}/" for name in ("parts", "rounds", "refs"))
-"""Prefixes of later versions. This one writes nothing below them and does not know what an object there needs."""
 KNOWN: frozenset[str] = frozenset()
 """The features that this version understands, without their versions."""
 

@@ -16,15 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part
 from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._layout import checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoints import created_at, newest_first, task_of
+from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.threads import in_threads
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
-from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, heads
+from metaflow_artifacts._upkeep.survey import Strays, heads
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
@@ -134,7 +136,7 @@ def plan_retention(
     """
     if root not in (CHECKPOINTS, HUB):
         raise InvalidInput(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
-    prefix = f"{root}/checkpoints/artifacts/"
+    prefix = checkpoint_prefix(root)
     if flow is not None:
         prefix += encode_part(flow, "flow") + "/"
         if step is not None:
@@ -142,8 +144,7 @@ def plan_retention(
     strays = Strays(store.storage, ignore)
     refuse_unknown_needs(store.storage)
     found: dict[tuple[str, str, str], list[ObjectInfo]] = defaultdict(list)
-    for info in artifact_objects(store.storage, [prefix], strays):
-        key = parse_key(info.key)
+    for key, info in artifacts(store.storage.list(prefix), strays.add):
         assert isinstance(key, CheckpointKey)
         if step is None or key.place.step == step:
             task = f"{key.place.scope}/{key.place.task}" if per == "task" else ""

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS, parse_key
 from metaflow_artifacts._format.manifest import FORMAT, Head, Manifest, Outline
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._store.listing import artifacts, read_listed
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.chunks import CHUNKS
 from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
 from metaflow_artifacts._upkeep.needs import SHOWN, listed
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput, StorageError
 
 __all__ = [
-    "ARTIFACT_PREFIXES",
     "Strays",
     "artifact_objects",
     "chunk_objects",
@@ -28,13 +27,6 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-
-ARTIFACT_PREFIXES = (
-    f"{MODELS}/models/artifacts/",
-    f"{CHECKPOINTS}/checkpoints/artifacts/",
-    f"{HUB}/checkpoints/artifacts/",
-)
-"""Below these lie all manifests of a store."""
 
 _CHUNK_DIGITS = 2 + 1 + 62
 _LARGE = 1 << 20
@@ -102,13 +94,7 @@ def artifact_objects(
 ) -> Iterator[ObjectInfo]:
     """The objects at the keys of artifacts; `strays` gets what else lies below the same prefixes."""
     for prefix in prefixes:
-        for info in storage.list(prefix):
-            try:
-                parse_key(info.key)
-            except InvalidReference:
-                if strays is not None:
-                    strays.add(info)
-                continue
+        for _, info in artifacts(storage.list(prefix), strays.add if strays is not None else None):
             yield info
 
 
@@ -162,16 +148,12 @@ def _read(
 ) -> Iterator[tuple[ObjectInfo, _T | CorruptArtifact | None]]:
     def one(info: ObjectInfo) -> tuple[ObjectInfo, _T | CorruptArtifact | None] | None:
         foreign = strays.foreign
-        try:
-            if (foreign.listed or info.size >= _LARGE) and foreign.is_tar(info.key, look=False):
-                return None
-            return info, read(info.key)
-        except ArtifactNotFound:
-            return info, None
-        except CorruptArtifact as error:
-            if foreign.is_tar(info.key) or _is_ignored(strays, info.key):
-                return None
-            return info, error
+        if (foreign.listed or info.size >= _LARGE) and foreign.is_tar(info.key, look=False):
+            return None
+        found = read_listed(read, info.key)
+        if isinstance(found, CorruptArtifact) and (foreign.is_tar(info.key) or _is_ignored(strays, info.key)):
+            return None
+        return info, found
 
     # Results are handed on in order while later objects are read, and no more of them than needed are held.
     ahead: deque[Future[tuple[ObjectInfo, _T | CorruptArtifact | None] | None]] = deque()
