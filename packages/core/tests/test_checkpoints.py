@@ -44,7 +44,7 @@ def keys(artifacts: list[ModelArtifact]) -> list[str]:
     return [artifact["key"].rpartition("/")[2] for artifact in artifacts]
 
 
-def test_numbers_go_on_over_names_and_objects(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_numbers_continue_over_names_and_writers(store: Store, place: CheckpointPlace, file: Path) -> None:
     first = writer(store, place)
     saved = [first.save(file, name, label="l") for name in ("a", "b", "a")]
     saved.append(writer(store, place).save(file, label="l"))
@@ -53,7 +53,7 @@ def test_numbers_go_on_over_names_and_objects(store: Store, place: CheckpointPla
     assert list_checkpoints(store, place.prefix()) == saved[::-1]
 
 
-def test_a_number_that_is_taken_is_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_a_number_that_is_taken_is_skipped(store: Store, place: CheckpointPlace, file: Path) -> None:
     one, two = writer(store, place), writer(store, place)
     saved = [one.save(file, label="l"), two.save(file, label="l"), one.save(file, label="l"), two.save(file, label="l")]
     assert [artifact["version_id"] for artifact in saved] == [0, 1, 2, 3]
@@ -69,7 +69,7 @@ def test_the_newest_that_may_be_latest_is_found(store: Store, place: CheckpointP
     assert keys(list_checkpoints(store, place.prefix())) == keys(saved[::-1])
 
 
-def test_nothing_but_latest_false(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_with_latest_false_alone_there_is_no_latest(store: Store, place: CheckpointPlace, file: Path) -> None:
     task = writer(store, place)
     task.save(file, label="l", latest=False)
     task.save(file, label="l", latest=False)
@@ -110,7 +110,7 @@ def test_by_name_and_attempt(store: Store, place: CheckpointPlace, file: Path) -
     assert list_checkpoints(store, place.prefix(), name="a.0.best") == [dotted]
 
 
-def test_a_damaged_manifest_is_told_and_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_a_damaged_manifest_is_reported_and_skipped(store: Store, place: CheckpointPlace, file: Path) -> None:
     task = writer(store, place)
     good, bad = task.save(file, label="l"), task.save(file, label="l")
     store.storage.put(bad["key"], b"{")
@@ -136,7 +136,7 @@ def test_a_number_is_never_given_twice(store: Store, place: CheckpointPlace, fil
     assert sorted(tombstones) == (["2", "3"] if latest else ["0", "2", "3"])
 
 
-def test_threads_that_save_at_once_get_numbers_of_their_own(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_threads_that_save_at_once_get_different_numbers(store: Store, place: CheckpointPlace, file: Path) -> None:
     mine = writer(store, place)
     with ThreadPoolExecutor(8) as pool:
         saved = list(pool.map(lambda name: mine.save(file, name, label="l"), "abcdefgh" * 2))
@@ -202,7 +202,7 @@ def test_saves_in_a_row_cost_one_read(
     assert reads == [saved[-1]["key"]]
 
 
-def test_of_two_with_one_number_the_time_decides(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_of_two_with_one_number_the_later_is_newer(store: Store, place: CheckpointPlace, file: Path) -> None:
     # As two processes do that save at the same moment, under names of their own.
     saved = [writer(store, place).save(file, "z", label="l")]
     for name in ("y", "x"):
@@ -212,7 +212,7 @@ def test_of_two_with_one_number_the_time_decides(store: Store, place: Checkpoint
     assert list(latest_checkpoints(store, place)) == saved[::-1]
 
 
-def test_numbers_come_from_where_the_machine_draws_them(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_numbers_come_from_the_function_that_draws_them(store: Store, place: CheckpointPlace, file: Path) -> None:
     drawn = iter([0, 8])
     mine = CheckpointWriter(store, place, ID, 0, PATHSPEC, start=0, draw=lambda at_least: next(drawn, None))
     numbers = [mine.save(file, "a", label="l")["version_id"] for _ in range(3)]

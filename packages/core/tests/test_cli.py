@@ -381,7 +381,7 @@ def on_terminal(arguments: list[str], environment: dict[str, str] | None = None)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\N{RIGHT-TO-LEFT OVERRIDE}]")
 
 
-def test_a_terminal_obeys_no_strangers_text(store: Store, keys: dict[str, str]) -> None:
+def test_stored_text_cannot_control_a_terminal(store: Store, keys: dict[str, str]) -> None:
     name = store.manifest(keys["stranger"]).files[0].path
     for command in ("ls", "du", "show", "tree", "cat", "lineage", "check", "delete"):
         arguments = [command, "--root", store.root]

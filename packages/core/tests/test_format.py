@@ -119,7 +119,7 @@ def test_this_version_loads_every_frozen_artifact(frozen: Path, tmp_path: Path) 
             assert store.read_file(key, os.fsdecode(name)) == data
 
 
-def test_this_version_finds_its_way_in_a_frozen_store(frozen: Path) -> None:
+def test_this_version_lists_and_searches_a_frozen_store(frozen: Path) -> None:
     store = Store(open_storage(frozen / "store"))
     report = check(store, read=True)
     assert report.problems == ()
@@ -138,7 +138,7 @@ def test_this_version_finds_its_way_in_a_frozen_store(frozen: Path) -> None:
     assert hub["name"] == "3fa4c1e2b0"
 
 
-def test_the_planner_cuts_as_it_did(frozen: Path) -> None:
+def test_the_planner_cuts_as_when_the_store_was_frozen(frozen: Path) -> None:
     """Other cuts would be read just as well, but all that is stored would be stored anew."""
     store = Store(open_storage(frozen / "store"))
     seen = 0

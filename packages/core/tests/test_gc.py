@@ -60,7 +60,7 @@ def local(tmp_path: Path) -> Store:
     return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK)
 
 
-def test_what_no_artifact_names_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> None:
+def test_chunks_that_no_artifact_names_are_removed_and_others_stay(store: Store, tmp_path: Path) -> None:
     first = store.save_model(write(tmp_path / "a", 6))
     second = store.save_model(write(tmp_path / "b", 3))
     third = store.save_model(write(tmp_path / "c", 2, seed=1))
@@ -109,7 +109,7 @@ def test_a_grace_period_that_is_too_short_is_refused(local: Store) -> None:
     ],
     ids=["cut", "nothing", "later"],
 )
-def test_nothing_goes_where_a_manifest_cannot_be_read(
+def test_nothing_is_removed_if_a_manifest_cannot_be_read(
     store: Store, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     saved = store.save_model(write(tmp_path / "a", 3))
@@ -123,7 +123,7 @@ def test_nothing_goes_where_a_manifest_cannot_be_read(
     assert collect(store).removed == 6
 
 
-def test_what_others_keep_below_the_root_stays(local: Store) -> None:
+def test_objects_of_other_programs_stay(local: Store) -> None:
     keys = {
         "F/1/start/1/0.data",
         "mf.artifacts/other",
@@ -138,7 +138,7 @@ def test_what_others_keep_below_the_root_stays(local: Store) -> None:
     assert {info.key for info in local.storage.list("")} == keys
 
 
-def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> None:
+def test_temporary_objects_of_killed_writers_are_removed(local: Store, tmp_path: Path) -> None:
     local.save_model(write(tmp_path / "a", 2))
     temporary = Path(local.root, "mf.artifacts", "tmp", "123-abc")
     temporary.write_bytes(b"half of a chunk")
@@ -151,7 +151,7 @@ def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> 
     assert not temporary.exists()
 
 
-def test_a_tombstone_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
+def test_a_tombstone_without_its_checkpoint_is_removed(local: Store, tmp_path: Path) -> None:
     series = CheckpointWriter(local, PLACE, "0" * 8, 0)
     kept = series.save(write(tmp_path / "a", 2), latest=False, label="l")
     lost = [series.save(write(tmp_path / "a", 2), latest=False, label="l") for _ in range(2)]
@@ -236,7 +236,7 @@ def test_a_save_at_any_moment_of_a_gc(local: Store, tmp_path: Path, moment: str)
     assert check(local, read=True).ok
 
 
-def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store, tmp_path: Path) -> None:
+def test_a_chunk_that_is_removed_during_a_save_is_stored_again(local: Store, tmp_path: Path) -> None:
     """All of a gc happens between a save's look at its chunks and its commit."""
     local.delete(local.save_model(write(tmp_path / "a", 4)))
     age(local, 30)
@@ -254,7 +254,7 @@ def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store,
     assert (tmp_path / "out" / "a").read_bytes() == (tmp_path / "a").read_bytes()
 
 
-def test_a_save_gives_up_where_its_chunks_keep_going(local: Store, tmp_path: Path) -> None:
+def test_a_save_fails_if_its_chunks_are_removed_every_time(local: Store, tmp_path: Path) -> None:
     def before(operation: str, key: str) -> None:
         if operation == "list" and key == GC_MARKS:
             local.storage.delete(chunks(local))
@@ -283,7 +283,7 @@ def test_a_save_that_takes_long_renews_its_chunks(local: Store, tmp_path: Path) 
         assert info.modified > began + 0.3
 
 
-def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path) -> None:
+def test_a_commit_of_stored_chunks_checks_them_again(local: Store, tmp_path: Path) -> None:
     chunk, new = put_chunk(local.storage, b"x" * CHUNK)
     assert new
     keys = CheckpointWriter(local, PLACE, "0" * 8, 0)
@@ -298,7 +298,7 @@ def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path)
             local.commit_checkpoint(files, [chunk], keys.keys("n"), keys.details("l"), since=known)
 
 
-def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saves_wait_once_for_a_killed_gc(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "LEASE", 0.5)
     local.delete(local.save_model(write(tmp_path / "a", 4)))
     age(local, 30)
@@ -326,7 +326,7 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
     assert list(local.storage.list(GC_MARKS)) == []
 
 
-def test_a_gc_that_is_slow_looks_again_before_it_deletes(
+def test_a_slow_gc_checks_again_before_it_deletes(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "LEASE", 0.4)
@@ -382,7 +382,7 @@ def test_an_artifact_that_is_deleted_while_gc_reads(local: Store, tmp_path: Path
     assert len(plan_gc(Store(Watched(local.storage, before))).garbage) == 4
 
 
-def test_many_chunks_go_in_batches(local: Store) -> None:
+def test_many_chunks_are_removed_in_batches(local: Store) -> None:
     for number in range(600):
         put_chunk(local.storage, number.to_bytes(4, "big"))
     age(local, 30)
@@ -399,7 +399,7 @@ def test_many_chunks_go_in_batches(local: Store) -> None:
     assert left == ["done", "run"]
 
 
-def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> None:
+def test_a_chunk_is_checked_again_if_a_listing_has_an_older_time(local: Store) -> None:
     """The plan goes by a listing, the removal by a look."""
 
     class Behind(LocalStorage):
@@ -430,7 +430,7 @@ def test_the_grace_period_ends_by_the_clock_of_the_storage(local: Store) -> None
         assert gc(Store(storage)).removed == removed
 
 
-def test_what_the_grace_period_keeps_is_told(local: Store, tmp_path: Path) -> None:
+def test_what_the_grace_period_keeps_is_reported(local: Store, tmp_path: Path) -> None:
     kept = local.save_model(write(tmp_path / "a", 3))
     local.delete(local.save_model(write(tmp_path / "b", 2, seed=1)))
     age(local, 1)
@@ -460,7 +460,7 @@ def test_artifacts_are_counted_where_nothing_is_old_enough(local: Store, tmp_pat
 
 
 @pytest.mark.parametrize(("answer", "told"), [(True, True), (False, False), (None, None)])
-def test_a_storage_that_keeps_versions_is_told(local: Store, answer: bool | None, told: bool | None) -> None:
+def test_a_storage_that_keeps_versions_is_reported(local: Store, answer: bool | None, told: bool | None) -> None:
     """None: it may not be asked. That keeps nobody from a gc."""
 
     class Versioned(LocalStorage):

@@ -43,7 +43,7 @@ def kinds(store: Store) -> list[str]:
     return [mark.rpartition(".")[2] for mark in marks(store)]
 
 
-def test_at_no_moment_of_a_batch_is_there_neither_mark(local: Store) -> None:
+def test_an_open_or_a_done_mark_exists_at_every_moment_of_a_batch(local: Store) -> None:
     """A save that lists the marks after gc has looked at a chunk must see that it did."""
     for number in range(600):
         put_chunk(local.storage, number.to_bytes(4, "big"))
@@ -121,7 +121,7 @@ def never(seconds: float) -> None:
     raise AssertionError(f"waited {seconds} s")
 
 
-def test_a_gc_that_cannot_remove_its_marks_holds_no_save_up(
+def test_saves_do_not_wait_for_marks_that_gc_could_not_remove(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert gc(Store(CannotDelete(local, GC_MARKS)), dry_run=False).removed == 3
@@ -158,7 +158,7 @@ def test_a_saver_without_the_right_to_delete_saves_beside_the_mark_of_a_killed_g
     assert marks(local) == []
 
 
-def test_an_error_that_is_not_of_the_storage_is_not_passed_over(local: Store) -> None:
+def test_an_error_that_is_not_of_the_storage_is_raised(local: Store) -> None:
     def before(operation: str, key: str) -> None:
         if operation == "delete" and key.startswith(GC_MARKS):
             raise ZeroDivisionError

@@ -15,7 +15,7 @@ hex12 = st.text("0123456789abcdef", min_size=12, max_size=12)
 
 
 @given(names)
-def test_any_printable_label_is_carried(label: str) -> None:
+def test_any_printable_label_survives_its_key(label: str) -> None:
     key = ModelKey.new(label)
     assert parse_key(str(key)) == key
     assert str(key).isascii()
@@ -34,7 +34,7 @@ def test_any_printable_label_is_carried(label: str) -> None:
     st.integers(0, 10**9),
     st.sampled_from([CHECKPOINTS, HUB]),
 )
-def test_any_checkpoint_is_carried(
+def test_any_checkpoint_survives_its_key(
     flow: str, step: str, scope: str, task: str, id_: str, attempt: int, name: str, n: int, root: str
 ) -> None:
     key = CheckpointKey(CheckpointPlace(flow, step, scope, task, root), id_, attempt, name, n)

@@ -126,7 +126,7 @@ def test_a_chunk_of_another_size_is_written_again(store: Store, tree: Path, tmp_
     assert content(tmp_path / "out") == content(tree)
 
 
-def test_loading_adds_and_replaces_and_touches_nothing_else(store: Store, tree: Path, tmp_path: Path) -> None:
+def test_a_load_adds_and_replaces_files_and_leaves_others_alone(store: Store, tree: Path, tmp_path: Path) -> None:
     saved = store.save_model(tree)
     target = tmp_path / "out"
     (target / "sub").mkdir(parents=True)
@@ -150,7 +150,7 @@ def test_a_load_that_fails_changes_nothing(store: Store, tree: Path, tmp_path: P
     assert content(target) == before
 
 
-def test_what_is_loaded_is_the_callers_own(store: Store, tree: Path, tmp_path: Path) -> None:
+def test_writing_to_loaded_files_does_not_change_the_store(store: Store, tree: Path, tmp_path: Path) -> None:
     saved = store.save_model(tree)
     before = content(tree)
     store.load(saved, tmp_path / "one")
@@ -215,7 +215,7 @@ def test_delete(store: Store, tree: Path, tmp_path: Path) -> None:
         ("mf.models/models/artifacts/x", "not <label>_<32 hex>"),
     ],
 )
-def test_what_is_no_reference_is_refused(store: Store, reference: Any, problem: str, tmp_path: Path) -> None:
+def test_a_value_that_is_no_reference_is_refused(store: Store, reference: Any, problem: str, tmp_path: Path) -> None:
     for call in (lambda: store.load(reference, tmp_path / "out"), lambda: store.delete(reference)):
         with pytest.raises(InvalidReference, match=problem):
             call()
@@ -228,7 +228,7 @@ def test_a_key_that_was_never_saved(store: Store, tmp_path: Path) -> None:
         store.load("mf.models/models/artifacts/m_" + "0" * 32, tmp_path / "out")
 
 
-def test_the_manifest_of_another_key_is_not_taken(store: Store, tree: Path) -> None:
+def test_the_manifest_of_another_key_is_refused(store: Store, tree: Path) -> None:
     saved = store.save_model(tree)
     other = "mf.models/models/artifacts/m_" + "0" * 32
     store.storage.put(other, store.storage.get(saved["key"]))
@@ -261,7 +261,7 @@ def _pipe(root: Path) -> Path:
         (_pipe, "is a pipe, neither a file nor a directory"),
     ],
 )
-def test_a_source_that_cannot_be_saved(
+def test_a_source_that_cannot_be_saved_is_an_error(
     store: Store, tmp_path: Path, make: Callable[[Path], Path], problem: str
 ) -> None:
     with pytest.raises(SourceError, match=problem):

@@ -1,13 +1,14 @@
 """Models and checkpoints, stored by content on local disk and S3. See `open_store`.
 
-All that is public is here, in `metaflow_artifacts.errors`, and for decorator packages in `metaflow_artifacts.plugin`.
-Modules whose names begin with an underscore are private.
+The public names are those of this module, of `metaflow_artifacts.errors`, and of `metaflow_artifacts.testing` for tests
+of storages. `metaflow_artifacts.plugin` is for decorator packages only. All other modules are private.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import errors
 from ._lazy import lazy_names
 from .errors import (
     ArtifactError as ArtifactError,
@@ -93,7 +94,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
+# Metaflow reads this name and puts the package into the code package of every flow, so that remote tasks have it.
 METAFLOW_PACKAGE_POLICY = "include"
 
 _WHERE = {
@@ -122,18 +123,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "ArtifactError",
-    "ArtifactNotFound",
-    "ArtifactWarning",
-    "CorruptArtifact",
-    "InvalidInput",
-    "InvalidReference",
-    "SourceError",
-    "StorageError",
-    "TargetError",
-    "TransientStorageError",
-    "UnsupportedFormat",
-    "UsageError",
+    *errors.__all__,
     *(name for names in _WHERE.values() for name in names),
 ]
 __getattr__, __dir__ = lazy_names(globals(), _WHERE)

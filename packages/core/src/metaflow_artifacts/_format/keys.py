@@ -1,12 +1,12 @@
-"""The grammar of keys: which strings name an artifact, and what they say about it.
+"""The grammar of keys: which strings are keys of artifacts, and what they say about them.
 
 ```
 mf.models/models/artifacts/<label>_<32 hex>
 mf.checkpoints/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>
 mf.huggingface_hub/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>
 ```
-What users choose (labels, names, flow and step names) is percent-encoded where it has characters other than
-ASCII letters, digits, `.`, `_` and `-`, so that a key is safe as a path, in a URL and on a terminal.
+In parts that users choose (labels, names, flow and step names), all characters except ASCII letters, digits, `.`, `_`
+and `-` are percent-encoded, so that a key is safe as a path, in a URL and on a terminal.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _MAX_PART = 200
-"""Bytes of an encoded part: what the common file systems take (255), less what a key and a temporary name add."""
+"""Most bytes of an encoded part. Common file systems allow 255; a key and a temporary name add to a part."""
 _MAX_KEY = 800
 
 _EXAMPLES = (
@@ -56,13 +56,16 @@ _HEX12 = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
 def encode_part(text: str, what: str) -> str:
-    """`text` as one part of a key. `what` names it in the error: InvalidInput with the rule it breaks."""
+    """`text` as one part of a key.
+
+    Raises InvalidInput, which names the part as `what` and gives the rule that it breaks.
+    """
     if not isinstance(text, str):
         raise InvalidInput(f"{what}: expected a string, found {type(text).__name__}")
     return _encode_part(text, what)
 
 
-# A listing meets the same flow, step and names in thousands of keys.
+# In a listing, thousands of keys have the same flow, step and names.
 @lru_cache(maxsize=4096)
 def _encode_part(text: str, what: str) -> str:
     if not text:
@@ -87,20 +90,20 @@ def _decode_part(part: str, what: str) -> str:
     except UnicodeDecodeError:
         raise InvalidReference(f"{what} is not valid UTF-8") from None
     if encode_part(text, what) != part:
-        raise InvalidReference(f"{what} {part!r} is not in its one encoded form")
+        raise InvalidReference(f"{what} {part!r} is encoded in another way than these packages do it")
     return text
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """The key of a model: the label it was saved under and 32 hex digits drawn for it."""
+    """The key of a model: the label that it was saved under, and 32 random hex digits."""
 
     label: str
     hex: str
 
     @classmethod
     def new(cls, label: str) -> ModelKey:
-        """A key that was never used. Raises InvalidInput for a label that breaks a rule."""
+        """A new key. Raises InvalidInput for a label that breaks a rule."""
         encode_part(label, "label")
         return cls(label, uuid4().hex)
 
@@ -115,7 +118,7 @@ class ModelKey:
 
 @dataclass(frozen=True)
 class CheckpointPlace:
-    """Where the checkpoints of one place in a flow lie, whatever the run."""
+    """The keys of all checkpoints of one place in a flow, in all runs."""
 
     flow: str
     step: str
@@ -141,18 +144,18 @@ class CheckpointPlace:
 
 @dataclass(frozen=True)
 class CheckpointKey:
-    """The key of a checkpoint: its place, the task and attempt that saved it, its name and number."""
+    """The key of a checkpoint: its place, the task and attempt that saved it, its name and its number."""
 
     place: CheckpointPlace
     id: str
-    """8 hex digits of the run's task. Two tasks can share them: the pathspec in the manifest decides."""
+    """8 hex digits for the task of the run. Two tasks can have the same; the pathspec in the manifest decides."""
     attempt: int
     name: str
     n: int
     """Number within the attempt, from 0, over all names."""
 
     def numbered(self, n: int) -> CheckpointKey:
-        """The same with another number."""
+        """The same key with another number."""
         return replace(self, n=n)
 
     @property
@@ -170,7 +173,7 @@ class CheckpointKey:
 
 
 def parse_key(key: str) -> ModelKey | CheckpointKey:
-    """What a key says. Raises InvalidReference for anything that is not exactly a key these packages write."""
+    """The parts of a key. Raises InvalidReference for any text that these packages would not write as a key."""
     if not isinstance(key, str):
         raise InvalidReference(f"expected a key (str), found {type(key).__name__}; {_EXAMPLES}")
     try:

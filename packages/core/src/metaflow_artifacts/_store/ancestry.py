@@ -1,4 +1,4 @@
-"""Where an artifact came from: the chain of what had been loaded by the tasks that saved it."""
+"""The lineage of an artifact: what the task that saved it had loaded, what the tasks that saved those had loaded, …"""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ __all__ = ["lineage"]
 
 
 def lineage(reference: str | Mapping[str, Any], store: Store | None = None) -> list[ModelArtifact]:
-    """The artifact and everything it was made from, as far as it still exists, newest first.
+    """The artifact first, then all of its ancestors that still exist, newest first.
 
-    `store` is where to look; without it, the store that the reference's `url` names. An ancestor that was
-    deleted, or lies in another datastore, ends its branch. Raises as `Store.info` does for the artifact itself.
+    Without `store`, the store is the one that the `url` of the reference names. The ancestors of an artifact that was
+    deleted, or that is in another store, are not found. Raises InvalidReference for a bare key without `store`, else
+    as `Store.info` does for the artifact itself.
     """
     start = ParsedReference.of(reference)
     key = start.key

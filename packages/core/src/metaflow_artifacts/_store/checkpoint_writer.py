@@ -1,4 +1,4 @@
-"""Saving checkpoints: each gets a key of its own, and later ones get higher numbers."""
+"""Saving the checkpoints of an attempt: each gets a new key, and later saves get higher numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DEFAULT_NAME = "mfchckpt"
 class CheckpointWriter:
     """Saves the checkpoints of one attempt of a task, numbered from 0 over all names. Safe to use from any thread.
 
-    Several processes may save for the same attempt. The write of the manifest takes the key, so nothing is
-    overwritten. A number is drawn when a save begins: a save that begins later has a higher one.
+    Several processes may save for the same attempt. A manifest is written only if its key is free, so nothing is
+    overwritten. The number is drawn when a save begins: a save that begins later has a higher number.
     """
 
     def __init__(

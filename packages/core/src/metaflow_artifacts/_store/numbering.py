@@ -1,4 +1,4 @@
-"""The numbers of an attempt's checkpoints, as the store knows them."""
+"""The numbers that the checkpoints of an attempt have in the store."""
 
 from __future__ import annotations
 

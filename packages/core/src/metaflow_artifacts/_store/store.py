@@ -1,7 +1,7 @@
 """The store: artifacts saved, loaded, read, listed and deleted by key.
 
-The order of writes makes every crash safe: chunks first, then the manifest, at once and only where its key is
-free. That one write is the commit; before it, nothing can be loaded, and after it, everything can.
+The order of writes makes every crash safe: the chunks are written first, then the manifest, atomically and only if its
+key is free. That write is the commit: before it, nothing can be loaded; after it, everything can.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ from metaflow_artifacts.errors import (
 __all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_of"]
 
 CHUNK_SIZE = 16 << 20
-"""Bytes at which new content is cut; `docs/performance.md` has the measurements."""
+"""Bytes at which content is cut; `docs/performance.md` has the measurements."""
 INLINE_LIMIT = 64 << 10
-"""Content of at most this many bytes lies in the manifest: a small checkpoint is one write."""
+"""Content of at most this many bytes is part of the manifest, so that saving a small checkpoint is one write."""
 
 _SAVE_ATTEMPTS = 10
-"""How often a save stores chunks that a concurrent gc removed."""
+"""Most attempts of a save to store its chunks, while a concurrent gc removes some of them."""
 _READ_ATTEMPTS = 10
-"""How often a manifest is read whose bytes differ between reads."""
+"""Most reads of a manifest that is damaged, while its bytes differ between reads."""
 
 
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
-    """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or made yet.
+    """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or written yet.
 
-    `client` makes the boto3 S3 client, where the default one does not do. Raises InvalidInput for a root
-    of another kind.
+    `client` is a function that returns the boto3 S3 client to use; without it, one with default settings is made.
+    Raises InvalidInput for a root of another kind.
     """
     return Store(open_storage(root, client=client))
 
@@ -79,7 +79,7 @@ class Store:
     """Artifacts below one datastore root. Safe to use from several threads and processes at once."""
 
     def __init__(self, storage: Storage, *, chunk_size: int = CHUNK_SIZE, refresh_after: float = REFRESH_AFTER) -> None:
-        """`chunk_size` in bytes; `refresh_after` in seconds: see `gc` before changing it."""
+        """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it."""
         self.storage = storage
         self.chunk_size = chunk_size
         self.refresh_after = refresh_after
@@ -89,7 +89,7 @@ class Store:
 
     @property
     def root(self) -> str:
-        """Where everything lies: an absolute path or an s3:// URL."""
+        """The root of the store: an absolute path or an s3:// URL."""
         return self.storage.root
 
     def save_model(
@@ -180,11 +180,11 @@ class Store:
                 break
         else:
             raise TransientStorageError(
-                f"{self.root}: what is saved is deleted meanwhile, {_SAVE_ATTEMPTS} times in a row; is a gc running "
-                "with a grace period that is shorter than saves take?"
+                f"{self.root}: chunks of this save were deleted while it ran, {_SAVE_ATTEMPTS} times in a row; is a gc "
+                "running with a grace period that is shorter than a save takes?"
             )
         if root is not None and root != self.storage.identity():
-            raise StorageError(f"{self.root}: the store was removed or replaced meanwhile; save again")
+            raise StorageError(f"{self.root}: the store was removed or replaced during the save; save again")
         return chunks, digests
 
     def _commit(
@@ -203,13 +203,13 @@ class Store:
             manifest = Manifest(artifact, files, dirs, chunks, self.chunk_size, inline, latest)
             if self.storage.put_if_absent(key, encode(manifest)):
                 return artifact
-        raise InvalidReference(f"all keys that were offered are taken already, the last one is {key!r}")
+        raise InvalidReference(f"all keys for this save are taken, the last one is {key!r}; pass a free key")
 
     def manifest(self, reference: Reference) -> Manifest:
-        """All that is stored about an artifact.
+        """The manifest of an artifact.
 
-        Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there,
-        CorruptArtifact where the manifest is damaged.
+        Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, CorruptArtifact if the
+        manifest is damaged, StorageError if the datastore fails.
         """
         key = key_of(reference)
         manifest = self._decoded(key)
@@ -241,22 +241,22 @@ class Store:
             ) from error
 
     def head(self, reference: Reference) -> Head:
-        """What the manifest of an artifact begins with, by a read of its first bytes. Raises as `manifest` does."""
+        """The head of an artifact's manifest, of which only the first bytes are read. Raises as `manifest` does."""
         return self.head_at(key_of(reference))
 
     def head_at(self, key: str) -> Head:
-        """As `head`, for what is known to be a key since it was listed."""
+        """As `head`, for a key that a listing gave and that is not checked again."""
         data, front = self._front(key, lambda front: front.head)
         head = None if front is None else decode_head(data, front)
         if head is None or head.artifact["key"] != key:
             manifest = self.manifest(key)
             head = Head(manifest.artifact, manifest.latest)
-        # The store may have been moved or be reached by another name since.
+        # The store may have been moved since the save, or has another URL here.
         head.artifact["url"] = self.storage.url(key)
         return head
 
     def outline_at(self, key: str) -> Outline:
-        """As `head_at`, and the chunks that the artifact needs; the rows of files are not read."""
+        """As `head_at`, with the chunks that the artifact needs; the rows of files are not read."""
         data, front = self._front(key, lambda front: front.chunks)
         outline = None if front is None else decode_outline(data, front)
         if outline is None or outline.artifact["key"] != key:
@@ -265,7 +265,7 @@ class Store:
         return outline
 
     def _front(self, key: str, part: Callable[[Front], slice]) -> tuple[bytes, Front | None]:
-        """The first bytes of a manifest, up to the end of a part of it; at most two reads."""
+        """The first bytes of a manifest, to the end of the part that `part` selects. At most two reads."""
         data = self._read(key, FRONT_BYTES)
         front = decode_front(data)
         if front is not None and part(front).stop > len(data) == FRONT_BYTES:
@@ -284,17 +284,17 @@ class Store:
         only: str | None = None,
         progress: Progress | None = None,
     ) -> str:
-        """Bring an artifact's files into the directory `path`, and return that path.
+        """Load an artifact's files into the directory `path`, and return that path.
 
-        The directory is made, or added to: files of the same path are replaced, nothing else is touched, and
-        nothing changes until every byte was verified. `only` takes the files whose path it matches
-        (`*` and `?`, `*` over `/` too). Raises as `manifest` does; CorruptArtifact where content is missing or
-        changed; TargetError where `path` cannot be written; StorageError where the datastore fails.
+        The directory is made if it does not exist. Files with the same path are replaced, and nothing else in it is
+        changed; nothing at all changes until every byte was verified. With `only`, the files are loaded whose path
+        matches this pattern (`*` and `?`; `*` matches `/` too). Raises as `manifest` does; CorruptArtifact if content
+        is missing or changed; TargetError if `path` cannot be written.
         """
         manifest = self.manifest(reference)
         wanted = {n for n, file in enumerate(manifest.files) if only is None or fnmatchcase(file.path, only)}
         if only is not None and not wanted:
-            raise ArtifactNotFound(f"{manifest.artifact['key']}: no file of it matches {only!r}")
+            raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file that matches {only!r}")
         transfer = progress or Progress()
         transfer.start(sum(manifest.files[n].size for n in wanted))
         with _naming(manifest), staged_target(path) as stage:
@@ -311,10 +311,11 @@ class Store:
         return os.fspath(path)
 
     def read_file(self, reference: Reference | Manifest, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """The content of one file of an artifact, or `length` bytes of it from `start`, without the rest.
+        """The content of one file of an artifact, or `length` bytes of it from `start`.
 
-        Reads no more of the store than what verifies these bytes: the file where it is small, else the chunks
-        that hold the range. Raises ArtifactNotFound where the artifact has no such file, else as `load` does.
+        Only the bytes that are needed for verification are read: the whole file if it is small, else the chunks that
+        contain the range. Raises ArtifactNotFound if the artifact has no such file, InvalidInput for a negative `start`
+        or `length`, else as `load` does.
         """
         manifest = reference if isinstance(reference, Manifest) else self.manifest(reference)
         file = next((file for file in manifest.files if file.path == name), None)
@@ -335,9 +336,10 @@ class Store:
         return (info.key for _, info in artifacts(self.storage.list(prefix)))
 
     def delete(self, reference: Reference) -> None:
-        """Remove an artifact. Its content is freed by the next `gc` after the grace period.
+        """Remove an artifact. The first `gc` after the grace period frees its content.
 
-        Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there.
+        Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, StorageError if the
+        datastore fails.
         """
         parsed = ParsedReference.of(reference)
         if self.storage.stat(parsed.key) is None:

@@ -1,9 +1,9 @@
-"""Which checkpoints to keep: the last, the best, the young, and what a retry may load. The others may go.
+"""Which checkpoints to keep: the last, the best, the young, and those that a retry may load. The others are deleted.
 
 A task that is retried loads the newest checkpoint that it has saved with `latest`; with `eager`, the newest of any run.
-No rule takes these away: beside what the rules keep, the newest `latest` checkpoint of each place stays, and that of
-each task which has saved it within the last 7 days (whether a task will be retried cannot be seen; later than that, it
-is taken to be over). Only `last=0`, which asks to keep none, removes them too.
+No rule deletes these. In addition to what the rules keep, the newest `latest` checkpoint of each place stays, and that
+of each task if it was saved within the last 7 days. (Nobody can tell whether a task will be retried; after 7 days, it
+is assumed to be over.) Only `last=0`, which asks to keep none, deletes them too.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, Invalid
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 
 RETRY_WITHIN = 7 * 24 * 3600.0
-"""Seconds after a task's newest `latest` checkpoint within which a retry of the task may still want it."""
+"""Seconds after a task's newest `latest` checkpoint within which a retry of the task may still load it."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidInput where none is given."""
+    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidInput for no rule or a wrong one."""
 
     last: int | None = None
-    """As many of the newest. With 0, what a retry may load goes too, unless another rule keeps it."""
+    """Keep this many of the newest. With 0, what a retry may load is deleted too, unless another rule keeps it."""
     best: int | None = None
-    """As many of those with the best value of `metric`."""
+    """Keep this many with the best value of `metric`."""
     metric: str | None = None
-    """A key of the metadata. Checkpoints that have no number there are not among the best."""
+    """A key of the metadata. Checkpoints without a number there are not among the best."""
     lowest: bool = False
     """Whether the lowest value is the best."""
     younger: float | None = None
-    """All that were saved within as many seconds."""
+    """Keep all that were saved within this many seconds."""
 
     def __post_init__(self) -> None:
         given = {"last": self.last, "best": self.best, "younger": self.younger}
@@ -128,11 +128,11 @@ def plan_retention(
 ) -> RetentionPlan:
     """Find the checkpoints that no rule keeps; nothing is changed.
 
-    The rules hold for each place in a flow (namespace, foreach value, node or gang of a parallel step) by itself, or
-    with `per="step"` for all checkpoints of a flow and step together. `flow` and `step` restrict what is looked at.
-    `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidInput for names
-    that break a rule; StorageError where the store needs a later version, where an object among the checkpoints is
-    not understood, and where the storage fails.
+    The rules apply to each place in a flow (namespace, foreach value, node or gang of a parallel step) separately, or
+    with `per="step"` to all checkpoints of a flow and step together. `flow` and `step` select the checkpoints to
+    consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidInput for
+    names that break a rule, and StorageError if the store needs a later version, if an object among the checkpoints is
+    not understood, or if the storage fails.
     """
     if root not in (CHECKPOINTS, HUB):
         raise InvalidInput(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
@@ -175,7 +175,7 @@ class _Seen:
 
 
 def _task(artifact: ModelArtifact) -> tuple[str, str]:
-    """The task of a run that saved it: two may share the digits in the key, and then differ in the pathspec."""
+    """The task of a run that saved it. Two tasks may have the same digits in the key, but not the same pathspec."""
     place, _, name = artifact["key"].rpartition("/")
     return f"{place}/{name.partition('.')[0]}", task_of(artifact)
 
@@ -223,7 +223,7 @@ def _group(
 
 
 def _resumable(seen: list[_Seen]) -> list[_Seen]:
-    """Of checkpoints, newest first, those that an attempt may load: see above."""
+    """The checkpoints of `seen` (newest first) that a retry may load; the module's docstring has the rule."""
     oldest = time.time() - RETRY_WITHIN
     places: set[str] = set()
     tasks: set[tuple[str, str]] = set()
@@ -243,12 +243,12 @@ def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
     valued: list[tuple[int | float, _Seen]] = []
     for one in seen:
         value = one.artifact["metadata"].get(rules.metric)
-        # An integer may be larger than any float; it compares all the same.
+        # An integer may be larger than any float; Python compares the two correctly.
         if isinstance(value, bool):
             continue
         if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             valued.append((value, one))
-    # A stable sort: of equal values the newer stays.
+    # The sort is stable: of two equal values, the newer checkpoint comes first.
     ranked = sorted(valued, key=lambda pair: pair[0] if rules.lowest else -pair[0])
     return [one for _, one in ranked[: rules.best]]
 
@@ -256,9 +256,10 @@ def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
 def execute_retention(
     store: Store, plan: RetentionPlan, *, done: Callable[[ModelArtifact], None] | None = None
 ) -> RetentionStats:
-    """Delete what `plan_retention` found; `done` is told of each. Their content goes with the next `gc`.
+    """Delete what `plan_retention` found, and call `done` with each. The next `gc` frees their content.
 
-    Raises StorageError where the storage fails, and where the store needs a later version by now.
+    Raises InvalidInput for the plan of another store, and StorageError if the storage fails or the store needs a later
+    version by now.
     """
     if plan.root != store.root:
         raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
