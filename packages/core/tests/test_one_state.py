@@ -167,7 +167,7 @@ def test_a_file_that_is_removed_is_saved_as_it_was(
     assert saved_state(store, path, tmp_path) == before
 
 
-def test_a_file_that_goes_on_changing_is_an_error(
+def test_a_file_that_keeps_changing_is_an_error(
     store: Store, path: Path, tmp_path: Path, interfere: Callable[..., None]
 ) -> None:
     calls: list[int] = []
@@ -194,7 +194,7 @@ def test_a_change_behind_what_was_read_last_is_seen(
 
 
 @pytest.mark.parametrize("path", ["packed"], indirect=True)
-def test_a_small_file_that_becomes_large_is_planned_anew(
+def test_a_small_file_that_becomes_large_is_planned_again(
     store: Store, path: Path, tmp_path: Path, interfere: Callable[..., None]
 ) -> None:
     after = os.urandom(5 * CHUNK)
@@ -247,7 +247,7 @@ def test_a_log_that_is_also_rewritten_all_the_time_is_an_error(
         store.save_model(path.parent)
 
 
-def test_a_larger_file_in_its_place_is_not_taken_for_growth(
+def test_a_larger_file_that_replaces_it_is_not_mistaken_for_growth(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, count = OpenSource._open, [0]
@@ -545,7 +545,7 @@ def test_the_same_holds_where_file_times_move_every_4_ms(
 # --- What is not saved.
 
 
-def test_what_is_no_file_is_left_out_with_one_warning(store: Store, tmp_path: Path) -> None:
+def test_pipes_and_other_non_files_are_left_out_with_one_warning(store: Store, tmp_path: Path) -> None:
     root = tmp_path / "source"
     root.mkdir()
     (root / "weights").write_bytes(b"w")

@@ -2,21 +2,22 @@
 
 ```
 ArtifactError
-├── InvalidReference (ValueError)   a key, reference, label, name or metadata that breaks a rule
+├── InvalidInput (ValueError)       an argument that breaks a rule: a label, name, path, root or grace period
+│   └── InvalidReference            what is no key of an artifact, or no reference to one
 ├── ArtifactNotFound (LookupError)  nothing is stored at a well-formed key
 ├── CorruptArtifact                 what is stored is not what was saved
-│   └── UnsupportedFormat           written by a later version of the format, or by something else
+│   └── UnsupportedFormat           written by a later version of the format, or by another program
 ├── SourceError (OSError)           what is to be saved cannot be read
-├── TargetError (OSError)           the place to load into cannot be written
+├── TargetError (OSError)           the directory to load into cannot be written
 ├── StorageError                    the datastore refused or cannot be reached
-│   └── TransientStorageError       ... and the same call may succeed when made again
-└── UsageError (RuntimeError)       a call that makes no sense where it was made
+│   └── TransientStorageError       ... and the same call may succeed if it is repeated
+└── UsageError (RuntimeError)       a call that cannot work where it was made
 ```
 
-ArtifactWarning (UserWarning) is no error: it tells of what was done otherwise than asked.
+ArtifactWarning (UserWarning) is not an error: the call succeeded, except for the part that the message names.
 
 Classes are grouped by what a caller would do about them. A message is one line: the key or path, what was
-found there, and the way out.
+found there, and how to go on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "ArtifactNotFound",
     "ArtifactWarning",
     "CorruptArtifact",
+    "InvalidInput",
     "InvalidReference",
     "SourceError",
     "StorageError",
@@ -45,8 +47,12 @@ class ArtifactError(Exception):
     """Root of all errors raised by these packages."""
 
 
-class InvalidReference(ArtifactError, ValueError):
-    """A key, reference, label, checkpoint name or metadata value breaks a rule; nothing was changed."""
+class InvalidInput(ArtifactError, ValueError):
+    """An argument breaks a rule: a label, name, path, root, byte range or grace period. Nothing was changed."""
+
+
+class InvalidReference(InvalidInput):
+    """A value is not a well-formed key, or not a reference to an artifact. Nothing was changed."""
 
 
 class ArtifactNotFound(ArtifactError, LookupError):
@@ -58,7 +64,7 @@ class CorruptArtifact(ArtifactError):
 
 
 class UnsupportedFormat(CorruptArtifact):
-    """The object at the key is of a later format version, or was not written by this format at all."""
+    """The object at the key has a later format version, or is not in this format at all."""
 
 
 class SourceError(ArtifactError, OSError):
@@ -66,7 +72,7 @@ class SourceError(ArtifactError, OSError):
 
 
 class TargetError(ArtifactError, OSError):
-    """The place to load into is a file, a link that leads elsewhere, not writable, or full."""
+    """The directory to load into is a file, a link that leads elsewhere, not writable, or full."""
 
 
 class StorageError(ArtifactError):
@@ -74,7 +80,7 @@ class StorageError(ArtifactError):
 
 
 class TransientStorageError(StorageError):
-    """A request failed in a way that passes: a reset connection, a 503, a truncated body."""
+    """A request failed for a reason that may pass: a reset connection, a 503, a truncated body."""
 
 
 class UsageError(ArtifactError, RuntimeError):
@@ -82,7 +88,7 @@ class UsageError(ArtifactError, RuntimeError):
 
 
 class ArtifactWarning(UserWarning):
-    """What was asked for was done, but for a part that the message names."""
+    """The call succeeded, except for the part that the message names."""
 
 
 _OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.artifacts_")

@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass, field, replace
 
 from metaflow_artifacts._transfer.target import STAGING_PREFIX, is_path
-from metaflow_artifacts.errors import InvalidReference, SourceError, warn
+from metaflow_artifacts.errors import InvalidInput, SourceError, warn
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]
 
@@ -64,10 +64,10 @@ def scan(path: str | os.PathLike[str]) -> Source:
     or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidReference(f"path to save: expected str or PathLike, found {type(path).__name__}")
+        raise InvalidInput(f"path to save: expected str or PathLike, found {type(path).__name__}")
     location = os.fspath(path)
     if not is_path(location):
-        raise InvalidReference(f"path to save: expected a path, found {location!r}")
+        raise InvalidInput(f"path to save: expected a path, found {location!r}")
     source = Source()
     try:
         info = os.stat(location)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from metaflow_artifacts._transfer.removal import remove_tree
-from metaflow_artifacts.errors import InvalidReference, TargetError
+from metaflow_artifacts.errors import InvalidInput, TargetError
 
 __all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all"]
 
@@ -43,10 +43,10 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
     directory where the artifact has a file, a file where it has a directory, or a link where it has a directory.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidReference(f"path to load into: expected str or PathLike, found {type(path).__name__}")
+        raise InvalidInput(f"path to load into: expected str or PathLike, found {type(path).__name__}")
     target = os.fspath(path)
     if not is_path(target):
-        raise InvalidReference(f"path to load into: expected a path, found {target!r}")
+        raise InvalidInput(f"path to load into: expected a path, found {target!r}")
     made = _make(target)
     try:
         with _wording(target):
