@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from metaflow_artifacts._format.keys import CHECKPOINTS, CheckpointPlace
 from metaflow_artifacts._mf.canonical import Unstable, canonical
+from metaflow_artifacts._mf.datastore import store_at, store_of_flow
 from metaflow_artifacts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ class TaskIdentity:
         """The task that runs in this process, from `task_pre_step` on, which is given the arguments."""
         from metaflow.metaflow_current import current
 
-        from metaflow_artifacts._mf.datastore import store_of_flow
-
         if current.flow_name is None or current.step_name is None:
             raise UsageError("no task of a flow runs in this process")
         node = node_of(flow, ubf_context)
@@ -84,8 +83,6 @@ class TaskIdentity:
 
     def store(self) -> Store:
         """The store that the task writes to."""
-        from metaflow_artifacts._mf.datastore import store_at
-
         return store_at(self.datastore_type, self.datastore_root)
 
     def checkpoint_place(self, root: str = CHECKPOINTS) -> CheckpointPlace:

@@ -78,15 +78,16 @@ class CheckpointDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from .live_card import attach_card
+        from metaflow_artifacts.plugin import attach_card
+
         from .policy import check_policy
+        from .report import CARD_TYPE
 
         refuse_foreign_decorators()
         self._policy = check_policy(self.attributes["load_policy"], step_name)
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)
-        # From the command line (--with) it comes as text.
-        self._has_card = str(self.attributes["show_card"]) != "False" and attach_card(flow, step_name, decorators)
+        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
 
     @in_hook
     def task_pre_step(
@@ -124,9 +125,9 @@ class CheckpointDecorator(StepDecorator):
     ) -> Callable[..., Any]:
         if self._checkpoint is None or not self._has_card:
             return step_func
-        from .live_card import with_card
+        from .live_card import with_checkpoint_card
 
-        return with_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
+        return with_checkpoint_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
 
     def task_finished(
         self,

@@ -38,7 +38,7 @@ class Event:
     """A repo that a task has asked for, and what came of it."""
 
     request: RepoRequest
-    obtained: SnapshotResult
+    result: SnapshotResult
     path: str | None
     """Where it was loaded to; None where only its reference was asked for."""
     seconds: float

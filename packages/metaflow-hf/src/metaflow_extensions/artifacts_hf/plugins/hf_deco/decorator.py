@@ -97,13 +97,14 @@ class HuggingfaceHubDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from .live_card import attach_card
+        from metaflow_artifacts.plugin import attach_card
+
+        from .report import CARD_TYPE
 
         refuse_foreign_decorators()
         self._flow_datastore = flow_datastore
         self._log = Log("huggingface_hub", logger)
-        # From the command line (--with) it comes as text.
-        self._has_card = str(self.attributes["show_card"]) != "False" and attach_card(flow, step_name, decorators)
+        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
 
     @in_hook
     def task_pre_step(
@@ -142,9 +143,9 @@ class HuggingfaceHubDecorator(StepDecorator):
     ) -> Callable[..., Any]:
         if self._hub is None or not self._has_card:
             return step_func
-        from .live_card import with_card
+        from .live_card import with_hub_card
 
-        return with_card(step_func, self._hub, self._log.warning)
+        return with_hub_card(step_func, self._hub, self._log.warning)
 
     def task_finished(
         self,

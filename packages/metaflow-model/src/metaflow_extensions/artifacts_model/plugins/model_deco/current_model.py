@@ -87,11 +87,11 @@ class CurrentModel:
         )
         seconds = time.monotonic() - start
         if seconds >= SLOW:
-            from metaflow_artifacts.plugin import size
+            from metaflow_artifacts.plugin import size_text
 
             self._log(
-                f"Saved `{label}` in {seconds:.2f} seconds: {size(transfer.total)}, "
-                f"{size(transfer.stored)} of it new to the datastore"
+                f"Saved `{label}` in {seconds:.2f} seconds: {size_text(transfer.total)}, "
+                f"{size_text(transfer.stored)} of it new to the datastore"
             )
         return artifact
 
