@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError as ArtifactError
     from .errors import ArtifactNotFound as ArtifactNotFound
     from .errors import CorruptArtifact as CorruptArtifact
+    from .errors import InvalidInput as InvalidInput
     from .errors import InvalidReference as InvalidReference
     from .errors import StorageError as StorageError
     from .errors import TargetError as TargetError
@@ -136,6 +137,7 @@ _WHERE = {
         "ArtifactError",
         "ArtifactNotFound",
         "CorruptArtifact",
+        "InvalidInput",
         "InvalidReference",
         "StorageError",
         "TargetError",

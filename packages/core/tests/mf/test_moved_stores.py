@@ -119,7 +119,7 @@ def test_without_a_configured_store_the_place_that_the_url_says_is_named(
     def none() -> Store:
         raise StorageError("no local datastore")
 
-    monkeypatch.setattr(datastore, "default_store", none)
+    monkeypatch.setattr(stores, "default_store", none)
     assert store_for(saved).root == str(tmp_path / "old")
     shutil.rmtree(tmp_path / "old")
     with pytest.raises(StorageError, match=r"old is no directory .* no datastore is configured: no local datastore"):

@@ -62,7 +62,7 @@ def _repo(event: Event) -> dict[str, Any]:
         "size": result.artifact["size"],
         "from_hub": result.from_hub,
         "downloaded": result.downloaded,
-        "instead": result.instead,
+        "fallback_reason": result.fallback_reason,
         "path": event.path,
         "seconds": event.seconds,
         "file_count": len(files),
@@ -84,7 +84,7 @@ def content(data: Mapping[str, Any]) -> list[Html]:
                 (f"{data['count']:,}", "repo" if data["count"] == 1 else "repos"),
                 (size_text(data["size"]), "content"),
                 (size_text(data["downloaded"]), "came from the Hub"),
-                (duration_text(data["seconds"]), "until all of it was there"),
+                (duration_text(data["seconds"]), "total time"),
             ]
         )
     )
@@ -137,7 +137,7 @@ def _details(repo: Mapping[str, Any]) -> Html:
             rows.append((name, code(", ".join(repo[name]) or "none")))
     if repo["path"]:
         rows.append(("loaded to", code(repo["path"])))
-    parts = [notice(repo["instead"])] if repo["instead"] else []
+    parts = [notice(repo["fallback_reason"])] if repo["fallback_reason"] else []
     parts.append(facts(rows))
     parts.append(
         table([("file", "text"), ("size", "number")], [(path, size_text(size)) for path, size in repo["files"]])
