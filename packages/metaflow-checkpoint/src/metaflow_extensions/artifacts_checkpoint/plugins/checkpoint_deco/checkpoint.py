@@ -179,16 +179,14 @@ class Checkpoint:
         ------
         NoDirectory
             If there is no `path` and no `directory`.
-        InvalidReference
-            If `reference` is not a reference or a key.
-        ArtifactNotFound
-            If nothing is stored at the key.
+        InvalidReference, ArtifactNotFound
+            If `reference` is malformed, or nothing is stored at its key.
         CorruptArtifact
             If content is missing or damaged.
         TargetError
             If the directory cannot be written.
         StorageError
-            If the datastore cannot be reached.
+            If the datastore fails.
         """
         from metaflow_artifacts.plugin import key_of, note_loaded
 

@@ -131,14 +131,10 @@ class CurrentHuggingfaceHub:
 
         Raises
         ------
-        HubError
-            If neither the Hub nor the datastore has the repo.
-        InvalidInput
-            If an argument is unknown or has the wrong type.
         TargetError
             If the directory cannot be written.
-        StorageError
-            If the datastore fails.
+        ArtifactError
+            The same errors as `snapshot_download`.
         """
         request = RepoRequest.of(_with_repo(repo_id, arguments))
         return self._loading(request, path if path is not None else request.local_dir)

@@ -28,20 +28,12 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
     Returns
     -------
     str
-        The path of the directory.
+        `path`.
 
     Raises
     ------
-    InvalidReference
-        If `reference` is not a reference or a key.
-    ArtifactNotFound
-        If nothing is stored at the key.
-    CorruptArtifact
-        If content is missing or damaged.
-    TargetError
-        If the directory cannot be written.
-    StorageError
-        If the datastore cannot be reached.
+    ArtifactError
+        The same errors as `current.model.load`, for example ArtifactNotFound if nothing is stored at the key.
     """
     # Imported here, because every Metaflow process imports this module.
     from metaflow_artifacts.plugin import bar, key_of, note_loaded
@@ -72,12 +64,8 @@ def delete_model(reference: str | Mapping[str, Any]) -> bool:
 
     Raises
     ------
-    InvalidReference
-        If `reference` is not a reference or a key.
     ArtifactNotFound
         If nothing is stored at the key.
-    StorageError
-        If the datastore cannot be reached.
     """
     refuse_foreign_decorators()
     store_for(reference).delete(reference)
