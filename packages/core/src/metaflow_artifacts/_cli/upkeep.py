@@ -189,7 +189,8 @@ def _gc(options: argparse.Namespace) -> int:
     artifacts = count_text(stats.artifacts, "artifact")
     print(f"{count_text(stats.chunks, 'chunk')} of {size_text(stats.stored)} in the store, for {artifacts}")
     removed = f"{count_text(stats.removed, 'chunk')}, {count_text(stats.temporary, 'temporary file')}, "
-    removed += f"{count_text(stats.tombstones, 'tombstone')} and {count_text(stats.marks, 'gc mark')} of {size_text(stats.freed)}"
+    removed += f"{count_text(stats.tombstones, 'tombstone')} and {count_text(stats.marks, 'gc mark')}"
+    removed += f" of {size_text(stats.freed)}"
     print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:
