@@ -29,6 +29,9 @@ from .errors import (
     InvalidReference as InvalidReference,
 )
 from .errors import (
+    LaterFormat as LaterFormat,
+)
+from .errors import (
     SourceError as SourceError,
 )
 from .errors import (

@@ -7,6 +7,7 @@ ArtifactError
 ├── ArtifactNotFound (LookupError)  nothing is stored at a well-formed key
 ├── CorruptArtifact                 what is stored is not what was saved
 │   └── UnsupportedFormat           written by a later version of the format, or by another program
+│       └── LaterFormat             written by a later version: upgrade
 ├── SourceError (OSError)           what is to be saved cannot be read
 ├── TargetError (OSError)           the directory to load into cannot be written
 ├── StorageError                    the datastore refused or cannot be reached
@@ -34,6 +35,7 @@ __all__ = [
     "CorruptArtifact",
     "InvalidInput",
     "InvalidReference",
+    "LaterFormat",
     "SourceError",
     "StorageError",
     "TargetError",
@@ -65,6 +67,10 @@ class CorruptArtifact(ArtifactError):
 
 class UnsupportedFormat(CorruptArtifact):
     """The object at the key has a later format version, or is not in this format at all."""
+
+
+class LaterFormat(UnsupportedFormat):
+    """The object at the key was written by a later version of metaflow-artifacts. Nothing is damaged: upgrade."""
 
 
 class SourceError(ArtifactError, OSError):

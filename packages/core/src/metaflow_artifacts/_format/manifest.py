@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeGuard, cast
 
 from metaflow_artifacts._format.floats import with_floats, without_floats
 from metaflow_artifacts._format.reference import MAX_DEPTH, ModelArtifact, depth, validate_reference
-from metaflow_artifacts.errors import CorruptArtifact, SourceError, UnsupportedFormat
+from metaflow_artifacts.errors import CorruptArtifact, LaterFormat, SourceError, UnsupportedFormat
 
 __all__ = [
     "FORMAT",
@@ -39,6 +39,7 @@ __all__ = [
     "decode_front",
     "decode_head",
     "decode_outline",
+    "demand_version",
     "encode",
 ]
 
@@ -207,7 +208,7 @@ def decode(data: bytes, key: str) -> Manifest:
         raise CorruptArtifact(
             f"{key}: parsing the manifest would need more than {_MAX_PARSED >> 20} MiB of memory; {_REMEDY}"
         )
-    _demand_version(data, key)
+    demand_version(data, key)
     tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
     if tail is None or _hex(data[:-_TAIL_LENGTH]) != tail[1]:
         raise CorruptArtifact(f"{key}: the manifest is damaged (its checksum does not match); {_REMEDY}")
@@ -217,7 +218,9 @@ def decode(data: bytes, key: str) -> Manifest:
         raise CorruptArtifact(f"{key}: the manifest breaks the format ({str(error)[:200]}); {_REMEDY}") from None
 
 
-def _demand_version(data: bytes, key: str) -> None:
+def demand_version(data: bytes, key: str) -> None:
+    """Raise UnsupportedFormat or CorruptArtifact if the first bytes of an object are not those of a manifest of this
+    version."""
     start = _START.match(data)
     if start is None:
         raise UnsupportedFormat(
@@ -226,7 +229,7 @@ def _demand_version(data: bytes, key: str) -> None:
         )
     version = int(start["version"])
     if version > VERSION:
-        raise UnsupportedFormat(
+        raise LaterFormat(
             f"{key}: format version {version}, this installation reads up to {VERSION}; upgrade metaflow-artifacts"
         )
     if version < VERSION:

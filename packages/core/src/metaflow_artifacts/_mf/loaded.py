@@ -18,19 +18,17 @@ from metaflow_artifacts.errors import TargetError
 __all__ = ["Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"]
 
 _keys: dict[str, None] = {}
-_keys_lock = threading.Lock()
 
 
 def note_loaded(key: str) -> None:
     """Note that the task in this process has loaded the artifact at `key`. Any thread may call this."""
-    with _keys_lock:
-        _keys.setdefault(key)
+    # No lock: a child of fork could inherit it held. Both operations on the dict are atomic.
+    _keys.setdefault(key)
 
 
 def loaded_keys() -> list[str]:
     """The keys of all artifacts that the task in this process has loaded, with any decorator, in order."""
-    with _keys_lock:
-        return list(_keys)
+    return list(_keys)
 
 
 class Loaded(Mapping[str, str]):

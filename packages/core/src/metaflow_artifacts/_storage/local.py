@@ -307,7 +307,12 @@ class LocalStorage(Storage):
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-            yield
+            try:
+                yield
+            finally:
+                # A child that was forked meanwhile has the file too, and would keep the lock.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(held, fcntl.LOCK_UN)
 
 
 class _StagedFile:

@@ -46,6 +46,10 @@ _AWS = (
 )
 
 
+_NOT_TO_COPY = frozenset({"AccessDenied", "InvalidObjectState"})
+"""Answers for an object with another's key, or in an archive, which can be replaced all the same."""
+
+
 class S3Storage(Storage):
     """Objects in an S3 bucket, below a prefix.
 
@@ -178,6 +182,11 @@ class S3Storage(Storage):
                     yield ObjectInfo(key, size, modified)
             if not page.get("IsTruncated"):
                 return
+            if "NextContinuationToken" not in page:
+                raise StorageError(
+                    f"cannot list {self.url(prefix)}: {self.server} cuts its answer short and does not say where the "
+                    "next one begins; a server with ListObjectsV2 is needed"
+                )
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -196,8 +205,9 @@ class S3Storage(Storage):
         except ArtifactNotFound:
             return False
         except StorageError as error:
-            if is_unsupported(error.__cause__):
-                # A server that does not copy: the caller writes the object again.
+            code = code_of(error.__cause__)
+            # A server that does not copy, or an object that this user may not copy: the caller writes it again.
+            if is_unsupported(error.__cause__) or code in _NOT_TO_COPY or code.startswith("KMS"):
                 return False
             raise
         modified = answer.get("CopyObjectResult", {}).get("LastModified")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
@@ -86,13 +86,30 @@ def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[st
     objects = []
     for entry in page.findall(f"{space}Contents"):
         key = entry.findtext(f"{space}Key") or ""
-        # Python 3.10 does not know the letter.
-        modified = datetime.fromisoformat((entry.findtext(f"{space}LastModified") or "").replace("Z", "+00:00"))
+        modified = _timestamp(entry.findtext(f"{space}LastModified") or "")
         size = int(entry.findtext(f"{space}Size") or 0)
-        objects.append((unquote_plus(key) if encoded else key, size, modified.timestamp()))
+        objects.append((unquote_plus(key) if encoded else key, size, modified))
         page.remove(entry)
     customized_response_dict["Objects"] = objects
     response_dict["body"] = ElementTree.tostring(page)
+
+
+def _timestamp(text: str) -> float:
+    """A time of S3 in seconds since the epoch. Raises StorageError for text that is no time."""
+    try:
+        # Python 3.10 knows neither the letter nor fractions of any length.
+        seconds, _, fraction = text.removesuffix("Z").partition(".")
+        moment = datetime.fromisoformat(seconds).replace(tzinfo=timezone.utc).timestamp()
+        return moment + (float(f"0.{fraction}") if fraction else 0.0)
+    except ValueError:
+        pass
+    try:
+        # As botocore reads it elsewhere: some servers give RFC 1123, or another offset.
+        from botocore.utils import parse_timestamp
+
+        return float(parse_timestamp(text).timestamp())
+    except ValueError as error:
+        raise StorageError(f"the S3 server gives {text[:40]!r} for the time of an object: {error}") from None
 
 
 class Body:

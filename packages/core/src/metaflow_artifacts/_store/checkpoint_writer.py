@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -13,6 +14,7 @@ from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts.errors import StorageError
 
 __all__ = ["DEFAULT_NAME", "CheckpointWriter"]
 
@@ -34,7 +36,7 @@ class CheckpointWriter:
         attempt: int,
         pathspec: str = "",
         start: int | None = None,
-        draw: Callable[[int], int | None] = lambda at_least: None,
+        draw: Callable[[int], int | None] | None = None,
         gang: str | None = None,
     ) -> None:
         """A writer for the task `pathspec` (`flow/run/step/task`), whose digits in keys are `id`.
@@ -88,17 +90,29 @@ class CheckpointWriter:
         while True:
             yield key
             # The key is taken: a process on another machine saves for this attempt too. The store has its numbers.
-            key = key.numbered(self._draw(max(key.n, self._highest()) + 1))
+            highest = self._highest()
+            if highest < key.n and self.store.storage.stat(str(key)) is None:
+                raise StorageError(
+                    f"cannot save {key}: {self.store.storage.server} says that it exists, and does not have it; use a "
+                    "server that keeps If-None-Match, or another datastore root"
+                )
+            key = key.numbered(self._draw(max(key.n, highest) + 1))
 
     def _draw(self, at_least: int = 0) -> int:
         with self._lock:
             if self._next is None:
                 self._next = self._highest() + 1
             at_least = max(at_least, self._next)
-            drawn = self._draw_here(at_least)
-            number = at_least if drawn is None else drawn
-            self._next = number + 1
-            return number
+            if self._draw_here is not None:
+                drawn = self._draw_here(at_least)
+                if drawn is None:
+                    # What others on this machine have drawn is not known any more: the store has what they saved.
+                    self._draw_here = None
+                    at_least = max(at_least, self._highest() + 1)
+                else:
+                    at_least = drawn
+            self._next = at_least + 1
+            return at_least
 
     def _highest(self) -> int:
         return highest_number(self.store.storage, self.place, self.id, self.attempt)
@@ -108,4 +122,6 @@ class CheckpointWriter:
         key = parse_key(artifact["key"])
         assert isinstance(key, CheckpointKey)
         if not latest:
-            self.store.storage.put(key.tombstone, b"")
+            # The manifest says the same. The tombstone spares a search one read, so it must not cost the save.
+            with contextlib.suppress(StorageError):
+                self.store.storage.put(key.tombstone, b"")

@@ -22,7 +22,7 @@ from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.listing import checkpoints, filename, read_listed
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import SKEW
-from metaflow_artifacts.errors import ArtifactError, CorruptArtifact
+from metaflow_artifacts.errors import ArtifactError, CorruptArtifact, LaterFormat
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
 
@@ -202,6 +202,9 @@ def _read_heads(
 ) -> list[Head | None]:
     def read(info: ObjectInfo) -> Head | None:
         found = read_listed(store.head_at, info.key)
+        if isinstance(found, LaterFormat):
+            # It may be the newest: to resume from an older one would lose what was trained since.
+            raise found
         if not isinstance(found, CorruptArtifact):
             return found
         if on_damage is not None:

@@ -7,13 +7,15 @@ key is free. That write is the commit: before it, nothing can be loaded; after i
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
+from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, ModelKey
 from metaflow_artifacts._format.manifest import (
     FRONT_BYTES,
     MAX_BYTES,
@@ -27,6 +29,7 @@ from metaflow_artifacts._format.manifest import (
     decode_front,
     decode_head,
     decode_outline,
+    demand_version,
     encode,
 )
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
@@ -211,12 +214,14 @@ class Store:
         Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, CorruptArtifact if the
         manifest is damaged, StorageError if the datastore fails.
         """
-        key = key_of(reference)
+        parsed = ParsedReference.of(reference)
+        key = parsed.key
         manifest = self._decoded(key)
         if manifest.artifact["key"] != key:
             raise CorruptArtifact(
                 f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
             )
+        _demand_same(parsed, manifest.artifact)
         return manifest
 
     def _decoded(self, key: str) -> Manifest:
@@ -242,11 +247,15 @@ class Store:
 
     def head(self, reference: Reference) -> Head:
         """The head of an artifact's manifest, of which only the first bytes are read. Raises as `manifest` does."""
-        return self.head_at(key_of(reference))
+        parsed = ParsedReference.of(reference)
+        head = self.head_at(parsed.key)
+        _demand_same(parsed, head.artifact)
+        return head
 
     def head_at(self, key: str) -> Head:
         """As `head`, for a key that a listing gave and that is not checked again."""
         data, front = self._front(key, lambda front: front.head)
+        self._demand_manifest(key, data)
         head = None if front is None else decode_head(data, front)
         if head is None or head.artifact["key"] != key:
             manifest = self.manifest(key)
@@ -258,11 +267,20 @@ class Store:
     def outline_at(self, key: str) -> Outline:
         """As `head_at`, with the chunks that the artifact needs; the rows of files are not read."""
         data, front = self._front(key, lambda front: front.chunks)
+        self._demand_manifest(key, data)
         outline = None if front is None else decode_outline(data, front)
         if outline is None or outline.artifact["key"] != key:
             manifest = self.manifest(key)
             outline = Outline(manifest.artifact, manifest.latest, manifest.chunks)
         return outline
+
+    def _demand_manifest(self, key: str, data: bytes) -> None:
+        """Raise UnsupportedFormat if the first bytes are no manifest's, so that a large object is not read for it."""
+        try:
+            demand_version(data, key)
+        except CorruptArtifact:
+            if self._read(key, FRONT_BYTES)[: len(data)] == data[:FRONT_BYTES]:
+                raise
 
     def _front(self, key: str, part: Callable[[Front], slice]) -> tuple[bytes, Front | None]:
         """The first bytes of a manifest, to the end of the part that `part` selects. At most two reads."""
@@ -342,11 +360,41 @@ class Store:
         datastore fails.
         """
         parsed = ParsedReference.of(reference)
+        if parsed.artifact is not None:
+            self.head(parsed)
+        self._delete(parsed)
+
+    def delete_checkpoints(self, keys: Iterable[CheckpointKey]) -> Iterator[CheckpointKey]:
+        """Remove checkpoints, several at once; each that was there. The numbers of an attempt are looked up once.
+
+        Raises StorageError if the datastore fails.
+        """
+        highest: dict[tuple[CheckpointPlace, str, int], int] = {}
+        lock = threading.Lock()
+
+        def delete(key: CheckpointKey) -> CheckpointKey | None:
+            attempt = key.place, key.id, key.attempt
+            with lock:
+                if attempt not in highest:
+                    highest[attempt] = highest_number(self.storage, *attempt)
+            try:
+                self._delete(ParsedReference.of(str(key)), highest[attempt])
+            except ArtifactNotFound:
+                return None
+            return key
+
+        with ThreadPoolExecutor(self.storage.threads) as pool:
+            yield from (key for key in pool.map(delete, keys) if key is not None)
+
+    def _delete(self, parsed: ParsedReference, highest: int | None = None) -> None:
+        """`highest` is the highest number of the checkpoint's attempt; None if it is to be looked up."""
         if self.storage.stat(parsed.key) is None:
             raise ArtifactNotFound(f"nothing is stored at {self.storage.url(parsed.key)}: nothing was deleted")
         unneeded = [parsed.key]
         if isinstance(key := parsed.parts, CheckpointKey):
-            if highest_number(self.storage, key.place, key.id, key.attempt) == key.n:
+            if highest is None:
+                highest = highest_number(self.storage, key.place, key.id, key.attempt)
+            if highest == key.n:
                 # A number is never given twice. The tombstone keeps this one from being drawn again.
                 self.storage.put(key.tombstone, b"")
             else:
@@ -364,6 +412,22 @@ def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterabl
             yield str(key), {**members, "name": key.name, "version_id": key.n}
 
     return candidates()
+
+
+def _demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
+    """Raise ArtifactNotFound if the artifact that is stored at the key is not the one that a dict refers to.
+
+    Where a service counts runs from 1 again, another run can have the same keys.
+    """
+    wanted, found = reference.artifact, artifact
+    if wanted is None:
+        return
+    if any(wanted.get(name) != found.get(name) for name in ("created_on", "size", "pathspec")):
+        raise ArtifactNotFound(
+            f"{found['key']}: the reference is to what {wanted['pathspec'] or 'somebody'} saved on "
+            f"{wanted['created_on']} ({wanted['size']} bytes); another artifact is stored at its key now, saved by "
+            f"{found['pathspec'] or 'somebody'} on {found['created_on']}; pass the key alone for that one"
+        )
 
 
 @contextmanager

@@ -24,10 +24,9 @@ from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoints import created_at, newest_first, task_of
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.threads import in_threads
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.survey import Strays, heads
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput
+from metaflow_artifacts.errors import CorruptArtifact, InvalidInput
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 
@@ -264,18 +263,12 @@ def execute_retention(
     if plan.root != store.root:
         raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
+    unneeded = {parse_key(artifact["key"]): artifact for artifact in plan.delete}
     deleted: list[ModelArtifact] = []
-
-    def delete(artifact: ModelArtifact) -> None:
-        try:
-            store.delete(artifact["key"])
-        except ArtifactNotFound:
-            return
-        deleted.append(artifact)
+    for key in store.delete_checkpoints(key for key in unneeded if isinstance(key, CheckpointKey)):
+        deleted.append(unneeded[key])
         if done is not None:
-            done(artifact)
-
-    in_threads(store.storage.threads, (lambda artifact=artifact: delete(artifact) for artifact in plan.delete))  # type: ignore[misc]
+            done(unneeded[key])
     return RetentionStats(
         deleted=len(deleted),
         gone=len(plan.delete) - len(deleted),

@@ -12,6 +12,7 @@ from metaflow_artifacts.plugin import UsageError
 
 __all__ = ["SaveArguments", "save_arguments"]
 
+_FORMATS = ("tar", "files", "pickle")
 _ORDERS = "save(path, name, metadata, latest) or save(path, metadata, latest, name)"
 
 
@@ -32,6 +33,9 @@ def save_arguments(
     UsageError for a value of another type, and for an argument that is given twice.
     """
     found: dict[str, Any] = {}
+    if len(positional) == 4 and positional[3] in _FORMATS:
+        # In metaflow-checkpoint, the fifth argument is storage_format, which changes nothing here.
+        positional = positional[:3]
 
     def take(kind: str, value: object) -> None:
         if kind in found:

@@ -20,7 +20,7 @@ from metaflow_artifacts.plugin import ENVIRONMENT_VARIABLE, Progress, TaskIdenti
 __all__ = ["Journal"]
 
 _SAVES = "saves.jsonl"
-_PARENTS = "parents.json"
+_PARENTS = "parents.jsonl"
 _NUMBERS = "next_number"
 _FIELD = "journal"
 
@@ -72,72 +72,77 @@ class Journal:
 
         def enter(artifact: Mapping[str, Any], latest: bool) -> None:
             seconds = time.monotonic() - start
-            self._append({**artifact, "seconds": seconds, "stored": progress.stored, "latest": bool(latest)})
+            entry = {**artifact, "seconds": seconds, "stored": progress.stored, "latest": bool(latest)}
+            self._append_lines(_SAVES, [json.dumps(entry, separators=(",", ":"))])
 
         yield enter
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        if self._directory is None:
+    def _append_lines(self, name: str, lines: list[str]) -> None:
+        if self._directory is None or not lines:
             return
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         # The directory may be on another machine, or may have been removed with the task.
         with contextlib.suppress(OSError):
-            fd = os.open(os.path.join(self._directory, _SAVES), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            fd = os.open(os.path.join(self._directory, name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                os.write(fd, line)
+                os.write(fd, "".join(f"{line}\n" for line in lines).encode())
             finally:
                 os.close(fd)
 
     def new_saves(self) -> list[dict[str, Any]]:
         """The saves since the last call: references, with `seconds`, `stored` (bytes) and `latest`."""
+        lines, self._position = self._lines(_SAVES, self._position)
+        return [json.loads(line) for line in lines]
+
+    def _lines(self, name: str, position: int) -> tuple[list[bytes], int]:
+        """The lines of a file from `position` on, and where they end."""
         if self._directory is None:
-            return []
+            return [], position
         try:
-            with open(os.path.join(self._directory, _SAVES), "rb") as file:
-                file.seek(self._position)
+            with open(os.path.join(self._directory, name), "rb") as file:
+                file.seek(position)
                 content = file.read()
         except OSError:
-            return []
+            return [], position
         # A line without an end is still being written.
         complete = content[: content.rfind(b"\n") + 1]
-        self._position += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return complete.splitlines(), position + len(complete)
 
     def draw_number(self, at_least: int = 0) -> int | None:
-        """The next number for a checkpoint of this attempt, from `at_least`; None without a journal.
+        """The next number for a checkpoint of this attempt, from `at_least`; None if the journal cannot tell.
 
         Each number is given once on this machine, to whichever process or thread asks.
         """
         if self._directory is None:
             return None
-        try:
+        # The disk may be full, or have no locks: that must not cost the checkpoint.
+        with contextlib.suppress(OSError, ValueError):
             fd = os.open(os.path.join(self._directory, _NUMBERS), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return None
-        try:
-            # If a process that holds the lock is killed, the lock is released.
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            number = max(int(os.pread(fd, 20, 0) or b"0"), at_least)
-            os.pwrite(fd, b"%d" % (number + 1), 0)
-        finally:
-            os.close(fd)
-        return number
+            try:
+                # If a process that holds the lock is killed, the lock is released.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                try:
+                    number = max(int(os.pread(fd, 20, 0) or b"0"), at_least)
+                    os.pwrite(fd, b"%d" % (number + 1), 0)
+                finally:
+                    # A child that was forked meanwhile has the descriptor too, and would keep the lock.
+                    fcntl.flock(fd, fcntl.LOCK_UN)
+            finally:
+                os.close(fd)
+            return number
+        return None
 
     def note_parents(self) -> None:
         """Enter the keys of what the task in this process has loaded."""
         if self._directory is None:
             return
-        keys = self.parents()
-        with contextlib.suppress(OSError):
-            temporary = os.path.join(self._directory, f"{_PARENTS}.{os.getpid()}")
-            with open(temporary, "w") as file:
-                json.dump(keys, file)
-            os.replace(temporary, os.path.join(self._directory, _PARENTS))
+        noted = set(self._noted_parents())
+        lines = [json.dumps(key) for key in loaded_keys() if key not in noted]
+        # Lines are appended, so that processes that note at the same moment lose nothing.
+        self._append_lines(_PARENTS, lines)
 
     def parents(self) -> list[str]:
         """The keys of what the task has loaded, in this process and in the others that entered theirs."""
-        noted: list[str] = []
-        if self._directory is not None:
-            with contextlib.suppress(OSError, ValueError), open(os.path.join(self._directory, _PARENTS)) as file:
-                noted = json.load(file)
-        return list(dict.fromkeys([*noted, *loaded_keys()]))
+        return list(dict.fromkeys([*self._noted_parents(), *loaded_keys()]))
+
+    def _noted_parents(self) -> list[str]:
+        return [json.loads(line) for line in self._lines(_PARENTS, 0)[0]]

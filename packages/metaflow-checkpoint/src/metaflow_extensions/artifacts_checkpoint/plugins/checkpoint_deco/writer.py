@@ -21,7 +21,7 @@ def writer_of(task: TaskIdentity, journal: Journal) -> CheckpointWriter:
     """
     key = task, os.getpid()
     if key not in _writers:
-        _writers[key] = CheckpointWriter(
+        writer = CheckpointWriter(
             task.store(),
             task.checkpoint_place(),
             task.id,
@@ -30,4 +30,6 @@ def writer_of(task: TaskIdentity, journal: Journal) -> CheckpointWriter:
             start=0 if journal.is_there else None,
             draw=journal.draw_number,
         )
+        # Another thread may have made one meanwhile.
+        _writers.setdefault(key, writer)
     return _writers[key]
