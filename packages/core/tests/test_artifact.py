@@ -18,7 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaflow_artifacts import ArtifactWarning, InvalidReference, is_model_artifact, parse_reference, validate_reference
+from metaflow_artifacts import (
+    ArtifactWarning,
+    InvalidInput,
+    InvalidReference,
+    is_model_artifact,
+    parse_reference,
+    validate_reference,
+)
 from metaflow_artifacts._format.reference import MAX_DEPTH, depth, normalise_metadata
 
 
@@ -82,53 +89,6 @@ def test_a_reference_with_nan_and_infinities_is_valid_and_passes_through_json(re
     assert repr(again) == repr(reference)
 
 
-def test_metadata_comes_back_as_numbers_lists_and_text() -> None:
-    given = {
-        "loss": np.float32(0.5),
-        "epoch": np.int64(3),
-        "done": np.bool_(True),
-        "zero_d": np.array(2.0),
-        "long": np.longdouble(1.5),
-        "half": np.float16(0.5),
-        "tensor": Tensor(np.array(7)),
-        "nan": np.float64("nan"),
-        "inf": [float("inf"), -np.inf],
-        "shape": (1, 2),
-        "nested": {"a": [np.float64(1.5), None, "x"]},
-        "id2label": {0: "a", True: "b", None: "c", 2.5: "d", (1, 2): "e"},
-        "enum": [Colour.RED, Level.LOW],
-        "date": date(2026, 1, 2),
-        "datetime": datetime(2026, 1, 2, 3, 4, 5, 6, timezone.utc),
-        "time": time(3, 4),
-        "datetime64": np.datetime64("2026-01-02T03:04:05", "ns"),
-    }
-    expected = {
-        "loss": 0.5,
-        "epoch": 3,
-        "done": True,
-        "zero_d": 2.0,
-        "long": 1.5,
-        "half": 0.5,
-        "tensor": 7,
-        "nan": float("nan"),
-        "inf": [float("inf"), float("-inf")],
-        "shape": [1, 2],
-        "nested": {"a": [1.5, None, "x"]},
-        "id2label": {"0": "a", "True": "b", "None": "c", "2.5": "d", "(1, 2)": "e"},
-        "enum": ["red", 1],
-        "date": "2026-01-02",
-        "datetime": "2026-01-02T03:04:05.000006+00:00",
-        "time": "03:04:00",
-        "datetime64": "2026-01-02T03:04:05.000000000",
-    }
-    # Warnings are errors here: none of this is worth one.
-    got = normalise_metadata(given)
-    assert repr(got) == repr(expected)
-    assert repr(json.loads(json.dumps(got))) == repr(got)
-    assert repr(normalise_metadata(got)) == repr(got)
-    assert normalise_metadata(None) == {}
-
-
 class Colour(str, enum.Enum):
     RED = "red"
 
@@ -145,6 +105,43 @@ class Tensor:
 
     def numpy(self) -> Any:
         return self.value
+
+
+# Each value of metadata with what it becomes in JSON. None of these is worth a warning, and warnings are errors here.
+PLAIN: dict[str, tuple[Any, Any]] = {
+    "float32": (np.float32(0.5), 0.5),
+    "int64": (np.int64(3), 3),
+    "bool": (np.bool_(True), True),
+    "array without dimensions": (np.array(2.0), 2.0),
+    "longdouble": (np.longdouble(1.5), 1.5),
+    "float16": (np.float16(0.5), 0.5),
+    "tensor": (Tensor(np.array(7)), 7),
+    "nan": (np.float64("nan"), float("nan")),
+    "infinities": ([float("inf"), -np.inf], [float("inf"), float("-inf")]),
+    "tuple": ((1, 2), [1, 2]),
+    "nested": ({"a": [np.float64(1.5), None, "x"]}, {"a": [1.5, None, "x"]}),
+    "keys": (
+        {0: "a", True: "b", None: "c", 2.5: "d", (1, 2): "e"},
+        {"0": "a", "True": "b", "None": "c", "2.5": "d", "(1, 2)": "e"},
+    ),
+    "enum": ([Colour.RED, Level.LOW], ["red", 1]),
+    "date": (date(2026, 1, 2), "2026-01-02"),
+    "datetime": (datetime(2026, 1, 2, 3, 4, 5, 6, timezone.utc), "2026-01-02T03:04:05.000006+00:00"),
+    "time": (time(3, 4), "03:04:00"),
+    "datetime64": (np.datetime64("2026-01-02T03:04:05", "ns"), "2026-01-02T03:04:05.000000000"),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), PLAIN.values(), ids=PLAIN)
+def test_metadata_comes_back_as_numbers_lists_and_text(given: Any, expected: Any) -> None:
+    got = normalise_metadata({"value": given})
+    assert repr(got) == repr({"value": expected})
+    assert repr(json.loads(json.dumps(got))) == repr(got)
+    assert repr(normalise_metadata(got)) == repr(got)
+
+
+def test_no_metadata_is_an_empty_dict() -> None:
+    assert normalise_metadata(None) == {}
 
 
 class Silent:
@@ -259,7 +256,7 @@ def test_metadata_whose_entries_cannot_be_read_is_empty_with_a_warning() -> None
 
 @pytest.mark.parametrize("metadata", [[1], "text", 3, object()])
 def test_metadata_that_is_no_mapping_is_refused(metadata: Any) -> None:
-    with pytest.raises(InvalidReference, match="metadata: expected a dict, found"):
+    with pytest.raises(InvalidInput, match="metadata: expected a dict, found"):
         normalise_metadata(metadata)
 
 
@@ -279,7 +276,7 @@ ANYTHING = st.recursive(
 
 
 @given(st.dictionaries(st.text() | st.integers(0, 3) | st.binary(), ANYTHING))
-def test_whatever_is_given_passes_through_json_unchanged(metadata: dict[Any, Any]) -> None:
+def test_normalised_metadata_passes_through_json_unchanged(metadata: dict[Any, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = normalise_metadata(metadata)

@@ -10,7 +10,8 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import ArtifactNotFound, InvalidReference, ModelArtifact, Store
-from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._layout import CHUNKS
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 
 CHUNK = 64 << 10
@@ -120,7 +121,7 @@ def test_what_lies_at_another_key_is_found(store: Store, saved: ModelArtifact) -
     assert saved["key"] in problem.detail
 
 
-def test_what_others_keep_below_the_root_is_left_alone(store: Store, saved: ModelArtifact) -> None:
+def test_objects_of_other_programs_are_not_reported(store: Store, saved: ModelArtifact) -> None:
     for key in (
         "TrainFlow/1/start/1/0.data.json",
         "mf.models/models/artifacts/old_format.tar",
@@ -143,7 +144,9 @@ def test_only_the_keys_asked_for(store: Store, saved: ModelArtifact) -> None:
 
 
 @pytest.mark.parametrize("moment", ["get", "stat"])
-def test_an_artifact_that_is_deleted_meanwhile_is_no_problem(store: Store, saved: ModelArtifact, moment: str) -> None:
+def test_an_artifact_that_is_deleted_during_the_check_is_no_problem(
+    store: Store, saved: ModelArtifact, moment: str
+) -> None:
     """Before its manifest is read, or before a chunk of it, collected since the listing, is looked at."""
     chunk = _first(store, saved["key"])
 
@@ -156,7 +159,7 @@ def test_an_artifact_that_is_deleted_meanwhile_is_no_problem(store: Store, saved
     assert check(Store(Watched(store.storage, before))).ok
 
 
-def test_a_chunk_that_is_newer_than_the_listing_is_there(store: Store, saved: ModelArtifact) -> None:
+def test_a_chunk_that_is_newer_than_the_listing_is_found(store: Store, saved: ModelArtifact) -> None:
     chunk = _first(store, saved["key"])
     content = store.storage.get(chunk)
     store.storage.delete([chunk])

@@ -12,12 +12,13 @@ from uuid import uuid4
 import pytest
 from faultlib.newest import find_latest
 
-from metaflow_artifacts import ArtifactError, ArtifactNotFound, InvalidReference, Store
+from metaflow_artifacts import ArtifactError, ArtifactNotFound, InvalidInput, Store
 from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._store.checkpoints import latest_checkpoints, list_checkpoints
+from metaflow_artifacts._store.details import SaveDetails
 
 PATHSPEC = "F/1/train/2"
 ID = "0123abcd"
@@ -43,7 +44,7 @@ def keys(artifacts: list[ModelArtifact]) -> list[str]:
     return [artifact["key"].rpartition("/")[2] for artifact in artifacts]
 
 
-def test_numbers_go_on_over_names_and_objects(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_numbers_continue_over_names_and_writers(store: Store, place: CheckpointPlace, file: Path) -> None:
     first = writer(store, place)
     saved = [first.save(file, name, label="l") for name in ("a", "b", "a")]
     saved.append(writer(store, place).save(file, label="l"))
@@ -52,7 +53,7 @@ def test_numbers_go_on_over_names_and_objects(store: Store, place: CheckpointPla
     assert list_checkpoints(store, place.prefix()) == saved[::-1]
 
 
-def test_a_number_that_is_taken_is_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_a_number_that_is_taken_is_skipped(store: Store, place: CheckpointPlace, file: Path) -> None:
     one, two = writer(store, place), writer(store, place)
     saved = [one.save(file, label="l"), two.save(file, label="l"), one.save(file, label="l"), two.save(file, label="l")]
     assert [artifact["version_id"] for artifact in saved] == [0, 1, 2, 3]
@@ -68,7 +69,7 @@ def test_the_newest_that_may_be_latest_is_found(store: Store, place: CheckpointP
     assert keys(list_checkpoints(store, place.prefix())) == keys(saved[::-1])
 
 
-def test_nothing_but_latest_false(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_with_latest_false_alone_there_is_no_latest(store: Store, place: CheckpointPlace, file: Path) -> None:
     task = writer(store, place)
     task.save(file, label="l", latest=False)
     task.save(file, label="l", latest=False)
@@ -109,7 +110,7 @@ def test_by_name_and_attempt(store: Store, place: CheckpointPlace, file: Path) -
     assert list_checkpoints(store, place.prefix(), name="a.0.best") == [dotted]
 
 
-def test_a_damaged_manifest_is_told_and_passed_over(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_a_damaged_manifest_is_reported_and_skipped(store: Store, place: CheckpointPlace, file: Path) -> None:
     task = writer(store, place)
     good, bad = task.save(file, label="l"), task.save(file, label="l")
     store.storage.put(bad["key"], b"{")
@@ -131,11 +132,11 @@ def test_a_number_is_never_given_twice(store: Store, place: CheckpointPlace, fil
     assert find_latest(store, place) == again
     store.delete(again)
     assert writer(store, place).save(file, label="l")["version_id"] == 4
-    markers = [info.key.rpartition(".")[2] for info in store.storage.list(place.prefix("not_latest"))]
-    assert sorted(markers) == (["2", "3"] if latest else ["0", "2", "3"])
+    tombstones = [info.key.rpartition(".")[2] for info in store.storage.list(place.prefix("not_latest"))]
+    assert sorted(tombstones) == (["2", "3"] if latest else ["0", "2", "3"])
 
 
-def test_threads_that_save_at_once_get_numbers_of_their_own(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_threads_that_save_at_once_get_different_numbers(store: Store, place: CheckpointPlace, file: Path) -> None:
     mine = writer(store, place)
     with ThreadPoolExecutor(8) as pool:
         saved = list(pool.map(lambda name: mine.save(file, name, label="l"), "abcdefgh" * 2))
@@ -148,7 +149,7 @@ def test_a_save_that_begins_later_is_newer_though_it_ends_earlier(
     mine = writer(store, place)
     slow = mine.keys("mfchckpt")
     fast = mine.save(file, label="l")
-    held = store.save_checkpoint(file, slow, label="l", pathspec=PATHSPEC)
+    held = store.save_checkpoint(file, slow, SaveDetails("l", pathspec=PATHSPEC))
     assert (held["version_id"], fast["version_id"]) == (0, 1)
     assert held["created_on"] > fast["created_on"]
     assert find_latest(store, place) == fast
@@ -156,7 +157,7 @@ def test_a_save_that_begins_later_is_newer_though_it_ends_earlier(
 
 
 def test_a_name_that_breaks_a_rule_stores_nothing(store: Store, place: CheckpointPlace, file: Path) -> None:
-    with pytest.raises(InvalidReference, match="name"):
+    with pytest.raises(InvalidInput, match="name"):
         writer(store, place).save(file, "a\nb", label="l")
     assert list(store.storage.list("mf.")) == []
 
@@ -182,7 +183,7 @@ def test_only_what_could_be_newest_is_read(
     found = find_latest(store, place)
     assert found is not None
     assert found["version_id"] == 5
-    # The newest of all, which may not be latest; of the others that may not, markers tell.
+    # The newest of all, which may not be latest; of the others that may not, tombstones tell.
     assert [parse_key(key).n for key in reads] == [11, 5]
     reads.clear()
     assert [artifact["version_id"] for artifact in list_checkpoints(store, place.prefix(), name="best")] == [8, 4, 0]
@@ -201,7 +202,7 @@ def test_saves_in_a_row_cost_one_read(
     assert reads == [saved[-1]["key"]]
 
 
-def test_of_two_with_one_number_the_time_decides(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_of_two_with_one_number_the_later_is_newer(store: Store, place: CheckpointPlace, file: Path) -> None:
     # As two processes do that save at the same moment, under names of their own.
     saved = [writer(store, place).save(file, "z", label="l")]
     for name in ("y", "x"):
@@ -211,7 +212,7 @@ def test_of_two_with_one_number_the_time_decides(store: Store, place: Checkpoint
     assert list(latest_checkpoints(store, place)) == saved[::-1]
 
 
-def test_numbers_come_from_where_the_machine_draws_them(store: Store, place: CheckpointPlace, file: Path) -> None:
+def test_numbers_come_from_the_function_that_draws_them(store: Store, place: CheckpointPlace, file: Path) -> None:
     drawn = iter([0, 8])
     mine = CheckpointWriter(store, place, ID, 0, PATHSPEC, start=0, draw=lambda at_least: next(drawn, None))
     numbers = [mine.save(file, "a", label="l")["version_id"] for _ in range(3)]

@@ -258,7 +258,7 @@ def test_gc(run: Run, store: Store, keys: dict[str, str]) -> None:
     before = run("du", "--json").json
     dry = run("gc", "--exclusive", "--grace", "0s")
     assert dry.code == 0
-    assert "would remove 1 chunk, 0 temporary files and 0 markers of 19 B; --execute does it" in dry.out
+    assert "would remove 1 chunk, 0 temporary files, 0 tombstones and 0 gc marks of 19 B; --execute does it" in dry.out
     assert run("du", "--json").json == before
     assert run("gc", "--json").json["removed"] == 0
     stats = run("gc", "--exclusive", "--grace", "0s", "--execute", "--json").json
@@ -381,7 +381,7 @@ def on_terminal(arguments: list[str], environment: dict[str, str] | None = None)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\N{RIGHT-TO-LEFT OVERRIDE}]")
 
 
-def test_a_terminal_obeys_no_strangers_text(store: Store, keys: dict[str, str]) -> None:
+def test_stored_text_cannot_control_a_terminal(store: Store, keys: dict[str, str]) -> None:
     name = store.manifest(keys["stranger"]).files[0].path
     for command in ("ls", "du", "show", "tree", "cat", "lineage", "check", "delete"):
         arguments = [command, "--root", store.root]

@@ -15,9 +15,9 @@ from faultlib import foreign
 from metaflow_artifacts import Store
 from metaflow_artifacts._cli import main
 from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._layout import NEEDS
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts._upkeep.needs import add_need
 
 CHUNK = 64 << 10
 
@@ -113,7 +113,7 @@ def test_what_is_not_understood(run: Run, store: Store, keys: dict[str, str]) ->
 
 
 def test_a_store_that_needs_a_later_version(run: Run, store: Store, keys: dict[str, str]) -> None:
-    add_need(store.storage, "rounds", "0.3.0")
+    store.storage.put(f"{NEEDS}rounds.0.3.0", b"")
     for command in (("gc",), ("gc", "--execute"), ("retain", "--last", "1"), ("retain", "--last", "1", "--execute")):
         refused = run(*command)
         assert refused.code == 2

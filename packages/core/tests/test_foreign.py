@@ -57,7 +57,7 @@ def collect(store: Store, ignore: tuple[str, ...] = ()) -> int:
     return gc(store, grace=0, exclusive=True, dry_run=False, ignore=ignore).removed
 
 
-def test_gc_and_check_pass_over_what_metaflow_checkpoint_has_stored(store: Store, tmp_path: Path) -> None:
+def test_gc_and_check_skip_what_metaflow_checkpoint_has_stored(store: Store, tmp_path: Path) -> None:
     keys = [key for key in theirs(store) if "empty" not in key]
     before = objects(store, keys)
     kept = save(store, tmp_path / "kept")
@@ -70,7 +70,7 @@ def test_gc_and_check_pass_over_what_metaflow_checkpoint_has_stored(store: Store
     assert objects(store, keys) == before
 
 
-def test_retain_passes_over_what_metaflow_checkpoint_has_stored(store: Store) -> None:
+def test_retain_skips_what_metaflow_checkpoint_has_stored(store: Store) -> None:
     keys = [foreign.save_checkpoint(store.storage, FILES, form, n) for n, form in enumerate(["files", "tar"])]
     before = objects(store, keys)
     plan = plan_retention(store, Rules(last=0))
@@ -91,7 +91,7 @@ def test_content_without_its_json_is_not_understood(store: Store, tmp_path: Path
     assert collect(store, (key,)) == 3
 
 
-def test_a_damaged_manifest_is_never_taken_for_foreign(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_not_mistaken_for_a_foreign_object(store: Store, tmp_path: Path) -> None:
     """Nor ignored, whatever prefix is given."""
     saved = save(store, tmp_path / "a")
     whole = store.storage.get(saved["key"])

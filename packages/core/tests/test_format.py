@@ -119,7 +119,7 @@ def test_this_version_loads_every_frozen_artifact(frozen: Path, tmp_path: Path) 
             assert store.read_file(key, os.fsdecode(name)) == data
 
 
-def test_this_version_finds_its_way_in_a_frozen_store(frozen: Path) -> None:
+def test_this_version_lists_and_searches_a_frozen_store(frozen: Path) -> None:
     store = Store(open_storage(frozen / "store"))
     report = check(store, read=True)
     assert report.problems == ()
@@ -130,15 +130,15 @@ def test_this_version_finds_its_way_in_a_frozen_store(frozen: Path) -> None:
     assert (latest["name"], latest["version_id"]) == ("mfchckpt", 0)
     assert [one["version_id"] for one in list_checkpoints(store, place.prefix())] == [1, 0]
     marked = next(one for one in list_checkpoints(store, place.prefix()) if one["version_id"] == 1)
-    marker = parse_key(marked["key"]).marker  # type: ignore[union-attr]
-    assert (frozen / "store" / marker).stat().st_size == 0
+    tombstone = parse_key(marked["key"]).tombstone  # type: ignore[union-attr]
+    assert (frozen / "store" / tombstone).stat().st_size == 0
     assert store.manifest(marked).latest is False
     hub = find_latest(store, CheckpointPlace("TrainFlow", "train", "0123456789ab", "ba9876543210", HUB))
     assert hub is not None
     assert hub["name"] == "3fa4c1e2b0"
 
 
-def test_the_planner_cuts_as_it_did(frozen: Path) -> None:
+def test_the_planner_cuts_as_when_the_store_was_frozen(frozen: Path) -> None:
     """Other cuts would be read just as well, but all that is stored would be stored anew."""
     store = Store(open_storage(frozen / "store"))
     seen = 0

@@ -15,7 +15,7 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import (
     CorruptArtifact,
-    InvalidReference,
+    InvalidInput,
     ModelArtifact,
     StorageError,
     Store,
@@ -23,11 +23,11 @@ from metaflow_artifacts import (
 )
 from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._layout import CHUNKS, GC_MARKS
 from metaflow_artifacts._storage import LocalStorage, ObjectInfo, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer import gc_marks as sweeps
-from metaflow_artifacts._transfer.chunks import CHUNKS, REFRESH_AFTER, chunk_key, is_stored, put_chunk
-from metaflow_artifacts._transfer.gc_marks import MARKS
+from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored, put_chunk
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, execute_gc, gc, plan_gc
 
@@ -60,7 +60,7 @@ def local(tmp_path: Path) -> Store:
     return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK)
 
 
-def test_what_no_artifact_names_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> None:
+def test_chunks_that_no_artifact_names_are_removed_and_others_stay(store: Store, tmp_path: Path) -> None:
     first = store.save_model(write(tmp_path / "a", 6))
     second = store.save_model(write(tmp_path / "b", 3))
     third = store.save_model(write(tmp_path / "c", 2, seed=1))
@@ -92,11 +92,11 @@ def test_a_grace_period_that_is_too_short_is_refused(local: Store) -> None:
     assert GRACE == 7 * DAY
     assert REFRESH_AFTER == DAY
     for grace in (2 * DAY - 1, 0, -1):
-        with pytest.raises(InvalidReference, match="at least 172800 s are needed while anything saves"):
+        with pytest.raises(InvalidInput, match="at least 172800 s are needed while anything saves"):
             gc(local, grace=grace)
     gc(local, grace=2 * DAY)
     gc(local, grace=0, exclusive=True)
-    with pytest.raises(InvalidReference):
+    with pytest.raises(InvalidInput):
         gc(local, grace=-1, exclusive=True)
 
 
@@ -109,7 +109,7 @@ def test_a_grace_period_that_is_too_short_is_refused(local: Store) -> None:
     ],
     ids=["cut", "nothing", "later"],
 )
-def test_nothing_goes_where_a_manifest_cannot_be_read(
+def test_nothing_is_removed_if_a_manifest_cannot_be_read(
     store: Store, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     saved = store.save_model(write(tmp_path / "a", 3))
@@ -123,12 +123,12 @@ def test_nothing_goes_where_a_manifest_cannot_be_read(
     assert collect(store).removed == 6
 
 
-def test_what_others_keep_below_the_root_stays(local: Store) -> None:
+def test_objects_of_other_programs_stay(local: Store) -> None:
     keys = {
         "F/1/start/1/0.data",
         "mf.artifacts/other",
         f"{CHUNKS}aa/no-digest",
-        f"{MARKS}README",
+        f"{GC_MARKS}README",
         "mf.checkpoints/checkpoints/not_latest/F/s/README",
     }
     for key in keys:
@@ -138,7 +138,7 @@ def test_what_others_keep_below_the_root_stays(local: Store) -> None:
     assert {info.key for info in local.storage.list("")} == keys
 
 
-def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> None:
+def test_temporary_objects_of_killed_writers_are_removed(local: Store, tmp_path: Path) -> None:
     local.save_model(write(tmp_path / "a", 2))
     temporary = Path(local.root, "mf.artifacts", "tmp", "123-abc")
     temporary.write_bytes(b"half of a chunk")
@@ -151,13 +151,13 @@ def test_what_a_killed_writer_left_behind_goes(local: Store, tmp_path: Path) -> 
     assert not temporary.exists()
 
 
-def test_a_marker_without_its_checkpoint_goes(local: Store, tmp_path: Path) -> None:
+def test_a_tombstone_without_its_checkpoint_is_removed(local: Store, tmp_path: Path) -> None:
     series = CheckpointWriter(local, PLACE, "0" * 8, 0)
     kept = series.save(write(tmp_path / "a", 2), latest=False, label="l")
     lost = [series.save(write(tmp_path / "a", 2), latest=False, label="l") for _ in range(2)]
     local.storage.delete([one["key"] for one in lost])
     age(local, 8)
-    assert gc(local, dry_run=False).markers == 1
+    assert gc(local, dry_run=False).tombstones == 1
     # That of the highest number stays: the number is never given again.
     assert {info.key for info in local.storage.list("mf.checkpoints/checkpoints/not_latest/")} == {
         one["key"].replace("artifacts", "not_latest") for one in (kept, lost[1])
@@ -180,7 +180,7 @@ def test_a_plan_may_be_executed_much_later(local: Store, tmp_path: Path) -> None
     assert (stats.removed, stats.spared, stats.freed) == (2, 2, 2 * CHUNK)
     local.load(saved, tmp_path / "out")
     other = Store(open_storage(tmp_path / "other"))
-    with pytest.raises(InvalidReference, match="the plan was made for"):
+    with pytest.raises(InvalidInput, match="the plan was made for"):
         execute_gc(other, plan)
 
 
@@ -236,7 +236,7 @@ def test_a_save_at_any_moment_of_a_gc(local: Store, tmp_path: Path, moment: str)
     assert check(local, read=True).ok
 
 
-def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store, tmp_path: Path) -> None:
+def test_a_chunk_that_is_removed_during_a_save_is_stored_again(local: Store, tmp_path: Path) -> None:
     """All of a gc happens between a save's look at its chunks and its commit."""
     local.delete(local.save_model(write(tmp_path / "a", 4)))
     age(local, 30)
@@ -244,7 +244,7 @@ def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store,
     pending = [plan]
 
     def before(operation: str, key: str) -> None:
-        if operation == "list" and key == MARKS and pending:
+        if operation == "list" and key == GC_MARKS and pending:
             # A gc whose clock is far ahead: it removes even what was renewed just now.
             ahead = pending.pop()
             execute_gc(local, type(ahead)(**{**vars(ahead), "limit": time.time() + DAY}))
@@ -254,11 +254,11 @@ def test_a_chunk_that_goes_while_it_is_relied_upon_is_stored_again(local: Store,
     assert (tmp_path / "out" / "a").read_bytes() == (tmp_path / "a").read_bytes()
 
 
-def test_a_save_gives_up_where_its_chunks_keep_going(local: Store, tmp_path: Path) -> None:
+def test_a_save_fails_if_its_chunks_are_removed_every_time(local: Store, tmp_path: Path) -> None:
     def before(operation: str, key: str) -> None:
-        if operation == "list" and key == MARKS:
+        if operation == "list" and key == GC_MARKS:
             local.storage.delete(chunks(local))
-            local.storage.put(f"{MARKS}x.0.done", b"")
+            local.storage.put(f"{GC_MARKS}x.0.done", b"")
 
     store = Store(Watched(local.storage, before), chunk_size=CHUNK)
     with pytest.raises(TransientStorageError, match="deleted meanwhile, 10 times in a row"):
@@ -272,7 +272,7 @@ def test_a_save_that_takes_long_renews_its_chunks(local: Store, tmp_path: Path) 
     store = Store(Watched(local.storage, lambda operation, key: None), chunk_size=CHUNK, refresh_after=0.3)
 
     def before(operation: str, key: str) -> None:
-        if operation == "list" and key == MARKS:
+        if operation == "list" and key == GC_MARKS:
             time.sleep(0.4)
             store.storage.before = lambda operation, key: None  # type: ignore[attr-defined]
 
@@ -283,22 +283,22 @@ def test_a_save_that_takes_long_renews_its_chunks(local: Store, tmp_path: Path) 
         assert info.modified > began + 0.3
 
 
-def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path) -> None:
+def test_a_commit_of_stored_chunks_checks_them_again(local: Store, tmp_path: Path) -> None:
     chunk, new = put_chunk(local.storage, b"x" * CHUNK)
     assert new
     keys = CheckpointWriter(local, PLACE, "0" * 8, 0)
     files = [FileEntry("f", chunk.size, 0o644, 0)]
     since = time.time()
-    first = local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=since)
+    first = local.commit_checkpoint(files, [chunk], keys.keys("n"), keys.details("l"), since=since)
     assert local.read_file(first, "f") == b"x" * CHUNK
     local.storage.delete([chunk_key(chunk.sha256)])
-    local.storage.put(f"{MARKS}x.0.done", b"")
+    local.storage.put(f"{GC_MARKS}x.0.done", b"")
     for known in (since, None):
         with pytest.raises(TransientStorageError, match="a gc removed content while it was stored"):
-            local.commit_checkpoint(files, [chunk], keys.keys("n"), label="l", since=known)
+            local.commit_checkpoint(files, [chunk], keys.keys("n"), keys.details("l"), since=known)
 
 
-def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saves_wait_once_for_a_killed_gc(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "LEASE", 0.5)
     local.delete(local.save_model(write(tmp_path / "a", 4)))
     age(local, 30)
@@ -310,7 +310,7 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
     watched = Store(Watched(local.storage, before))
     with pytest.raises(KeyboardInterrupt):
         execute_gc(watched, plan_gc(watched))
-    mark, run = sorted(info.key for info in local.storage.list(MARKS))
+    mark, run = sorted(info.key for info in local.storage.list(GC_MARKS))
     assert mark.endswith(".0.open")
     assert run.endswith(".run")
     waits = []
@@ -319,14 +319,14 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
         local.save_model(tmp_path / "a")
         waits.append(time.monotonic() - began)
     assert waits[0] >= 0.5
-    assert {info.key for info in local.storage.list(MARKS)} == {mark.replace(".open", ".done"), run}
+    assert {info.key for info in local.storage.list(GC_MARKS)} == {mark.replace(".open", ".done"), run}
     assert waits[1] < waits[0]
-    age(local, 30, MARKS)
+    age(local, 30, GC_MARKS)
     gc(local, dry_run=False)
-    assert list(local.storage.list(MARKS)) == []
+    assert list(local.storage.list(GC_MARKS)) == []
 
 
-def test_a_gc_that_is_slow_looks_again_before_it_deletes(
+def test_a_slow_gc_checks_again_before_it_deletes(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "LEASE", 0.4)
@@ -382,7 +382,7 @@ def test_an_artifact_that_is_deleted_while_gc_reads(local: Store, tmp_path: Path
     assert len(plan_gc(Store(Watched(local.storage, before))).garbage) == 4
 
 
-def test_many_chunks_go_in_batches(local: Store) -> None:
+def test_many_chunks_are_removed_in_batches(local: Store) -> None:
     for number in range(600):
         put_chunk(local.storage, number.to_bytes(4, "big"))
     age(local, 30)
@@ -395,11 +395,11 @@ def test_many_chunks_go_in_batches(local: Store) -> None:
     store = Store(Watched(local.storage, before))
     assert gc(store, dry_run=False).removed == 600
     assert len(marks) == 7
-    left = sorted(info.key.rpartition(".")[2] for info in local.storage.list(MARKS))
+    left = sorted(info.key.rpartition(".")[2] for info in local.storage.list(GC_MARKS))
     assert left == ["done", "run"]
 
 
-def test_a_listing_that_has_an_older_time_is_looked_at_again(local: Store) -> None:
+def test_a_chunk_is_checked_again_if_a_listing_has_an_older_time(local: Store) -> None:
     """The plan goes by a listing, the removal by a look."""
 
     class Behind(LocalStorage):
@@ -430,7 +430,7 @@ def test_the_grace_period_ends_by_the_clock_of_the_storage(local: Store) -> None
         assert gc(Store(storage)).removed == removed
 
 
-def test_what_the_grace_period_keeps_is_told(local: Store, tmp_path: Path) -> None:
+def test_what_the_grace_period_keeps_is_reported(local: Store, tmp_path: Path) -> None:
     kept = local.save_model(write(tmp_path / "a", 3))
     local.delete(local.save_model(write(tmp_path / "b", 2, seed=1)))
     age(local, 1)
@@ -460,7 +460,7 @@ def test_artifacts_are_counted_where_nothing_is_old_enough(local: Store, tmp_pat
 
 
 @pytest.mark.parametrize(("answer", "told"), [(True, True), (False, False), (None, None)])
-def test_a_storage_that_keeps_versions_is_told(local: Store, answer: bool | None, told: bool | None) -> None:
+def test_a_storage_that_keeps_versions_is_reported(local: Store, answer: bool | None, told: bool | None) -> None:
     """None: it may not be asked. That keeps nobody from a gc."""
 
     class Versioned(LocalStorage):

@@ -12,10 +12,11 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import StorageError, Store
+from metaflow_artifacts._layout import CHUNKS, GC_MARKS
 from metaflow_artifacts._storage import ObjectInfo, open_storage
 from metaflow_artifacts._transfer import gc_marks as sweeps
-from metaflow_artifacts._transfer.chunks import CHUNKS, put_chunk
-from metaflow_artifacts._transfer.gc_marks import MARKS, GcMarks
+from metaflow_artifacts._transfer.chunks import put_chunk
+from metaflow_artifacts._transfer.gc_marks import GcMarks
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
 
@@ -35,14 +36,14 @@ def local(tmp_path: Path) -> Store:
 
 
 def marks(store: Store) -> list[str]:
-    return sorted(info.key for info in store.storage.list(MARKS))
+    return sorted(info.key for info in store.storage.list(GC_MARKS))
 
 
 def kinds(store: Store) -> list[str]:
     return [mark.rpartition(".")[2] for mark in marks(store)]
 
 
-def test_at_no_moment_of_a_batch_is_there_neither_mark(local: Store) -> None:
+def test_an_open_or_a_done_mark_exists_at_every_moment_of_a_batch(local: Store) -> None:
     """A save that lists the marks after gc has looked at a chunk must see that it did."""
     for number in range(600):
         put_chunk(local.storage, number.to_bytes(4, "big"))
@@ -53,7 +54,7 @@ def test_at_no_moment_of_a_batch_is_there_neither_mark(local: Store) -> None:
     def before(operation: str, key: str) -> None:
         if key.startswith(CHUNKS) and operation in ("stat", "delete"):
             assert any(mark.endswith(".open") for mark in marks(local))
-        if key.startswith(MARKS) and operation in ("put", "delete"):
+        if key.startswith(GC_MARKS) and operation in ("put", "delete"):
             seen.append((operation, key.rpartition(".")[2]))
             if (operation, key[-5:]) == ("delete", ".open"):
                 assert key.removesuffix(".open") + ".done" in marks(local)
@@ -74,7 +75,7 @@ class Torn(Watched):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         names = [info.key for info in self.inner.list(prefix)]
-        if prefix == MARKS:
+        if prefix == GC_MARKS:
             self.between()
         yield from filter(None, map(self.inner.stat, names))
 
@@ -120,10 +121,10 @@ def never(seconds: float) -> None:
     raise AssertionError(f"waited {seconds} s")
 
 
-def test_a_gc_that_cannot_remove_its_marks_holds_no_save_up(
+def test_saves_do_not_wait_for_marks_that_gc_could_not_remove(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gc(Store(CannotDelete(local, MARKS)), dry_run=False).removed == 3
+    assert gc(Store(CannotDelete(local, GC_MARKS)), dry_run=False).removed == 3
     assert kinds(local) == ["done", "open", "run"]
     monkeypatch.setattr(sweeps.time, "sleep", never)
     for _ in range(2):
@@ -157,9 +158,9 @@ def test_a_saver_without_the_right_to_delete_saves_beside_the_mark_of_a_killed_g
     assert marks(local) == []
 
 
-def test_an_error_that_is_not_of_the_storage_is_not_passed_over(local: Store) -> None:
+def test_an_error_that_is_not_of_the_storage_is_raised(local: Store) -> None:
     def before(operation: str, key: str) -> None:
-        if operation == "delete" and key.startswith(MARKS):
+        if operation == "delete" and key.startswith(GC_MARKS):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), GcMarks(Watched(local.storage, before)).batch():

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from faultlib.watched import Watched
 
-from metaflow_artifacts import CorruptArtifact, InvalidReference, StorageError, Store
+from metaflow_artifacts import CorruptArtifact, InvalidInput, StorageError, Store
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS
 from metaflow_artifacts._storage import ObjectInfo, open_storage
-from metaflow_artifacts._transfer.chunks import CHUNKS
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
 from metaflow_artifacts._upkeep.retain import Rules, plan_retention
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK = 64 << 10
@@ -68,7 +67,7 @@ def test_gc_refuses_beside_an_object_that_is_not_understood(store: Store, tmp_pa
     assert store.storage.get(key) == b"?"
 
 
-def test_what_comes_after_the_plan_is_refused_too(local: Store) -> None:
+def test_what_is_written_after_the_plan_is_refused_too(local: Store) -> None:
     plan = plan_gc(local, grace=0, exclusive=True)
     local.storage.put(MODELS + "x.tar", b"?")
     with pytest.raises(StorageError, match=r"nothing was removed: .*x\.tar"):
@@ -106,12 +105,12 @@ def test_what_is_ignored_is_still_read_where_it_is_an_artifact(local: Store, tmp
 
 @pytest.mark.parametrize("prefix", ["", "mf.models", "mf.artifacts/", CHUNKS, "x"])
 def test_only_what_lies_among_the_artifacts_can_be_ignored(local: Store, prefix: str) -> None:
-    with pytest.raises(InvalidReference, match="cannot ignore"):
+    with pytest.raises(InvalidInput, match="cannot ignore"):
         gc(local, ignore=[prefix])
 
 
 @pytest.mark.parametrize("name", [".DS_Store", ".nfs0001", "a/.git/config", ".hidden/x", "folder", "a/folder"])
-def test_empty_objects_and_hidden_names_are_nobodys(local: Store, name: str) -> None:
+def test_empty_objects_and_hidden_names_are_ignored(local: Store, name: str) -> None:
     local.storage.put(MODELS + name, b"" if name.endswith("folder") else b"?")
     assert check(local).notes == ()
     assert collect(local) == 3
@@ -142,7 +141,7 @@ def test_retain_refuses_beside_an_object_that_is_not_understood(store: Store) ->
     assert plan_retention(store, Rules(last=1), flow="G").groups == []
 
 
-def test_check_reports_what_is_not_understood_and_goes_on(local: Store, tmp_path: Path) -> None:
+def test_check_reports_what_is_not_understood_and_continues(local: Store, tmp_path: Path) -> None:
     local.save_model(tmp_path / "content")
     for number in range(13):
         local.storage.put(f"{MODELS}{number:02}", b"?")
@@ -156,7 +155,7 @@ def test_check_reports_what_is_not_understood_and_goes_on(local: Store, tmp_path
     assert check(local, [key]).notes == ()
 
 
-def test_what_a_storage_cannot_list_is_told_and_not_passed_over(local: Store) -> None:
+def test_what_a_storage_cannot_list_is_an_error(local: Store) -> None:
     """As a link in a local store that leads nowhere."""
 
     class Dangling(Watched):
@@ -171,7 +170,7 @@ def test_what_a_storage_cannot_list_is_told_and_not_passed_over(local: Store) ->
             action(store)
 
 
-def test_a_stray_that_is_gone_by_the_time_of_the_decision_is_none(local: Store) -> None:
+def test_a_stray_that_was_deleted_before_the_decision_does_not_count(local: Store) -> None:
     key = MODELS + "x.tar"
     local.storage.put(key, b"?")
 

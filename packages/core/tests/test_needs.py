@@ -11,12 +11,13 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import ModelArtifact, StorageError, Store, __version__
 from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._layout import NEEDS, RESERVED
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._upkeep import needs
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
-from metaflow_artifacts._upkeep.needs import NEEDS, RESERVED, Need, add_need, unknown_needs
+from metaflow_artifacts._upkeep.needs import Need, unknown_needs
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
 
 CHUNK = 64 << 10
@@ -45,7 +46,7 @@ def everything(store: Store) -> set[str]:
 
 def in_the_way(store: Store, prefix: str) -> str:
     if prefix == NEEDS:
-        add_need(store.storage, "rounds", "0.3.0")
+        store.storage.put(f"{NEEDS}rounds.0.3.0", b"")
         return f"nothing was removed: {store.root} needs .*'rounds' .metaflow-artifacts 0.3.0 and later know it"
     store.storage.put(f"{prefix}x", b"?")
     return f"nothing was removed: {store.root} holds objects of a later version than {__version__}: {prefix}x"
@@ -75,7 +76,7 @@ def test_gc_and_retain_refuse_what_a_later_version_has_stored(local: Store, pref
 
 
 @pytest.mark.parametrize("prefix", [NEEDS, *RESERVED])
-def test_check_reports_what_a_later_version_has_stored_and_goes_on(local: Store, prefix: str) -> None:
+def test_check_reports_what_a_later_version_has_stored_and_continues(local: Store, prefix: str) -> None:
     in_the_way(local, prefix)
     report = check(local)
     assert report.ok
@@ -86,7 +87,7 @@ def test_check_reports_what_a_later_version_has_stored_and_goes_on(local: Store,
     assert "upgrade" in note.detail
 
 
-def test_saves_loads_and_deletes_ask_nothing_about_needs(local: Store, tmp_path: Path) -> None:
+def test_saves_loads_and_deletes_do_not_read_needs(local: Store, tmp_path: Path) -> None:
     in_the_way(local, NEEDS)
     asked: list[str] = []
 
@@ -112,7 +113,7 @@ def test_a_need_that_this_version_knows_is_no_obstacle(local: Store, monkeypatch
 
 def test_the_names_of_needs(store: Store) -> None:
     for _ in range(2):
-        add_need(store.storage, "rounds", "0.3.0")
+        store.storage.put(f"{NEEDS}rounds.0.3.0", b"")
     for name in ("odd", "deltas.1.0", ".nfs0001"):
         store.storage.put(NEEDS + name, b"")
     found = unknown_needs(store.storage)

@@ -49,7 +49,7 @@ def _cuts(files: list[tuple[str, int]], chunk: int) -> set[tuple[str, ...]]:
     return {tuple(files[part.file][0] for part in parts) for parts in segments(sizes, plan(files, chunk))}
 
 
-def test_a_file_more_among_many_changes_the_pack_around_it_alone() -> None:
+def test_an_added_file_changes_only_the_pack_around_it() -> None:
     files = [(f"part{n:05}.bin", 1000) for n in range(20_000)]
     chunk = 800_000
     before = _cuts(files, chunk)

@@ -34,7 +34,7 @@ def used() -> dict[str, Path]:
     return names
 
 
-def test_decorator_packages_import_the_seam_alone_and_all_of_it() -> None:
+def test_decorator_packages_import_exactly_the_names_of_plugin() -> None:
     assert len(SOURCES) > 30
     assert set(used()) == set(plugin.__all__)
 

@@ -11,8 +11,9 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._layout import CHUNKS
 from metaflow_artifacts._storage import LocalStorage, ObjectInfo
-from metaflow_artifacts._transfer.chunks import CHUNKS, are_safe_from_gc, is_stored, put_chunk
+from metaflow_artifacts._transfer.chunks import are_safe_from_gc, is_stored, put_chunk
 
 SIZE = 200 << 10
 
@@ -36,7 +37,7 @@ def power_failure(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("damage", [bytes(SIZE), b"cut", b""], ids=["zeros", "cut", "empty"])
-def test_what_a_power_failure_has_cut_is_written_again(
+def test_a_chunk_that_a_power_failure_truncated_is_written_again(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:
     store = Store(LocalStorage(tmp_path / "store"))
@@ -81,7 +82,7 @@ def test_a_chunk_that_is_not_renewed_is_not_relied_upon(tmp_path: Path, source: 
     assert not is_stored(store.storage, chunk, 0.0)
 
 
-def test_what_was_just_renewed_is_looked_at_again(tmp_path: Path, source: Path) -> None:
+def test_a_chunk_that_was_just_renewed_is_checked_again(tmp_path: Path, source: Path) -> None:
     """A batch of gc may have looked at it before: only a look that renews nothing ends the save."""
     storage = LocalStorage(tmp_path / "store")
     chunk, _ = put_chunk(storage, source.read_bytes())

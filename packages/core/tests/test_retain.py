@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from faultlib.newest import find_latest
 
-from metaflow_artifacts import InvalidReference, ModelArtifact, Store
+from metaflow_artifacts import InvalidInput, ModelArtifact, Store
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointPlace
 from metaflow_artifacts._storage import open_storage
-from metaflow_artifacts._store import store as store_module
+from metaflow_artifacts._store import details
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._store.checkpoints import list_checkpoints
 from metaflow_artifacts._upkeep.retain import RetentionPlan, Rules, execute_retention, plan_retention
@@ -31,7 +31,7 @@ class Saver:
         self.place = CheckpointPlace("Flow", "step", "0" * 12, "a" * 12)
         path.write_bytes(b"content")
         clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None: NOW - timedelta(days=self.days))})
-        monkeypatch.setattr(store_module, "datetime", clock)
+        monkeypatch.setattr(details, "datetime", clock)
 
     def __call__(
         self,
@@ -147,13 +147,13 @@ def test_what_eager_loads_stays_however_old_it_is(store: Store, save: Saver) -> 
     assert kept(plan_retention(store, Rules(younger=DAY))) == {keys[1]: ("resume",)}
 
 
-def test_to_keep_none_of_the_last_is_meant(store: Store, save: Saver) -> None:
+def test_last_0_deletes_what_a_retry_would_load(store: Store, save: Saver) -> None:
     keys = [save(days, loss=days) for days in (3, 2, 1)]
     assert deleted(plan_retention(store, Rules(last=0))) == set(keys)
     assert set(kept(plan_retention(store, Rules(last=0, best=1, metric="loss")))) == {keys[0]}
 
 
-def test_snapshots_of_the_hub_are_resumed_by_nobody(store: Store, save: Saver) -> None:
+def test_snapshots_of_the_hub_are_not_kept_for_retries(store: Store, save: Saver) -> None:
     keys = [save(days, root=HUB) for days in (3, 2)]
     assert deleted(plan_retention(store, Rules(younger=DAY), root=HUB)) == set(keys)
 
@@ -165,19 +165,26 @@ def test_a_damaged_checkpoint_is_not_what_a_retry_loads(store: Store, save: Save
     assert kept(plan) == {keys[1]: ("resume",)}
 
 
-def test_one_rule_is_enough_to_stay(store: Store, save: Saver) -> None:
+def test_a_checkpoint_stays_if_one_rule_keeps_it(store: Store, save: Saver) -> None:
     best, old, last = save(9, loss=0.1), save(8, loss=0.9), save(1, loss=0.5)
     plan = plan_retention(store, Rules(last=1, best=1, metric="loss", lowest=True, younger=2 * DAY))
     assert kept(plan) == {best: ("best",), last: ("last", "younger")}
     assert deleted(plan) == {old}
 
 
-def test_each_place_by_itself(store: Store, save: Saver) -> None:
-    """A flow, a step, a namespace, a foreach value."""
-    places = ["Flow/step/a", "Flow/step/b", "Flow/other/a", "FlowTwo/step/a"]
-    keys = {place: [save(days, place) for days in (2, 1)] for place in places}
-    keys["other namespace"] = [save(days, places[0], scope="1") for days in (4, 3)]
-    hub = [save(days, root=HUB) for days in (2, 1)]
+PLACES = ("Flow/step/a", "Flow/step/b", "Flow/other/a", "FlowTwo/step/a")
+
+
+@pytest.fixture
+def pairs(save: Saver) -> dict[str, list[str]]:
+    """Two checkpoints in each of some places: of two flows, steps, foreach values and namespaces, and of the Hub."""
+    keys = {place: [save(days, place) for days in (2, 1)] for place in PLACES}
+    keys["other namespace"] = [save(days, PLACES[0], scope="1") for days in (4, 3)]
+    keys["hub"] = [save(days, root=HUB) for days in (2, 1)]
+    return keys
+
+
+def test_the_rules_apply_to_each_place_separately(store: Store, pairs: dict[str, list[str]]) -> None:
     plan = plan_retention(store, Rules(last=1))
     assert {(group.flow, group.step, group.task) for group in plan.groups} == {
         ("Flow", "other", "0" * 12 + "/" + "a" * 12),
@@ -186,29 +193,44 @@ def test_each_place_by_itself(store: Store, save: Saver) -> None:
         ("Flow", "step", "1" * 12 + "/" + "a" * 12),
         ("FlowTwo", "step", "0" * 12 + "/" + "a" * 12),
     }
-    assert set(kept(plan)) == {pair[1] for pair in keys.values()}
-    assert deleted(plan) == {pair[0] for pair in keys.values()}
-    # Two for each place are all there are. Two for each step, and beside them what a retry would load.
+    del pairs["hub"]
+    assert set(kept(plan)) == {pair[1] for pair in pairs.values()}
+    assert deleted(plan) == {pair[0] for pair in pairs.values()}
+    # Each place has no more than two.
     assert deleted(plan_retention(store, Rules(last=2))) == set()
-    per_step = plan_retention(store, Rules(last=2), per="step")
-    assert [(group.flow, group.step, group.task) for group in per_step.groups] == [
+
+
+def test_the_rules_apply_to_each_step_if_asked(store: Store, pairs: dict[str, list[str]]) -> None:
+    """Two of each step stay, and what a retry would load."""
+    plan = plan_retention(store, Rules(last=2), per="step")
+    assert [(group.flow, group.step, group.task) for group in plan.groups] == [
         ("Flow", "other", None),
         ("Flow", "step", None),
         ("FlowTwo", "step", None),
     ]
-    assert deleted(per_step) == {keys[name][0] for name in ("Flow/step/a", "Flow/step/b", "other namespace")}
-    assert kept(per_step)[keys["other namespace"][1]] == ("resume",)
-    for options, expected in (
-        ({"flow": "Flow"}, {key for name in keys if name != "FlowTwo/step/a" for key in keys[name]}),
-        ({"flow": "Flow", "step": "other"}, {*keys["Flow/other/a"]}),
-        ({"step": "other"}, {*keys["Flow/other/a"]}),
-        ({"flow": "Fl"}, set()),
-        ({"root": HUB}, {*hub}),
-    ):
-        assert deleted(plan_retention(store, Rules(last=0), **options)) == expected  # type: ignore[arg-type]
+    assert deleted(plan) == {pairs[name][0] for name in ("Flow/step/a", "Flow/step/b", "other namespace")}
+    assert kept(plan)[pairs["other namespace"][1]] == ("resume",)
 
 
-def test_what_the_plan_says_is_done_and_no_more(store: Store, save: Saver) -> None:
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({"flow": "Flow"}, ["Flow/step/a", "Flow/step/b", "Flow/other/a", "other namespace"]),
+        ({"flow": "Flow", "step": "other"}, ["Flow/other/a"]),
+        ({"step": "other"}, ["Flow/other/a"]),
+        ({"flow": "Fl"}, []),
+        ({"root": HUB}, ["hub"]),
+    ],
+    ids=str,
+)
+def test_only_the_given_flow_step_and_root_are_considered(
+    store: Store, pairs: dict[str, list[str]], options: dict[str, Any], places: list[str]
+) -> None:
+    plan = plan_retention(store, Rules(last=0), **options)
+    assert deleted(plan) == {key for place in places for key in pairs[place]}
+
+
+def test_exactly_what_the_plan_says_is_deleted(store: Store, save: Saver) -> None:
     keys = [save(days) for days in (4, 3, 2, 1)]
     model = store.save_model(save.path)
     plan = plan_retention(store, Rules(last=1))
@@ -230,9 +252,11 @@ def test_what_cannot_be_read_is_left_alone(store: Store, save: Saver) -> None:
     assert [list(group.unreadable) for group in plan.groups] == [[keys[0]]]
 
 
-def test_a_date_that_makes_no_sense(store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_date_is_replaced_by_the_time_of_the_object(
+    store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then the storage's time counts: what was written just now is young."""
-    monkeypatch.setattr(store_module, "datetime", type("Clock", (), {"now": lambda tz: _Odd()}))
+    monkeypatch.setattr(details, "datetime", type("Clock", (), {"now": lambda tz: _Odd()}))
     writer = CheckpointWriter(store, CheckpointPlace("Flow", "step", "0" * 12, "a" * 12), "0" * 8, 0)
     key = writer.save(save.path, label="l")["key"]
     assert set(kept(plan_retention(store, Rules(younger=DAY)))) == {key}
@@ -254,16 +278,16 @@ class _Odd:
     ],
     ids=["none", "negative", "nan", "no-metric", "no-best"],
 )
-def test_rules_that_make_no_sense(rules: dict[str, Any], problem: str) -> None:
-    with pytest.raises(InvalidReference, match=problem):
+def test_rules_that_contradict_themselves_are_refused(rules: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem):
         Rules(**rules)
 
 
-def test_names_that_break_a_rule(tmp_path: Path) -> None:
+def test_names_that_break_a_rule_are_refused(tmp_path: Path) -> None:
     store = Store(open_storage(tmp_path))
-    with pytest.raises(InvalidReference, match="flow"):
+    with pytest.raises(InvalidInput, match="flow"):
         plan_retention(store, Rules(last=1), flow="")
-    with pytest.raises(InvalidReference, match="expected mf"):
+    with pytest.raises(InvalidInput, match="expected mf"):
         plan_retention(store, Rules(last=1), root="mf.models")
-    with pytest.raises(InvalidReference, match="the plan was made for"):
+    with pytest.raises(InvalidInput, match="the plan was made for"):
         execute_retention(store, RetentionPlan("elsewhere", []))

@@ -17,6 +17,7 @@ from metaflow_artifacts import (
     ArtifactError,
     ArtifactNotFound,
     CorruptArtifact,
+    InvalidInput,
     InvalidReference,
     SourceError,
     Store,
@@ -24,7 +25,8 @@ from metaflow_artifacts import (
     is_model_artifact,
     open_store,
 )
-from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._layout import CHUNKS
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._transfer.progress import Progress
 
 CHUNK = 64 << 10
@@ -124,7 +126,7 @@ def test_a_chunk_of_another_size_is_written_again(store: Store, tree: Path, tmp_
     assert content(tmp_path / "out") == content(tree)
 
 
-def test_loading_adds_and_replaces_and_touches_nothing_else(store: Store, tree: Path, tmp_path: Path) -> None:
+def test_a_load_adds_and_replaces_files_and_leaves_others_alone(store: Store, tree: Path, tmp_path: Path) -> None:
     saved = store.save_model(tree)
     target = tmp_path / "out"
     (target / "sub").mkdir(parents=True)
@@ -148,7 +150,7 @@ def test_a_load_that_fails_changes_nothing(store: Store, tree: Path, tmp_path: P
     assert content(target) == before
 
 
-def test_what_is_loaded_is_the_callers_own(store: Store, tree: Path, tmp_path: Path) -> None:
+def test_writing_to_loaded_files_does_not_change_the_store(store: Store, tree: Path, tmp_path: Path) -> None:
     saved = store.save_model(tree)
     before = content(tree)
     store.load(saved, tmp_path / "one")
@@ -176,7 +178,7 @@ def test_one_file_is_read_without_the_rest(store: Store, tree: Path) -> None:
     assert store.read_file(saved, "big.bin", len(big) + 1) == b""
     with pytest.raises(ArtifactNotFound, match="has no file 'nope'"):
         store.read_file(saved, "nope")
-    with pytest.raises(InvalidReference, match="count from 0"):
+    with pytest.raises(InvalidInput, match="count from 0"):
         store.read_file(saved, "big.bin", -1)
 
 
@@ -213,7 +215,7 @@ def test_delete(store: Store, tree: Path, tmp_path: Path) -> None:
         ("mf.models/models/artifacts/x", "not <label>_<32 hex>"),
     ],
 )
-def test_what_is_no_reference_is_refused(store: Store, reference: Any, problem: str, tmp_path: Path) -> None:
+def test_a_value_that_is_no_reference_is_refused(store: Store, reference: Any, problem: str, tmp_path: Path) -> None:
     for call in (lambda: store.load(reference, tmp_path / "out"), lambda: store.delete(reference)):
         with pytest.raises(InvalidReference, match=problem):
             call()
@@ -226,7 +228,7 @@ def test_a_key_that_was_never_saved(store: Store, tmp_path: Path) -> None:
         store.load("mf.models/models/artifacts/m_" + "0" * 32, tmp_path / "out")
 
 
-def test_the_manifest_of_another_key_is_not_taken(store: Store, tree: Path) -> None:
+def test_the_manifest_of_another_key_is_refused(store: Store, tree: Path) -> None:
     saved = store.save_model(tree)
     other = "mf.models/models/artifacts/m_" + "0" * 32
     store.storage.put(other, store.storage.get(saved["key"]))
@@ -259,7 +261,7 @@ def _pipe(root: Path) -> Path:
         (_pipe, "is a pipe, neither a file nor a directory"),
     ],
 )
-def test_a_source_that_cannot_be_saved(
+def test_a_source_that_cannot_be_saved_is_an_error(
     store: Store, tmp_path: Path, make: Callable[[Path], Path], problem: str
 ) -> None:
     with pytest.raises(SourceError, match=problem):
@@ -270,9 +272,9 @@ def test_a_source_that_cannot_be_saved(
 @pytest.mark.parametrize("path", [None, 7, b"bytes", "", "with\0nul"])
 def test_a_path_of_the_wrong_type(store: Store, path: Any, tree: Path) -> None:
     saved = store.save_model(tree)
-    with pytest.raises(InvalidReference, match="path to save"):
+    with pytest.raises(InvalidInput, match="path to save"):
         store.save_model(path)
-    with pytest.raises(InvalidReference, match="path to load into"):
+    with pytest.raises(InvalidInput, match="path to load into"):
         store.load(saved, path)
 
 
@@ -355,7 +357,8 @@ def test_twenty_threads_save_the_same_content(store: Store, tree: Path, tmp_path
 def test_every_error_is_of_one_root() -> None:
     assert issubclass(TargetError, ArtifactError)
     assert issubclass(TargetError, OSError)
-    assert issubclass(InvalidReference, ValueError)
+    assert issubclass(InvalidInput, ValueError)
+    assert issubclass(InvalidReference, InvalidInput)
     assert issubclass(ArtifactNotFound, LookupError)
 
 

@@ -71,7 +71,7 @@ def test_a_change_in_the_last_tenth_sends_less_than_a_fifth(remote: Store, proxy
     assert SIZE // 10 < proxy.received < SIZE // 5
 
 
-def test_a_save_that_broke_off_goes_on_where_it_was(remote: Store, proxy: FaultProxy, weights: Path) -> None:
+def test_a_repeated_save_sends_only_what_is_missing(remote: Store, proxy: FaultProxy, weights: Path) -> None:
     sent = 0
     lock = threading.Lock()
 
@@ -94,7 +94,7 @@ def test_a_save_that_broke_off_goes_on_where_it_was(remote: Store, proxy: FaultP
     assert proxy.received < 20 * CHUNK
 
 
-def test_one_small_file_moves_little_more_than_itself(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_loading_one_small_file_reads_little_more_than_it(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_bytes(b"{}" * 100)

@@ -126,7 +126,7 @@ def test_what_the_object_has(runner: FlowRunner, flows: Path) -> None:
     errors = {name: (kind, is_value_error, message) for name, kind, is_value_error, message in result.facts("error")}
     assert {name: kind for name, (kind, _, _) in errors.items()} == {
         "no path": "SourceError",
-        "name": "InvalidReference",
+        "name": "InvalidInput",
         "metadata": "UsageError",
         "twice": "UsageError",
         "attempt": "InvalidReference",

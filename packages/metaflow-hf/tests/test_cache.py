@@ -16,8 +16,9 @@ from hub_repo import Repo, lfs
 
 from metaflow_artifacts import ModelArtifact, Store
 from metaflow_artifacts._format.keys import HUB, CheckpointPlace
+from metaflow_artifacts._layout import CHUNKS
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts._transfer.chunks import CHUNKS, chunk_key
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts.errors import TargetError
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import cache as cache_module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as hub_module

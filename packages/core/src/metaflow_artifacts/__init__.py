@@ -1,13 +1,14 @@
 """Models and checkpoints, stored by content on local disk and S3. See `open_store`.
 
-All that is public is here, in `metaflow_artifacts.errors`, and for decorator packages in `metaflow_artifacts.plugin`.
-Modules whose names begin with an underscore are private.
+The public names are those of this module, of `metaflow_artifacts.errors`, and of `metaflow_artifacts.testing` for tests
+of storages. `metaflow_artifacts.plugin` is for decorator packages only. All other modules are private.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import errors
 from ._lazy import lazy_names
 from .errors import (
     ArtifactError as ArtifactError,
@@ -20,6 +21,9 @@ from .errors import (
 )
 from .errors import (
     CorruptArtifact as CorruptArtifact,
+)
+from .errors import (
+    InvalidInput as InvalidInput,
 )
 from .errors import (
     InvalidReference as InvalidReference,
@@ -46,6 +50,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
+    from ._format.keys import ModelKey as ModelKey
     from ._format.manifest import Chunk as Chunk
     from ._format.manifest import FileEntry as FileEntry
     from ._format.manifest import Head as Head
@@ -56,12 +61,16 @@ if TYPE_CHECKING:
     from ._format.reference import parse_reference as parse_reference
     from ._format.reference import validate_reference as validate_reference
     from ._storage import ObjectInfo as ObjectInfo
+    from ._storage import Reader as Reader
+    from ._storage import Staged as Staged
     from ._storage import Storage as Storage
     from ._storage import open_storage as open_storage
     from ._store.ancestry import lineage as lineage
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.details import SaveDetails as SaveDetails
+    from ._store.references import ParsedReference as ParsedReference
     from ._store.store import Store as Store
     from ._store.store import open_store as open_store
     from ._transfer.progress import Progress as Progress
@@ -85,17 +94,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Metaflow reads this: it puts the package into the code package of every flow, so that remote tasks have it.
+# Metaflow reads this name and puts the package into the code package of every flow, so that remote tasks have it.
 METAFLOW_PACKAGE_POLICY = "include"
 
 _WHERE = {
-    "_format.keys": ("CheckpointKey", "CheckpointPlace"),
+    "_format.keys": ("CheckpointKey", "CheckpointPlace", "ModelKey"),
     "_format.manifest": ("Chunk", "FileEntry", "Head", "Manifest", "Outline"),
     "_format.reference": ("ModelArtifact", "is_model_artifact", "parse_reference", "validate_reference"),
-    "_storage": ("ObjectInfo", "Storage", "open_storage"),
+    "_storage": ("ObjectInfo", "Reader", "Staged", "Storage", "open_storage"),
     "_store.ancestry": ("lineage",),
     "_store.checkpoint_writer": ("CheckpointWriter",),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
+    "_store.details": ("SaveDetails",),
+    "_store.references": ("ParsedReference",),
     "_store.store": ("Store", "open_store"),
     "_transfer.progress": ("Progress",),
     "_upkeep.check": ("CheckReport", "Note", "Problem", "check"),
@@ -112,17 +123,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "ArtifactError",
-    "ArtifactNotFound",
-    "ArtifactWarning",
-    "CorruptArtifact",
-    "InvalidReference",
-    "SourceError",
-    "StorageError",
-    "TargetError",
-    "TransientStorageError",
-    "UnsupportedFormat",
-    "UsageError",
+    *errors.__all__,
     *(name for names in _WHERE.values() for name in names),
 ]
 __getattr__, __dir__ = lazy_names(globals(), _WHERE)

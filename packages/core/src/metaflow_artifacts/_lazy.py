@@ -1,4 +1,4 @@
-"""Names of a module that are imported with their first use: every Metaflow process imports ours, few need all of it."""
+"""Names of a module that are imported at their first use: every Metaflow process imports ours, and few need all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` for a module, given as its `globals()`.
 
-    `where` has, by the module of this package that defines them, the names that it lends.
+    `where` maps each module of this package to the names that are taken from it.
     """
     homes = {name: home for home, names in where.items() for name in names}
 

@@ -2,30 +2,37 @@
 
 ```
 ArtifactError
-├── InvalidReference (ValueError)   a key, reference, label, name or metadata that breaks a rule
+├── InvalidInput (ValueError)       an argument that breaks a rule: a label, name, path, root or grace period
+│   └── InvalidReference            what is no key of an artifact, or no reference to one
 ├── ArtifactNotFound (LookupError)  nothing is stored at a well-formed key
 ├── CorruptArtifact                 what is stored is not what was saved
-│   └── UnsupportedFormat           written by a later version of the format, or by something else
+│   └── UnsupportedFormat           written by a later version of the format, or by another program
 ├── SourceError (OSError)           what is to be saved cannot be read
-├── TargetError (OSError)           the place to load into cannot be written
+├── TargetError (OSError)           the directory to load into cannot be written
 ├── StorageError                    the datastore refused or cannot be reached
-│   └── TransientStorageError       ... and the same call may succeed when made again
-└── UsageError (RuntimeError)       a call that makes no sense where it was made
+│   └── TransientStorageError       ... and the same call may succeed if it is repeated
+└── UsageError (RuntimeError)       a call that cannot work where it was made
 ```
 
-ArtifactWarning (UserWarning) is no error: it tells of what was done otherwise than asked.
+ArtifactWarning (UserWarning) is not an error: the call succeeded, except for the part that the message names.
 
 Classes are grouped by what a caller would do about them. A message is one line: the key or path, what was
-found there, and the way out.
+found there, and how to go on.
 """
 
 from __future__ import annotations
+
+import re
+import sys
+import warnings
+from types import FrameType
 
 __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactWarning",
     "CorruptArtifact",
+    "InvalidInput",
     "InvalidReference",
     "SourceError",
     "StorageError",
@@ -40,8 +47,12 @@ class ArtifactError(Exception):
     """Root of all errors raised by these packages."""
 
 
-class InvalidReference(ArtifactError, ValueError):
-    """A key, reference, label, checkpoint name or metadata value breaks a rule; nothing was changed."""
+class InvalidInput(ArtifactError, ValueError):
+    """An argument breaks a rule: a label, name, path, root, byte range or grace period. Nothing was changed."""
+
+
+class InvalidReference(InvalidInput):
+    """A value is not a well-formed key, or not a reference to an artifact. Nothing was changed."""
 
 
 class ArtifactNotFound(ArtifactError, LookupError):
@@ -53,7 +64,7 @@ class CorruptArtifact(ArtifactError):
 
 
 class UnsupportedFormat(CorruptArtifact):
-    """The object at the key is of a later format version, or was not written by this format at all."""
+    """The object at the key has a later format version, or is not in this format at all."""
 
 
 class SourceError(ArtifactError, OSError):
@@ -61,7 +72,7 @@ class SourceError(ArtifactError, OSError):
 
 
 class TargetError(ArtifactError, OSError):
-    """The place to load into is a file, a link that leads elsewhere, not writable, or full."""
+    """The directory to load into is a file, a link that leads elsewhere, not writable, or full."""
 
 
 class StorageError(ArtifactError):
@@ -69,7 +80,7 @@ class StorageError(ArtifactError):
 
 
 class TransientStorageError(StorageError):
-    """A request failed in a way that passes: a reset connection, a 503, a truncated body."""
+    """A request failed for a reason that may pass: a reset connection, a 503, a truncated body."""
 
 
 class UsageError(ArtifactError, RuntimeError):
@@ -77,4 +88,23 @@ class UsageError(ArtifactError, RuntimeError):
 
 
 class ArtifactWarning(UserWarning):
-    """What was asked for was done, but for a part that the message names."""
+    """The call succeeded, except for the part that the message names."""
+
+
+_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.artifacts_")
+
+
+def warn(text: str) -> None:
+    """Give an ArtifactWarning that points to the first caller that is not ours.
+
+    Where the user has made warnings errors, it must not cost a save: it goes to standard error then.
+    """
+    level = 1
+    frame: FrameType | None = sys._getframe(0)
+    while frame is not None and _OURS.match(str(frame.f_globals.get("__name__", ""))):
+        frame = frame.f_back
+        level += 1
+    try:
+        warnings.warn(text, ArtifactWarning, stacklevel=level)
+    except ArtifactWarning:
+        print(f"ArtifactWarning: {text}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""What decorator packages may use of core, and nothing else.
+"""The names of core that decorator packages may use.
 
-Names here keep their meaning within a minor version; all other modules are private. Each name is imported with its
-first use.
+They keep their meaning within a minor version; all other modules of core may change at any time. Each name is imported
+when it is first used.
 """
 
 from __future__ import annotations

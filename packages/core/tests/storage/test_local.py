@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts._storage.local import LocalStorage
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 from metaflow_artifacts.testing.faults import small_disk
 
 MIB = 1 << 20
@@ -273,7 +273,7 @@ def test_files_that_no_key_names_are_not_listed(storage: LocalStorage) -> None:
 
 def test_names_too_long_for_the_file_system(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "/".join(["d" * 200] * 18))
-    with pytest.raises(InvalidReference, match="too long"):
+    with pytest.raises(InvalidInput, match="too long"):
         storage.put("/".join(["k" * 200] * 3), b"")
 
 

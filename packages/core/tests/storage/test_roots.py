@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts._storage import open_storage
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.errors import InvalidInput
 
 NO_ROOTS = [
     "s3:",
@@ -32,13 +32,13 @@ NO_ROOTS = [
 @pytest.mark.parametrize("root", NO_ROOTS, ids=ascii)
 def test_roots_that_are_refused(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidReference, match="datastore root") as caught:
+    with pytest.raises(InvalidInput, match="datastore root") as caught:
         open_storage(root)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_url_that_went_through_pathlib_is_no_directory() -> None:
-    with pytest.raises(InvalidReference, match="it has the form s3://bucket/prefix"):
+    with pytest.raises(InvalidInput, match="it has the form s3://bucket/prefix"):
         open_storage(Path("s3://bucket/x"))
 
 

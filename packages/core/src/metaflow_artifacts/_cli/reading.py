@@ -17,9 +17,10 @@ from metaflow_artifacts._cli.output import count, escape, escape_lines, print_js
 from metaflow_artifacts._cli.roots import resolve, store_of
 from metaflow_artifacts._format.manifest import FileEntry, Manifest
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._store.ancestry import lineage
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, artifact_objects, heads
+from metaflow_artifacts._upkeep.survey import artifact_objects, heads
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 
 __all__ = ["add_commands"]

@@ -6,15 +6,12 @@ import argparse
 import os
 from importlib.util import find_spec
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS, parse_key
+from metaflow_artifacts._format.keys import parse_key
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, TOP_DIRECTORIES
 from metaflow_artifacts._store.store import Store, open_store
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["resolve", "store_of"]
-
-_OURS = (MODELS, CHECKPOINTS, HUB, "mf.artifacts")
-"""A root with one of these directories holds a store."""
 
 
 def store_of(options: argparse.Namespace) -> Store:
@@ -25,7 +22,7 @@ def store_of(options: argparse.Namespace) -> Store:
     store = _open(options)
     # On S3 a listing tells. Commands that are given keys need none: the keys tell.
     on_s3 = options.root is not None and store.root.startswith("s3://")
-    if on_s3 and not any(True for name in _OURS for _ in store.storage.list(f"{name}/")):
+    if on_s3 and not any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/")):
         raise _holds_nothing(store.root, _configured_s3_root())
     return store
 
@@ -61,7 +58,7 @@ def _open(options: argparse.Namespace) -> Store:
 
 
 def _holds_a_store(directory: str) -> bool:
-    return any(os.path.isdir(os.path.join(directory, name)) for name in _OURS)
+    return any(os.path.isdir(os.path.join(directory, name)) for name in TOP_DIRECTORIES)
 
 
 def _near(directory: str) -> str | None:
@@ -78,7 +75,7 @@ def _near(directory: str) -> str | None:
 
 def _holds_nothing(root: str, near: str | None) -> ArtifactNotFound:
     hint = f"pass --root {near}" if near and near != root else "pass the root of an existing store"
-    return ArtifactNotFound(f"nothing is stored at {root}: there is none of {', '.join(_OURS)} in it; {hint}")
+    return ArtifactNotFound(f"nothing is stored at {root}: there is none of {', '.join(TOP_DIRECTORIES)} in it; {hint}")
 
 
 def _configured_s3_root() -> str | None:
@@ -108,7 +105,7 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
         found.append(text[start:])
     if roots and options.root is None:
         if len(roots) > 1:
-            raise InvalidReference(f"the keys are in different stores ({', '.join(sorted(roots))}); ask one at a time")
+            raise InvalidInput(f"the keys are in different stores ({', '.join(sorted(roots))}); ask one at a time")
         options.root = roots.pop()
     for key in found:
         parse_key(key)

@@ -187,8 +187,8 @@ def _gc(options: argparse.Namespace) -> int:
         return 0
     artifacts = count(stats.artifacts, "artifact")
     print(f"{count(stats.chunks, 'chunk')} of {size(stats.stored)} in the store, for {artifacts}")
-    removed = f"{count(stats.removed, 'chunk')}, {count(stats.temporary, 'temporary file')}"
-    removed += f" and {count(stats.markers, 'marker')} of {size(stats.freed)}"
+    removed = f"{count(stats.removed, 'chunk')}, {count(stats.temporary, 'temporary file')}, "
+    removed += f"{count(stats.tombstones, 'tombstone')} and {count(stats.marks, 'gc mark')} of {size(stats.freed)}"
     print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:

@@ -1,4 +1,4 @@
-"""NaN and infinities in metadata, which JSON has no numbers for: text in their places, and the paths to these."""
+"""NaN and infinities in metadata: JSON has no numbers for them, so it gets texts, and a list of the paths to these."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _VALUES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def without_floats(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[Path]]:
-    """A copy in which each float that is not finite is the text `NaN`, `Infinity` or `-Infinity`, and the paths to
-    these texts. `metadata` is what `normalise_metadata` returned."""
+    """A copy in which each float that is not finite is the text `NaN`, `Infinity` or `-Infinity`, and their paths.
+
+    `metadata` is what `normalise_metadata` returned.
+    """
     paths: list[Path] = []
 
     def copy(value: Any, path: Path) -> Any:
@@ -33,7 +35,7 @@ def without_floats(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[Pa
 
 
 def with_floats(metadata: Mapping[str, Any], paths: Sequence[Sequence[str | int]]) -> dict[str, Any]:
-    """A copy with the floats that the texts at `paths` stand for: the inverse of `without_floats`.
+    """A copy with floats in place of the texts at `paths`: the inverse of `without_floats`.
 
     Raises ValueError for a path that does not lead to one of the three texts, or occurs twice.
     """

@@ -1,12 +1,12 @@
-"""The grammar of keys: which strings name an artifact, and what they say about it.
+"""The grammar of keys: which strings are keys of artifacts, and what they say about them.
 
 ```
 mf.models/models/artifacts/<label>_<32 hex>
 mf.checkpoints/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>
 mf.huggingface_hub/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>
 ```
-What users choose (labels, names, flow and step names) is percent-encoded where it has characters other than
-ASCII letters, digits, `.`, `_` and `-`, so that a key is safe as a path, in a URL and on a terminal.
+In parts that users choose (labels, names, flow and step names), all characters except ASCII letters, digits, `.`, `_`
+and `-` are percent-encoded, so that a key is safe as a path, in a URL and on a terminal.
 """
 
 from __future__ import annotations
@@ -17,21 +17,36 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts._layout import (
+    ARTIFACTS,
+    CHECKPOINTS,
+    HUB,
+    MODEL_ARTIFACTS,
+    MODELS,
+    TOMBSTONES,
+    checkpoint_prefix,
+)
+from metaflow_artifacts.errors import InvalidInput, InvalidReference
 
-__all__ = ["CHECKPOINTS", "HUB", "MODELS", "CheckpointKey", "CheckpointPlace", "ModelKey", "parse_key"]
-
-MODELS = "mf.models"
-CHECKPOINTS = "mf.checkpoints"
-HUB = "mf.huggingface_hub"
+__all__ = [
+    "CHECKPOINTS",
+    "HUB",
+    "MODELS",
+    "CheckpointKey",
+    "CheckpointPlace",
+    "ModelKey",
+    "encode_part",
+    "parse_key",
+    "parse_tombstone",
+]
 
 _MAX_PART = 200
-"""Bytes of an encoded part: what the common file systems take (255), less what a key and a temporary name add."""
+"""Most bytes of an encoded part. Common file systems allow 255; a key and a temporary name add to a part."""
 _MAX_KEY = 800
 
 _EXAMPLES = (
-    f"keys look like {MODELS}/models/artifacts/<label>_<32 hex> or "
-    f"{CHECKPOINTS}/checkpoints/artifacts/<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>"
+    f"keys look like {MODEL_ARTIFACTS}<label>_<32 hex> or "
+    f"{checkpoint_prefix(CHECKPOINTS)}<Flow>/<step>/<scope>/<task>/<id>.<attempt>.<name>.<n>"
 )
 _MODEL = re.compile(r"(?P<label>.+)_(?P<hex>[0-9a-f]{32})", re.ASCII)
 _CHECKPOINT = re.compile(
@@ -41,25 +56,28 @@ _HEX12 = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
 def encode_part(text: str, what: str) -> str:
-    """`text` as one part of a key. `what` names it in the error: InvalidReference with the rule it breaks."""
+    """`text` as one part of a key.
+
+    Raises InvalidInput, which names the part as `what` and gives the rule that it breaks.
+    """
     if not isinstance(text, str):
-        raise InvalidReference(f"{what}: expected a string, found {type(text).__name__}")
+        raise InvalidInput(f"{what}: expected a string, found {type(text).__name__}")
     return _encode_part(text, what)
 
 
-# A listing meets the same flow, step and names in thousands of keys.
+# In a listing, thousands of keys have the same flow, step and names.
 @lru_cache(maxsize=4096)
 def _encode_part(text: str, what: str) -> str:
     if not text:
-        raise InvalidReference(f"{what}: empty; give it at least one character")
+        raise InvalidInput(f"{what}: empty; give it at least one character")
     if not text.isprintable():
-        raise InvalidReference(f"{what} {text[:40]!r}: has control or unprintable characters; leave them out")
+        raise InvalidInput(f"{what} {text[:40]!r}: has control or unprintable characters; leave them out")
     encoded = quote(text, safe="")
     encoded = encoded.replace("~", "%7E")
     if encoded.startswith("."):
         encoded = "%2E" + encoded[1:]
     if len(encoded) > _MAX_PART:
-        raise InvalidReference(
+        raise InvalidInput(
             f"{what} {text[:40]!r}…: {len(encoded)} bytes when encoded for a key, at most {_MAX_PART} are allowed"
         )
     return encoded
@@ -72,20 +90,20 @@ def _decode_part(part: str, what: str) -> str:
     except UnicodeDecodeError:
         raise InvalidReference(f"{what} is not valid UTF-8") from None
     if encode_part(text, what) != part:
-        raise InvalidReference(f"{what} {part!r} is not in its one encoded form")
+        raise InvalidReference(f"{what} {part!r} is encoded in another way than these packages do it")
     return text
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """The key of a model: the label it was saved under and 32 hex digits drawn for it."""
+    """The key of a model: the label that it was saved under, and 32 random hex digits."""
 
     label: str
     hex: str
 
     @classmethod
     def new(cls, label: str) -> ModelKey:
-        """A key that was never used. Raises InvalidReference for a label that breaks a rule."""
+        """A new key. Raises InvalidInput for a label that breaks a rule."""
         encode_part(label, "label")
         return cls(label, uuid4().hex)
 
@@ -95,12 +113,12 @@ class ModelKey:
         return f"{encode_part(self.label, 'label')}_{self.hex}"
 
     def __str__(self) -> str:
-        return f"{MODELS}/models/artifacts/{self.uuid}"
+        return MODEL_ARTIFACTS + self.uuid
 
 
 @dataclass(frozen=True)
 class CheckpointPlace:
-    """Where the checkpoints of one place in a flow lie, whatever the run."""
+    """The keys of all checkpoints of one place in a flow, in all runs."""
 
     flow: str
     step: str
@@ -114,30 +132,30 @@ class CheckpointPlace:
     def __post_init__(self) -> None:
         for what, value in (("scope", self.scope), ("task", self.task)):
             if not _HEX12.fullmatch(value):
-                raise InvalidReference(f"{what} {value!r}: expected 12 hex digits")
+                raise InvalidInput(f"{what} {value!r}: expected 12 hex digits")
         if self.root not in (CHECKPOINTS, HUB):
-            raise InvalidReference(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
+            raise InvalidInput(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
 
-    def prefix(self, kind: str = "artifacts") -> str:
-        """The key prefix of everything here, with its slash."""
+    def prefix(self, kind: str = ARTIFACTS) -> str:
+        """The key prefix of its manifests (ARTIFACTS) or its tombstones (TOMBSTONES), with its slash."""
         flow, step = encode_part(self.flow, "flow"), encode_part(self.step, "step")
-        return f"{self.root}/checkpoints/{kind}/{flow}/{step}/{self.scope}/{self.task}/"
+        return f"{checkpoint_prefix(self.root, kind)}{flow}/{step}/{self.scope}/{self.task}/"
 
 
 @dataclass(frozen=True)
 class CheckpointKey:
-    """The key of a checkpoint: its place, the task and attempt that saved it, its name and number."""
+    """The key of a checkpoint: its place, the task and attempt that saved it, its name and its number."""
 
     place: CheckpointPlace
     id: str
-    """8 hex digits of the run's task. Two tasks can share them: the pathspec in the manifest decides."""
+    """8 hex digits for the task of the run. Two tasks can have the same; the pathspec in the manifest decides."""
     attempt: int
     name: str
     n: int
     """Number within the attempt, from 0, over all names."""
 
     def numbered(self, n: int) -> CheckpointKey:
-        """The same with another number."""
+        """The same key with another number."""
         return replace(self, n=n)
 
     @property
@@ -149,33 +167,44 @@ class CheckpointKey:
         return self.place.prefix() + self.filename
 
     @property
-    def marker(self) -> str:
-        """The key of the empty object that says: saved with latest=False, no need to read it to know."""
-        return self.place.prefix("not_latest") + self.filename
+    def tombstone(self) -> str:
+        """The key of its tombstone, an empty object: the checkpoint was saved with latest=False, or was deleted."""
+        return self.place.prefix(TOMBSTONES) + self.filename
 
 
 def parse_key(key: str) -> ModelKey | CheckpointKey:
-    """What a key says. Raises InvalidReference for anything that is not exactly a key these packages write."""
+    """The parts of a key. Raises InvalidReference for any text that these packages would not write as a key."""
     if not isinstance(key, str):
         raise InvalidReference(f"expected a key (str), found {type(key).__name__}; {_EXAMPLES}")
     try:
         if len(key) > _MAX_KEY:
             raise InvalidReference(f"it has {len(key)} characters, at most {_MAX_KEY} are allowed")
         return _parse(key)
-    except InvalidReference as error:
+    except InvalidInput as error:
         raise InvalidReference(f"not the key of a stored artifact: {key[:_MAX_KEY]!r}: {error}; {_EXAMPLES}") from None
+
+
+def parse_tombstone(key: str) -> CheckpointKey:
+    """The key of the checkpoint that the tombstone at `key` stands for. Raises InvalidReference if it is none."""
+    for root in (CHECKPOINTS, HUB):
+        prefix = checkpoint_prefix(root, TOMBSTONES)
+        if key.startswith(prefix):
+            checkpoint = parse_key(checkpoint_prefix(root) + key[len(prefix) :])
+            assert isinstance(checkpoint, CheckpointKey)
+            return checkpoint
+    raise InvalidReference(f"not the key of a tombstone: {key[:_MAX_KEY]!r}")
 
 
 def _parse(key: str) -> ModelKey | CheckpointKey:
     parts = key.split("/")
     if "" in parts:
         raise InvalidReference("empty part; a key has no leading, trailing or double slash")
-    if parts[:3] == [MODELS, "models", "artifacts"] and len(parts) == 4:
+    if key.startswith(MODEL_ARTIFACTS) and len(parts) == 4:
         match = _MODEL.fullmatch(parts[3])
         if match is None:
             raise InvalidReference(f"{parts[3]!r} is not <label>_<32 hex>")
         return ModelKey(_decode_part(match["label"], "label"), match["hex"])
-    if parts[0] in (CHECKPOINTS, HUB) and parts[1:3] == ["checkpoints", "artifacts"] and len(parts) == 8:
+    if key.startswith((checkpoint_prefix(CHECKPOINTS), checkpoint_prefix(HUB))) and len(parts) == 8:
         match = _CHECKPOINT.fullmatch(parts[7])
         if match is None:
             raise InvalidReference(f"{parts[7]!r} is not <id>.<attempt>.<name>.<n>")

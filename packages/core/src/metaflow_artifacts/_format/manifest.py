@@ -1,9 +1,9 @@
-"""The manifest: one immutable JSON object that says all about an artifact. Bytes in, bytes out, no I/O.
+"""The manifest: one immutable JSON object that describes an artifact. It is encoded and decoded here, without I/O.
 
-`docs/format.md` is the specification. In short: JSON in ASCII. Its first bytes say how long the head (what a listing
-tells) and the rows of chunks (what gc needs) are, each with a digest, so that either can be read without the rest.
-Then come a row for each file and, where it is small, the content itself. The last member is the SHA-256 of every byte
-before it, so that a damaged manifest is never taken for a whole one.
+`docs/format.md` is the specification. In short: a manifest is JSON in ASCII. Its first bytes give the length and digest
+of the head (which a listing shows) and of the rows of chunks (which gc needs), so that either can be read without the
+rest. A row for each file follows, and the content itself if it is small. The last member is the SHA-256 of all bytes
+before it, so that damage is always detected.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = [
 FORMAT = "metaflow-artifacts"
 VERSION = 1
 MAX_BYTES = 256 << 20
-"""A manifest of more bytes than this is neither written nor read: some 1.5 million files."""
+"""A manifest of more bytes is neither written nor read. This is enough for about 1.5 million files."""
 
 _MAX_SIZE = 1 << 62
 _MAX_PATH = 4096
 _MAX_PARSED = 512 << 20
-"""Bytes of memory that parsing may take, as far as counting brackets, quotes and commas tells."""
+"""Most bytes of memory that parsing may take, estimated from the number of brackets, quotes and commas."""
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_LENGTH = 78
@@ -63,7 +63,7 @@ _FRONT = re.compile(
 _BEFORE_CHUNKS = b',"chunks":'
 _FIXED = ("format", "version", "head_bytes", "head_sha256", "chunks_bytes", "chunks_sha256", "head", "chunks")
 FRONT_BYTES = 4096
-"""What to read of a manifest at first: it holds the head, unless the metadata is large."""
+"""Bytes to read of a manifest at first: they contain the head, unless the metadata is large."""
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -76,12 +76,12 @@ class FileEntry:
     mode: int
     offset: int
     sha256: str | None = None
-    """Digest of the content in hex, for a file that shares a chunk with others; else its chunks tell."""
+    """Digest of the content in hex, if the file shares a chunk with others. Otherwise those of its chunks suffice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One piece of the stream: its SHA-256 in hex, its name in the store too, and its size in bytes."""
+    """One piece of the stream: its SHA-256 in hex, by which the store names it, and its size in bytes."""
 
     sha256: str
     size: int
@@ -89,7 +89,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Head:
-    """What a listing tells about an artifact: the first part of its manifest."""
+    """What a listing shows about an artifact: the first part of its manifest."""
 
     artifact: ModelArtifact
     latest: bool
@@ -98,7 +98,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Outline(Head):
-    """What a manifest says without the rows of its files."""
+    """A manifest without the rows of its files."""
 
     chunks: Sequence[Chunk]
     """As in the manifest."""
@@ -106,7 +106,7 @@ class Outline(Head):
 
 @dataclass(frozen=True)
 class Front:
-    """Where the parts of a manifest lie, as its first bytes say, and the digests (hex) that they must have."""
+    """The positions of the parts of a manifest, as its first bytes give them, and the digests (hex) of the parts."""
 
     head: slice
     head_sha256: str
@@ -124,11 +124,11 @@ class Manifest:
     dirs: Sequence[str]
     """Empty directories."""
     chunks: Sequence[Chunk]
-    """The stream, in order; none where it is `inline`."""
+    """The stream, in order; empty if the content is `inline`."""
     chunk_size: int
-    """Bytes; what the writer cut at. Readers go by the sizes of the chunks alone."""
+    """Bytes at which the writer cut. Readers use only the sizes of the chunks."""
     inline: bytes | None = None
-    """The stream itself, where it is small."""
+    """The stream itself, if it is small."""
     latest: bool = True
     """Checkpoints: whether a task that starts again may load it automatically."""
 
@@ -139,7 +139,7 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as the bytes of its object. Raises SourceError where they are more than a reader takes."""
+    """The manifest as the bytes of its object. Raises SourceError if they are more than readers accept."""
     head = _dump(_head_members(manifest))
     chunks = _dump([[chunk.sha256, chunk.size] for chunk in manifest.chunks])
     rest: dict[str, Any] = {
@@ -199,12 +199,14 @@ def decode(data: bytes, key: str) -> Manifest:
     """The manifest in the bytes of the object at `key`.
 
     Raises UnsupportedFormat for another format or a later version, and CorruptArtifact for anything that breaks
-    the format: every field is checked, since whoever can write to the store may be a stranger.
+    the format. Every field is checked, because the writer of a manifest is not trusted.
     """
     if len(data) > MAX_BYTES:
         raise CorruptArtifact(f"{key}: the manifest has more than the {MAX_BYTES} bytes that are read; {_REMEDY}")
     if _parsed(data) > _MAX_PARSED:
-        raise CorruptArtifact(f"{key}: the manifest has more entries than memory should be given for; {_REMEDY}")
+        raise CorruptArtifact(
+            f"{key}: parsing the manifest would need more than {_MAX_PARSED >> 20} MiB of memory; {_REMEDY}"
+        )
     _demand_version(data, key)
     tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
     if tail is None or _hex(data[:-_TAIL_LENGTH]) != tail[1]:
@@ -220,7 +222,7 @@ def _demand_version(data: bytes, key: str) -> None:
     if start is None:
         raise UnsupportedFormat(
             f"{key}: what is stored there is not a manifest of these packages ({len(data)} bytes, starting "
-            f"{data[:20]!r}); it is damaged, or was written by something else; {_REMEDY}"
+            f"{data[:20]!r}); it is damaged, or was written by another program; {_REMEDY}"
         )
     version = int(start["version"])
     if version > VERSION:
@@ -232,9 +234,9 @@ def _demand_version(data: bytes, key: str) -> None:
 
 
 def decode_front(data: bytes) -> Front | None:
-    """Where the parts of a manifest lie, from its first bytes; None where these are not of a whole manifest.
+    """The positions of the parts of a manifest, from its first bytes; None if these are not those of a manifest.
 
-    None says nothing about what is wrong: read all of the manifest and `decode` it then.
+    After None, read all of the manifest and `decode` it: that tells what is wrong.
     """
     start = _START.match(data)
     if start is None or int(start["version"]) != VERSION:
@@ -251,7 +253,7 @@ def decode_front(data: bytes) -> Front | None:
 
 
 def decode_head(data: bytes, front: Front) -> Head | None:
-    """The head in the first bytes of a manifest, of which `front` says where it lies; None where it is damaged."""
+    """The head, from the first bytes of a manifest and the positions in `front`; None if it is damaged."""
     if _parsed(data[front.head]) > _MAX_PARSED:
         return None
     try:
@@ -261,7 +263,7 @@ def decode_head(data: bytes, front: Front) -> Head | None:
 
 
 def decode_outline(data: bytes, front: Front) -> Outline | None:
-    """Head and chunks in the first bytes of a manifest; None where either is damaged."""
+    """Head and chunks, from the first bytes of a manifest; None if either is damaged."""
     if _parsed(data[: front.chunks.stop]) > _MAX_PARSED:
         return None
     try:
@@ -307,10 +309,10 @@ def _parse(data: bytes, what: str) -> Any:
 
 
 def _part(data: bytes, where: slice, sha256: str, what: str) -> Any:
-    """One of the parts that have a digest of their own, parsed."""
+    """The part of a manifest at `where`, verified and parsed."""
     part = data[where]
     if len(part) != where.stop - where.start or _hex(part).decode() != sha256:
-        raise _Bad(f"{what}: does not have its length and digest")
+        raise _Bad(f"{what}: its length or digest is not the one that the first bytes give")
     return _parse(part, what)
 
 
@@ -343,7 +345,7 @@ def _chunks(data: bytes, front: Front, artifact: ModelArtifact) -> list[Chunk]:
         raise _Bad("chunks: expected a list")
     chunks = [_chunk(row, number) for number, row in enumerate(rows)]
     stored = sum(chunk.size for chunk in chunks)
-    # Content that lies in the manifest itself has no chunks.
+    # Inline content has no chunks.
     if chunks and stored != artifact["size"]:
         raise _Bad(f"sizes: chunks add up to {stored}, the artifact says {artifact['size']}")
     return chunks
@@ -352,7 +354,7 @@ def _chunks(data: bytes, front: Front, artifact: ModelArtifact) -> list[Chunk]:
 def _manifest(data: bytes) -> Manifest:
     front = decode_front(data)
     if front is None or data[front.head.stop : front.chunks.start] != _BEFORE_CHUNKS:
-        raise _Bad("its first bytes do not say where head and chunks are")
+        raise _Bad("its first bytes do not give the positions of head and chunks")
     head = _head(data, front)
     artifact = head.artifact
     chunks = _chunks(data, front, artifact)
@@ -442,7 +444,7 @@ def _check_path(path: str, where: str) -> None:
     except UnicodeEncodeError:
         same = False
     if not same:
-        raise _Bad(f"{where}: {path!r} is not how the name of a file is written")
+        raise _Bad(f"{where}: {path!r} is not encoded as the format demands")
     if os.name == "nt" and any(
         _WINDOWS_DEVICES.fullmatch(part) or set(part) & set('\\:*?"<>|') or part[-1] in " ." for part in parts
     ):

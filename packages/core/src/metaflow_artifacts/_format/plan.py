@@ -1,12 +1,13 @@
-"""Where the stream of an artifact's files is cut into chunks. Pure: sizes and names in, sizes out.
+"""Where the stream of an artifact's files is cut into chunks, computed from names and sizes only.
 
-The stream is the contents of all files, in path order. Cuts depend on names and sizes alone, so that the same
-files are cut the same way by every save, and one more or one fewer file moves only the cuts around it:
+The stream is the contents of all files, in the order of their paths. Every save cuts the same files in the same way,
+and an added or removed file moves only the cuts near it:
 
-- a large file, from 1/32 of the chunk size on (512 KiB of 16 MiB), has chunks of its own, cut at every chunk size;
-- smaller files are packed whole. A pack holds at most a quarter of the chunk size. It ends before the file that
-  would exceed that, and after a file that a hash of its path picks, with a chance that grows with its size: packs
-  hold about an eighth of the chunk size, and where they end does not depend on what came long before.
+- a large file (from 1/32 of the chunk size: 512 KiB of 16 MiB) shares no chunk; it is cut at each multiple of the chunk
+  size;
+- smaller files are packed, each whole. A pack holds at most a quarter of the chunk size, and ends before the file that
+  would exceed this. It also ends after a file that a hash of its path selects, with a probability that grows with the
+  size of the file. So packs hold about an eighth of the chunk size, and an early change does not move all later ends.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 __all__ = ["Group", "Segment", "is_packed", "plan", "plan_groups", "segments"]
 
 _LARGE = 32
-"""A file of at least chunk size / 32 has chunks of its own: equal large files are stored once."""
+"""A file of at least chunk size / 32 shares no chunk, so that equal large files are stored once."""
 _PACK = 4
-"""A pack holds at most chunk size / 4: what one changed small file costs."""
+"""A pack holds at most chunk size / 4: a changed small file stores its pack again."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Group:
     files: range
     """Their numbers in the stream."""
     sizes: Sequence[int]
-    """Bytes of each chunk that holds them, in order; none where all files are empty."""
+    """Bytes of each chunk that holds them, in order; empty if all files are empty."""
 
 
 @dataclass(frozen=True)

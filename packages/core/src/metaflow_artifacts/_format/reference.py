@@ -5,15 +5,11 @@ It is a plain dict, so that it can be pickled and read where none of these packa
 
 from __future__ import annotations
 
-import re
-import sys
-import warnings
 from collections.abc import Mapping
 from datetime import date, time
-from types import FrameType
 from typing import Any, Literal, TypedDict, cast
 
-from metaflow_artifacts.errors import ArtifactWarning, InvalidReference
+from metaflow_artifacts.errors import InvalidInput, InvalidReference, warn
 
 __all__ = [
     "MAX_DEPTH",
@@ -27,12 +23,11 @@ __all__ = [
 
 
 MAX_DEPTH = 100
-"""Lists and dicts within each other in metadata: what every JSON library reads."""
+"""Most levels of nested lists and dicts in metadata. Every JSON library reads as many."""
 _MAX_BITS = 4096
 _NAMED = 5
-"""Members that a warning names."""
+"""How many members a warning names."""
 _NAME_LENGTH = 100
-_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.artifacts_")
 
 
 class _Required(TypedDict):
@@ -41,7 +36,7 @@ class _Required(TypedDict):
     uuid: str
     """Unique id; for a model `<label>_<32 hex digits>`."""
     type: Literal["model", "checkpoint"]
-    """What it was saved as. What the Hub decorator saves is a `checkpoint`."""
+    """What it was saved as. Snapshots of the Hub decorator are a `checkpoint`."""
     pathspec: str
     """`flow/run/step/task` that saved it; empty when it was saved outside of a task."""
     attempt: int
@@ -49,26 +44,26 @@ class _Required(TypedDict):
     created_on: str
     """ISO 8601, UTC."""
     size: int
-    """Bytes of content, exactly: the sizes of all files, not of any wrapping."""
+    """Bytes of content, exactly: the sum of the sizes of all files."""
     url: str
     """`<datastore root>/<key>`."""
     metadata: dict[str, Any]
-    """The user's, `{}` when none."""
+    """The user's metadata; `{}` if there is none."""
     label: str
-    """The user's, or a default from flow and step."""
+    """The user's label, or a default made of flow and step."""
 
 
 class ModelArtifact(_Required, total=False):
     """A reference to a model, a checkpoint or a snapshot of a Hub repo. Unknown keys are kept."""
 
     gang: str
-    """`@parallel` steps only: the pathspec of the gang's control task, whose task all of its nodes count as."""
+    """`@parallel` steps only: the pathspec of the gang's control task. All nodes of the gang count as this task."""
     name: str
     """Checkpoints only: the name it was saved under."""
     version_id: int
     """Checkpoints only: its number within the attempt, from 0."""
     parents: list[str]
-    """Keys of what the task had loaded when it saved; absent in references of other writers."""
+    """Keys of the artifacts that the task had loaded when it saved; other writers may leave this out."""
 
 
 _TYPES: dict[str, type] = {
@@ -87,9 +82,9 @@ _OPTIONAL: dict[str, type] = {"name": str, "version_id": int, "gang": str, "pare
 
 
 def validate_reference(value: object) -> list[str]:
-    """Everything that keeps `value` from being a ModelArtifact, each problem with where and what was found.
+    """Why `value` is no ModelArtifact: a line for each problem, with the member and what was found there.
 
-    It checks shape and types. It does not decide whether the key is well-formed or anything is stored there.
+    It checks shape and types. It does not check whether the key is well-formed, or whether anything is stored there.
     """
     if not isinstance(value, Mapping):
         return [f"expected a dict, found {type(value).__name__}"]
@@ -135,32 +130,29 @@ def parse_reference(value: object) -> ModelArtifact:
 def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of the user's metadata as `json` reads it back: dicts, lists, texts, numbers, booleans and None.
 
-    Every value is taken. Numpy and tensor scalars become numbers, tuples lists, keys `str(key)`; dates and times are
-    text in ISO 8601; NaN and infinities stay floats. Any other object becomes its `str`, and so do integers of more
-    than 4096 bits, what contains itself, and what lies below 100 levels; one ArtifactWarning names all of these.
+    Every value is accepted. Numpy and tensor scalars become numbers, tuples become lists, keys become `str(key)`, and
+    dates and times become text in ISO 8601. NaN and infinities stay floats. Any other object becomes its `str`. So do
+    integers of more than 4096 bits, containers that contain themselves, and values below 100 levels. One
+    ArtifactWarning names all values that became text.
 
-    Raises InvalidReference where `metadata` itself is no mapping.
+    Raises InvalidInput if `metadata` itself is no mapping.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
-        raise InvalidReference(f"metadata: expected a dict, found {type(metadata).__name__}")
+        raise InvalidInput(f"metadata: expected a dict, found {type(metadata).__name__}")
     normaliser = _Normaliser()
     normal = normaliser.value(metadata, "metadata")
     if normaliser.changed:
         more = len(normaliser.changed) - _NAMED
         told = ", ".join(normaliser.changed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        warnings.warn(
-            f"JSON cannot hold some of the metadata as it is: {told}",
-            ArtifactWarning,
-            stacklevel=_stacklevel(),
-        )
-    # Only a mapping whose entries cannot be read gives text.
+        warn(f"JSON cannot hold some of the metadata as it is: {told}")
+    # It is text only if the entries of the mapping cannot be read.
     return normal if isinstance(normal, dict) else {}
 
 
 def depth(value: object) -> int:
-    """How many lists and dicts lie within each other; no more than MAX_DEPTH + 2 are counted."""
+    """The number of levels of nested lists and dicts; the count stops at MAX_DEPTH + 2."""
     level, count = [value], 0
     while count < MAX_DEPTH + 2:
         containers = [item for item in level if isinstance(item, (dict, list))]
@@ -172,14 +164,14 @@ def depth(value: object) -> int:
 
 
 class _Normaliser:
-    """Makes of one metadata dict what JSON holds, and remembers what lost its type."""
+    """Turns one metadata dict into what JSON can hold, and records the values that became text."""
 
     def __init__(self) -> None:
         self.changed: list[str] = []
         self._open: list[int] = []
 
     def value(self, value: Any, where: str) -> Any:
-        """`value` as JSON holds it; `where` names it in the warning. Nothing is raised, whatever its class does."""
+        """`value` as JSON holds it; `where` names it in the warning. Never raises, whatever the value's class does."""
         try:
             if isinstance(value, (Mapping, list, tuple)):
                 return self._container(value, where)
@@ -203,7 +195,7 @@ class _Normaliser:
             return _plain(value.isoformat())
         if hasattr(value, "dtype") and value.shape == ():
             if getattr(value.dtype, "kind", "") == "M":
-                # A date: in nanoseconds, its item() would be a number.
+                # A date. If it counts nanoseconds, its item() would be an integer.
                 return _plain(str(value))
             number = _number(value)
             if isinstance(number, (bool, int, float, str)):
@@ -223,10 +215,10 @@ class _Normaliser:
             normal: dict[str, Any] = {}
             for key, item in entries:
                 text = _text(key)
-                place = f"{where}[{text[:_NAME_LENGTH]!r}]"
+                member = f"{where}[{text[:_NAME_LENGTH]!r}]"
                 if text in normal:
-                    self.changed.append(f"{place} (two keys with this text: the later one is stored)")
-                normal[text] = self.value(item, place)
+                    self.changed.append(f"{member} (two keys with this text: the later one is stored)")
+                normal[text] = self.value(item, member)
             return normal
         finally:
             self._open.pop()
@@ -237,12 +229,12 @@ class _Normaliser:
 
 
 def _number(value: Any) -> Any:
-    """The Python number that a numpy or tensor scalar is."""
+    """A numpy or tensor scalar as a number of Python, if there is one."""
     if getattr(value.dtype, "kind", "") == "m":
         return None
     item = value.item() if hasattr(value, "item") else value.numpy()
     if hasattr(item, "dtype"):
-        # Kinds of numbers that Python does not have stay what they are.
+        # The item of a type that Python does not have, such as longdouble, is a numpy scalar again.
         item = item.item()
     return float(item) if hasattr(item, "dtype") else item
 
@@ -253,27 +245,17 @@ def _text(value: object) -> str:
         if isinstance(value, str):
             return _plain(value)
         if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-            # Python refuses to write large numbers in decimal.
+            # Python refuses to convert large integers to decimal text.
             return hex(value)
-        # str() of bytes is an error where Python runs with -bb.
+        # With python -bb, str() of bytes raises.
         return _plain(repr(value) if isinstance(value, (bytes, bytearray)) else str(value))
     except Exception:
         return type(value).__name__
 
 
 def _plain(text: str) -> str:
-    """`text` as a `str` that is the same after JSON: surrogates that make a pair are one character."""
+    """`text` as a `str` that JSON does not change: two surrogates that form a pair become one character."""
     text = str.__str__(text)
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-def _stacklevel() -> int:
-    """What makes `warnings.warn`, called by the caller, point to the first caller that is not ours."""
-    level = 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _OURS.match(str(frame.f_globals.get("__name__", ""))):
-        frame = frame.f_back
-        level += 1
-    return level

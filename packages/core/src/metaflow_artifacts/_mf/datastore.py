@@ -16,7 +16,7 @@ from metaflow_artifacts.errors import (
     ArtifactNotFound,
     ArtifactWarning,
     CorruptArtifact,
-    InvalidReference,
+    InvalidInput,
     StorageError,
     TransientStorageError,
     UsageError,
@@ -131,7 +131,7 @@ def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default
     key = artifact["key"]
     try:
         return _holding(root, key, _PATIENCE)
-    except (ArtifactNotFound, InvalidReference, StorageError) as error:
+    except (ArtifactNotFound, InvalidInput, StorageError) as error:
         there = error
     try:
         if default is None:
@@ -158,7 +158,7 @@ def _is_same(one: str, other: str) -> bool:
 def _holding(root: str, key: str, patience: float | None = None) -> Store:
     """The store at `root`, where it holds an object at `key`; `patience` as in `_storage`.
 
-    Raises ArtifactNotFound, InvalidReference for a root that breaks a rule, StorageError where it cannot be asked.
+    Raises ArtifactNotFound, InvalidInput for a root that breaks a rule, StorageError where it cannot be asked.
     """
     if not root.startswith("s3://") and not os.path.isdir(root):
         raise ArtifactNotFound(f"{root} is no directory on this machine")

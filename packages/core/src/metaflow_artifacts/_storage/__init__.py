@@ -9,7 +9,7 @@ from typing import Any
 
 from metaflow_artifacts._storage.base import PATIENCE, ObjectInfo, Reader, Staged, Storage
 from metaflow_artifacts._storage.local import LocalStorage
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.errors import InvalidInput
 
 __all__ = ["LocalStorage", "ObjectInfo", "Reader", "Staged", "Storage", "open_storage"]
 
@@ -30,12 +30,12 @@ def open_storage(
     For S3 only: `client` is a function of no arguments that returns a boto3 S3 client; without it, one is made as
     boto3 is configured. `patience` is the number of seconds after which no new attempt of a failed request begins.
     `sse` and `sse_kms_key_id`: see S3Storage. For a directory only: with `sync`, each object is on the disk before its
-    write returns (see LocalStorage). Nothing is contacted or written before the first use. Raises InvalidReference for
+    write returns (see LocalStorage). Nothing is contacted or written before the first use. Raises InvalidInput for
     a root of another kind.
     """
     text = os.fspath(root)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidReference(f"datastore root {root!r} is neither a path nor an s3:// URL")
+        raise InvalidInput(f"datastore root {root!r} is neither a path nor an s3:// URL")
     if text.startswith("s3://"):
         from metaflow_artifacts._storage.s3 import S3Storage
 
@@ -43,7 +43,7 @@ def open_storage(
     # A URL that lost a slash (pathlib takes one from `//`) must not become a directory called `s3:`.
     url = _URL.match(text)
     if url and url[1].lower() == "s3":
-        raise InvalidReference(f"datastore root {text!r} is not an s3:// URL; it has the form s3://bucket/prefix")
+        raise InvalidInput(f"datastore root {text!r} is not an s3:// URL; it has the form s3://bucket/prefix")
     if url:
-        raise InvalidReference(f"datastore root {text!r}: {url[1]}:// is not supported, use s3:// or a path")
+        raise InvalidInput(f"datastore root {text!r}: {url[1]}:// is not supported, use s3:// or a path")
     return LocalStorage(text, sync=sync)

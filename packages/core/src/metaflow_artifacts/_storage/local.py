@@ -25,7 +25,7 @@ from metaflow_artifacts._storage.local_files import (
 )
 from metaflow_artifacts._storage.local_walk import refuse_broken_links, walk
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["LocalStorage"]
 
@@ -109,7 +109,7 @@ class LocalStorage(Storage):
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[FileReader]:
         path = self._path(key)
         if start < 0 or (length is not None and length < 0):
-            raise InvalidReference(f"range of {key!r}: start {start} and length {length} must not be negative")
+            raise InvalidInput(f"range of {key!r}: start {start} and length {length} must not be negative")
         try:
             fd = open_file(path)
         except OSError as error:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from metaflow_artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
-    InvalidReference,
+    InvalidInput,
     StorageError,
     TransientStorageError,
 )
@@ -42,7 +42,7 @@ def raise_error(error: OSError, action: str, path: str, key: str | None = None) 
     if key is not None and number in MISSING:
         raise ArtifactNotFound(f"nothing is stored at {path}; check the key {key!r} and the datastore") from error
     if number == errno.ENAMETOOLONG:
-        raise InvalidReference(f"cannot {action} {path}: the path is too long for the file system") from error
+        raise InvalidInput(f"cannot {action} {path}: the path is too long for the file system") from error
     reason = REASONS.get(number or 0) or error.strerror or str(error)
     kind: type[ArtifactError] = TransientStorageError if number in _PASSING else StorageError
     raise kind(f"cannot {action} {path}: {reason}") from error

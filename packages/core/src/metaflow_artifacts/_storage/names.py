@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+from metaflow_artifacts._layout import PROBE, TEMPORARY
 from metaflow_artifacts.errors import InvalidReference
 
 __all__ = ["PROBE", "TEMPORARY", "check_key", "check_prefix", "is_key"]
-
-TEMPORARY = "mf.artifacts/tmp/"
-"""Where a storage that needs them keeps the temporary objects of its writers; no key lies below it."""
-
-PROBE = "mf.artifacts/probe"
-"""The object that shows whether a server refuses to write what exists; its content means nothing."""
 
 # A part is a file name on a disk (255 bytes there), a whole key one on S3 (1024 bytes with the root's prefix).
 _PART_LIMIT = 255

@@ -22,7 +22,7 @@ from metaflow_artifacts._storage.s3_objects import ObjectReader, StagedObject, m
 from metaflow_artifacts._storage.s3_requests import Requests
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
-    InvalidReference,
+    InvalidInput,
     StorageError,
     TransientStorageError,
 )
@@ -244,7 +244,7 @@ class S3Storage(Storage):
     def _get(self, key: str, client: Any, start: int, length: int | None, etag: str | None = None) -> Any:
         """The answer to a request for a range of an object; None where the range holds nothing."""
         if start < 0 or (length is not None and length < 0):
-            raise InvalidReference(f"range of {key!r}: start {start} and length {length} must not be negative")
+            raise InvalidInput(f"range of {key!r}: start {start} and length {length} must not be negative")
         fields = {"Bucket": self.bucket, "Key": self._prefix + key}
         # No range is empty, in HTTP: one byte tells whether the object exists.
         ranged = start > 0 or length is not None
@@ -308,7 +308,7 @@ def _parse(root: str) -> tuple[str, str]:
     bucket, _, path = root.removeprefix("s3://").partition("/")
     path = path.strip("/")
     if not root.startswith("s3://") or not bucket or not root.isprintable():
-        raise InvalidReference(f"datastore root {root!r} is not an s3:// URL; it has the form s3://bucket/prefix")
+        raise InvalidInput(f"datastore root {root!r} is not an s3:// URL; it has the form s3://bucket/prefix")
     if any(part in {".", ".."} for part in path.split("/")):
-        raise InvalidReference(f"datastore root {root!r} has a part '.' or '..' in its path; remove it")
+        raise InvalidInput(f"datastore root {root!r} has a part '.' or '..' in its path; remove it")
     return bucket, path + "/" if path else ""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from metaflow_artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
-    InvalidReference,
+    InvalidInput,
     StorageError,
     TransientStorageError,
 )
@@ -134,7 +134,7 @@ def _answer(error: Any) -> tuple[str, bool, type[ArtifactError]]:
     if code in {"NoSuchKey", "404", "NotFound"}:
         return "nothing is stored there; check the key and the datastore", False, ArtifactNotFound
     if code == "KeyTooLongError":
-        return "the key is too long; use a shorter datastore root", False, InvalidReference
+        return "the key is too long; use a shorter datastore root", False, InvalidInput
     passing = code in _PASSING or (status >= 500 and code not in _PERMANENT)
     if code.startswith("KMS"):
         return _literal(f"the encryption key cannot be used: {_one_line(details.get('Message'))}"), False, StorageError
@@ -163,7 +163,7 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
     if isinstance(error, credentials):
         return f"no AWS credentials ({told.rstrip('.')}); {_CHECK_CREDENTIALS}", False, StorageError
     if isinstance(error, botocore.ParamValidationError):
-        return f"{told}; {_CHECK_ROOT}", False, InvalidReference
+        return f"{told}; {_CHECK_ROOT}", False, InvalidInput
     if isinstance(error, botocore.SSLError) and "CERTIFICATE" in str(error).upper():
         return f"the TLS certificate of {{endpoint}} is not trusted ({told})", False, StorageError
     unreachable = (

@@ -1,1 +1,1 @@
-"""The store: artifacts by key, and which checkpoint is the newest."""
+"""The store: saving and loading artifacts by key, numbering checkpoints, and finding the newest."""

@@ -1,4 +1,4 @@
-"""Where an artifact came from: the chain of what had been loaded by the tasks that saved it."""
+"""The lineage of an artifact: what the task that saved it had loaded, what the tasks that saved those had loaded, …"""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaflow_artifacts._format.reference import ModelArtifact
-from metaflow_artifacts._store.store import Store, key_of, open_store, root_of
+from metaflow_artifacts._store.references import ParsedReference
+from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
 
 __all__ = ["lineage"]
 
 
 def lineage(reference: str | Mapping[str, Any], store: Store | None = None) -> list[ModelArtifact]:
-    """The artifact and everything it was made from, as far as it still exists, newest first.
+    """The artifact first, then all of its ancestors that still exist, newest first.
 
-    `store` is where to look; without it, the store that the reference's `url` names. An ancestor that was
-    deleted, or lies in another datastore, ends its branch. Raises as `Store.info` does for the artifact itself.
+    Without `store`, the store is the one that the `url` of the reference names. The ancestors of an artifact that was
+    deleted, or that is in another store, are not found. Raises InvalidReference for a bare key without `store`, else
+    as `Store.info` does for the artifact itself.
     """
-    key = key_of(reference)
+    start = ParsedReference.of(reference)
+    key = start.key
     if store is None:
-        root = root_of(reference)
+        root = start.root
         if root is None:
             raise InvalidReference(f"{key}: a bare key does not say which datastore it is in; pass store=open_store(…)")
         store = open_store(root)
-    found = {key: store.info(key)}
+    found = {key: store.info(start)}
     pending = list(found[key].get("parents", []))
     while pending:
         parent = pending.pop()

@@ -1,4 +1,4 @@
-"""Saving checkpoints: each gets a key of its own, and later ones get higher numbers."""
+"""Saving the checkpoints of an attempt: each gets a new key, and later saves get higher numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.progress import Progress
@@ -21,8 +22,8 @@ DEFAULT_NAME = "mfchckpt"
 class CheckpointWriter:
     """Saves the checkpoints of one attempt of a task, numbered from 0 over all names. Safe to use from any thread.
 
-    Several processes may save for the same attempt. The write of the manifest takes the key, so nothing is
-    overwritten. A number is drawn when a save begins: a save that begins later has a higher one.
+    Several processes may save for the same attempt. A manifest is written only if its key is free, so nothing is
+    overwritten. The number is drawn when a save begins: a save that begins later has a higher number.
     """
 
     def __init__(
@@ -34,17 +35,20 @@ class CheckpointWriter:
         pathspec: str = "",
         start: int | None = None,
         draw: Callable[[int], int | None] = lambda at_least: None,
+        gang: str | None = None,
     ) -> None:
-        """`start` is the first number, where the caller knows that this attempt has saved nothing before.
+        """A writer for the task `pathspec` (`flow/run/step/task`), whose digits in keys are `id`.
 
-        `draw` gives a number that no process on this machine has drawn for this attempt, at least as high as its
-        argument; None where it cannot tell.
+        `start` is the first number, if the caller knows that this attempt has saved nothing before. `draw` returns a
+        number that no process on this machine has drawn for this attempt, at least as high as its argument, or None
+        if it cannot tell. `gang` is the pathspec of the gang's control task, in a `@parallel` step.
         """
         self.store = store
         self.place = place
         self.id = id
         self.attempt = attempt
         self.pathspec = pathspec
+        self.gang = gang
         self._next = start
         self._draw_here = draw
         self._lock = threading.Lock()
@@ -61,29 +65,29 @@ class CheckpointWriter:
         progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as the next checkpoint. Raises as `Store.save_checkpoint`."""
-        artifact = self.store.save_checkpoint(
-            path,
-            self.keys(name),
-            metadata,
-            label=label,
-            pathspec=self.pathspec,
-            parents=parents,
-            latest=latest,
-            progress=progress,
-        )
+        details = self.details(label, metadata, parents, latest)
+        artifact = self.store.save_checkpoint(path, self.keys(name), details, progress=progress)
         self.saved(artifact, latest)
         return artifact
 
+    def details(
+        self, label: str, metadata: Mapping[str, Any] | None = None, parents: Sequence[str] = (), latest: bool = True
+    ) -> SaveDetails:
+        """What a save of this attempt says about its checkpoint."""
+        return SaveDetails(label, metadata, self.pathspec, self.attempt, parents, latest, self.gang)
+
     def keys(self, name: str) -> Iterator[CheckpointKey]:
-        """Keys to try in turn; the number of the first is drawn now. Raises InvalidReference for a name that breaks a
-        rule, StorageError."""
+        """Keys to try in turn; the number of the first is drawn now.
+
+        Raises InvalidInput for a name that breaks a rule, StorageError.
+        """
         encode_part(name, "name")
         return self._keys(CheckpointKey(self.place, self.id, self.attempt, name, self._draw()))
 
     def _keys(self, key: CheckpointKey) -> Iterator[CheckpointKey]:
         while True:
             yield key
-            # A process on another machine saves for this attempt too: the store tells how far it is.
+            # The key is taken: a process on another machine saves for this attempt too. The store has its numbers.
             key = key.numbered(self._draw(max(key.n, self._highest()) + 1))
 
     def _draw(self, at_least: int = 0) -> int:
@@ -100,8 +104,8 @@ class CheckpointWriter:
         return highest_number(self.store.storage, self.place, self.id, self.attempt)
 
     def saved(self, artifact: ModelArtifact, latest: bool) -> None:
-        """Note an artifact that was just committed under one of `keys`."""
+        """Finish the save of an artifact that was committed under one of `keys`; `latest` is that of the save."""
         key = parse_key(artifact["key"])
         assert isinstance(key, CheckpointKey)
         if not latest:
-            self.store.storage.put(key.marker, b"")
+            self.store.storage.put(key.tombstone, b"")

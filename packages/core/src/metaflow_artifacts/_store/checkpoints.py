@@ -1,7 +1,7 @@
 """Which checkpoint is the newest, and which a task resumes from.
 
-There is no `latest` pointer, so a killed save cannot leave a stale one. The manifests say it, and the storage's clock
-has no say: within a task, the higher attempt and then the higher number is newer; among tasks, the later `created_on`.
+There is no `latest` pointer, so a killed save cannot leave a stale one. The manifests decide, not the times of the
+storage: within a task, the higher attempt and then the higher number is newer; among tasks, the later `created_on`.
 `docs/format.md` (Newest) has the rule.
 """
 
@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
+from metaflow_artifacts._format.keys import CheckpointPlace, encode_part
 from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._layout import TOMBSTONES
 from metaflow_artifacts._storage import ObjectInfo
+from metaflow_artifacts._store.listing import checkpoints, filename, read_listed
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import SKEW
-from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.errors import ArtifactError, CorruptArtifact
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
 
@@ -31,7 +33,7 @@ def task_of(artifact: ModelArtifact) -> str:
 
 
 def created_at(artifact: ModelArtifact, default: float = 0.0) -> float:
-    """`created_on` in seconds since the epoch; `default` where it is no time."""
+    """`created_on` in seconds since the epoch; `default` if it is not a time."""
     try:
         moment = datetime.fromisoformat(artifact["created_on"].replace("Z", "+00:00"))
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
@@ -40,7 +42,7 @@ def created_at(artifact: ModelArtifact, default: float = 0.0) -> float:
 
 
 def newest_first(artifacts: Iterable[ModelArtifact]) -> list[ModelArtifact]:
-    """Checkpoints in the order that `latest_checkpoints` has, whatever their `latest` says."""
+    """Checkpoints in the order of `latest_checkpoints`, whether they are latest or not."""
     tasks: dict[str, list[ModelArtifact]] = defaultdict(list)
     for artifact in artifacts:
         tasks[task_of(artifact)].append(artifact)
@@ -55,7 +57,7 @@ def _age(artifact: ModelArtifact) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class _Descending:
-    """Turns the order of times and keys round, for a heap."""
+    """A sort key that reverses the order of times and keys: heapq pops the smallest."""
 
     created: float
     key: str
@@ -77,11 +79,12 @@ def latest_checkpoints(
     before_attempt: int | None = None,
     on_damage: Callable[[ArtifactError], None] | None = None,
 ) -> Iterator[ModelArtifact]:
-    """The checkpoints of a place that were saved with `latest`, newest first, each found when it is asked for.
+    """The checkpoints of a place that were saved with `latest`, newest first; each is searched for when it is needed.
 
-    With `id` and `pathspec`, only what that task saved counts; with `before_attempt`, only its earlier attempts.
-    A manifest that is damaged is passed over, after `on_damage` was told. One listing, and one read for each task
-    whose newest object may be the newest of all; another listing where one is not latest. Raises StorageError.
+    With `id` and `pathspec`, only the checkpoints of that task count; with `before_attempt`, only those of earlier
+    attempts. A damaged manifest is skipped, and `on_damage` is called with the error. This needs one listing, and one
+    read for each task whose newest object may be the newest of all. If a manifest that was read is not latest, the
+    tombstones are listed too. Raises StorageError.
     """
     filter_ = f"{id}." if id else ""
     search = _Search(store, place, filter_, pathspec, on_damage)
@@ -90,7 +93,8 @@ def latest_checkpoints(
     ready: list[tuple[_Descending, int, ModelArtifact, _Task]] = []
     while True:
         while waiting:
-            # An object can be younger than it says, since it was copied; not older, but for clocks that differ.
+            # An object that was copied has a later time than its created_on. It has an earlier one only by as much as
+            # clocks differ.
             limit = ready[0][0].created - SKEW if ready else waiting[-1].modified
             batch = []
             while waiting and waiting[-1].modified >= limit:
@@ -124,8 +128,8 @@ class _Task:
 def _by_task(infos: Iterable[ObjectInfo], before_attempt: int | None) -> list[_Task]:
     tasks: dict[str, _Task] = {}
     for info in infos:
-        # Only what is read is parsed with care: there can be tens of thousands.
-        id, _, rest = _filename(info).partition(".")
+        # There can be tens of thousands. Only the keys of objects that are read are parsed completely.
+        id, _, rest = filename(info).partition(".")
         attempt, _, rest = rest.partition(".")
         n = rest.rpartition(".")[2]
         if not (attempt.isdecimal() and n.isdecimal()):
@@ -138,7 +142,7 @@ def _by_task(infos: Iterable[ObjectInfo], before_attempt: int | None) -> list[_T
 
 
 class _Search:
-    """Reads the heads of what may be the latest."""
+    """Reads the heads of checkpoints that may be the latest."""
 
     def __init__(
         self,
@@ -149,13 +153,13 @@ class _Search:
         on_damage: Callable[[ArtifactError], None] | None,
     ) -> None:
         self._store = store
-        self._markers = place.prefix("not_latest") + filter_
+        self._tombstones = place.prefix(TOMBSTONES) + filter_
         self._pathspec = pathspec
         self._on_damage = on_damage
         self._hidden: Container[str] | None = None
 
     def candidates(self, tasks: list[_Task]) -> Iterator[tuple[_Task, ModelArtifact]]:
-        """The newest of each task that is latest, of what is left of it; it is taken out."""
+        """The newest remaining checkpoint of each task that is latest, which is removed from the task."""
         pending = tasks
         while pending:
             reads = [(task, group) for task in pending if (group := self._next(task))]
@@ -166,7 +170,7 @@ class _Search:
                 found = [head.artifact for info in group if (head := heads[info]) is not None and self._accepts(head)]
                 if found:
                     best = max(found, key=_age)
-                    # Two machines that save for one attempt can draw the same number, under other names.
+                    # Two machines that save for one attempt can draw one number, for two names.
                     task.entries += [
                         (one["attempt"], one.get("version_id", 0), info)
                         for info in group
@@ -176,55 +180,35 @@ class _Search:
                 else:
                     pending.append(task)
             if self._hidden is None and any(head is not None and not head.latest for head in heads.values()):
-                self._hidden = {_filename(info) for info in self._store.storage.list(self._markers)}
+                self._hidden = {filename(info) for info in self._store.storage.list(self._tombstones)}
 
     def _accepts(self, head: Head) -> bool:
         return head.latest and self._pathspec in (None, task_of(head.artifact))
 
     def _next(self, task: _Task) -> list[ObjectInfo]:
-        """What has the highest number of what is left: one object, as a rule."""
+        """The remaining objects with the highest number, which are removed from the task. Usually it is one."""
         top: list[ObjectInfo] = []
         number: tuple[int, int] | None = None
         while task.entries and (not top or task.entries[-1][:2] == number):
             attempt, n, info = task.entries.pop()
-            if (self._hidden is None or _filename(info) not in self._hidden) and _is_checkpoint(info):
+            if (self._hidden is None or filename(info) not in self._hidden) and any(checkpoints([info])):
                 number = attempt, n
                 top.append(info)
         return top
-
-
-def _is_checkpoint(info: ObjectInfo) -> bool:
-    return next(_entries([info]), None) is not None
-
-
-def _entries(infos: Iterable[ObjectInfo]) -> Iterator[tuple[CheckpointKey, ObjectInfo]]:
-    for info in infos:
-        try:
-            key = parse_key(info.key)
-        except InvalidReference:
-            continue
-        if isinstance(key, CheckpointKey):
-            yield key, info
-
-
-def _filename(info: ObjectInfo) -> str:
-    return info.key.rpartition("/")[2]
 
 
 def _read_heads(
     store: Store, infos: list[ObjectInfo], on_damage: Callable[[ArtifactError], None] | None = None
 ) -> list[Head | None]:
     def read(info: ObjectInfo) -> Head | None:
-        try:
-            return store.head_at(info.key)
-        except ArtifactNotFound:  # deleted since it was listed
-            return None
-        except CorruptArtifact as error:
-            if on_damage is not None:
-                on_damage(error)
-            return None
+        found = read_listed(store.head_at, info.key)
+        if not isinstance(found, CorruptArtifact):
+            return found
+        if on_damage is not None:
+            on_damage(found)
+        return None
 
-    # A disk answers sooner than a thread starts.
+    # A local disk answers before a thread would start.
     if len(infos) < 2 or not store.storage.stages_in_memory:
         return [read(info) for info in infos]
     with ThreadPoolExecutor(min(store.storage.threads, len(infos))) as pool:
@@ -241,15 +225,15 @@ def list_checkpoints(
 ) -> list[ModelArtifact]:
     """The checkpoints whose keys start with `prefix`, newest first.
 
-    One listing, and a read of each manifest whose key has the `name` and `attempt` asked for. `accept` has the
-    last word on each. What is damaged is left out; `check` names it. Raises StorageError, and InvalidReference for
-    a name that breaks a rule.
+    This needs one listing, and a read of each manifest whose key has the given `name` and `attempt`. Those for which
+    `accept` returns False are left out, and so are damaged ones; `check` names these. Raises StorageError, and
+    InvalidInput for a name that breaks a rule.
     """
     infos: Iterable[ObjectInfo] = store.storage.list(prefix)
     if name is not None:
-        # Nearly all that has another name is told by this, without a closer look at its key.
+        # This excludes nearly all keys with another name, without the cost of parsing them.
         part = f".{encode_part(name, 'name')}."
-        infos = (info for info in infos if part in _filename(info))
-    wanted = [info for key, info in _entries(infos) if name in (None, key.name) and attempt in (None, key.attempt)]
+        infos = (info for info in infos if part in filename(info))
+    wanted = [info for key, info in checkpoints(infos) if name in (None, key.name) and attempt in (None, key.attempt)]
     artifacts = [head.artifact for head in _read_heads(store, wanted) if head is not None]
     return newest_first(filter(accept, artifacts))

@@ -1,30 +1,23 @@
-"""The numbers of an attempt's checkpoints, as the store knows them."""
+"""The numbers that the checkpoints of an attempt have in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, parse_key
+from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._layout import TOMBSTONES
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts._store.listing import checkpoints, tombstones
 
 __all__ = ["highest_number"]
 
 
 def highest_number(storage: Storage, place: CheckpointPlace, id: str, attempt: int) -> int:
-    """The highest number that an attempt has given to a checkpoint, deleted ones included; -1 where it has given none.
+    """The highest number that an attempt has given to a checkpoint, also a deleted one; -1 if it has given none.
 
-    Deleting the checkpoint with the highest number leaves its marker. Two listings. Raises StorageError.
+    Deleting the checkpoint with the highest number leaves its tombstone. Two listings. Raises StorageError.
     """
-    return max(_numbers(storage, place, id, attempt), default=-1)
-
-
-def _numbers(storage: Storage, place: CheckpointPlace, id: str, attempt: int) -> Iterator[int]:
-    for kind in ("artifacts", "not_latest"):
-        for info in storage.list(f"{place.prefix(kind)}{id}.{attempt}."):
-            try:
-                key = parse_key(info.key.replace(f"/{kind}/", "/artifacts/", 1))
-            except InvalidReference:
-                continue
-            if isinstance(key, CheckpointKey):
-                yield key.n
+    begin = f"{id}.{attempt}."
+    found = (
+        *checkpoints(storage.list(place.prefix() + begin)),
+        *tombstones(storage.list(place.prefix(TOMBSTONES) + begin)),
+    )
+    return max((key.n for key, _ in found), default=-1)

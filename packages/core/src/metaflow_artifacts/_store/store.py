@@ -1,7 +1,7 @@
 """The store: artifacts saved, loaded, read, listed and deleted by key.
 
-The order of writes makes every crash safe: chunks first, then the manifest, at once and only where its key is
-free. That one write is the commit; before it, nothing can be loaded, and after it, everything can.
+The order of writes makes every crash safe: the chunks are written first, then the manifest, atomically and only if its
+key is free. That write is the commit: before it, nothing can be loaded; after it, everything can.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from metaflow_artifacts._format.keys import MODELS, CheckpointKey, ModelKey, parse_key
+from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.manifest import (
     FRONT_BYTES,
     MAX_BYTES,
@@ -29,9 +29,13 @@ from metaflow_artifacts._format.manifest import (
     decode_outline,
     encode,
 )
-from metaflow_artifacts._format.reference import ModelArtifact, normalise_metadata, parse_reference
+from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
+from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._store.details import SaveDetails
+from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.numbering import highest_number
+from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.loading import fetch_chunks, read_range
 from metaflow_artifacts._transfer.progress import Progress
@@ -42,6 +46,7 @@ from metaflow_artifacts._transfer.target import create, make_tree, staged_target
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
+    InvalidInput,
     InvalidReference,
     StorageError,
     TargetError,
@@ -51,61 +56,40 @@ from metaflow_artifacts.errors import (
 __all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_of"]
 
 CHUNK_SIZE = 16 << 20
-"""Bytes at which new content is cut; `docs/performance.md` has the measurements."""
+"""Bytes at which content is cut; `docs/performance.md` has the measurements."""
 INLINE_LIMIT = 64 << 10
-"""Content of at most this many bytes lies in the manifest: a small checkpoint is one write."""
+"""Content of at most this many bytes is part of the manifest, so that saving a small checkpoint is one write."""
 
 _SAVE_ATTEMPTS = 10
-"""How often a save stores chunks that a concurrent gc removed."""
+"""Most attempts of a save to store its chunks, while a concurrent gc removes some of them."""
 _READ_ATTEMPTS = 10
-"""How often a manifest is read whose bytes differ between reads."""
-
-Reference = str | Mapping[str, Any]
+"""Most reads of a manifest that is damaged, while its bytes differ between reads."""
 
 
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
-    """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or made yet.
+    """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or written yet.
 
-    `client` makes the boto3 S3 client, where the default one does not do. Raises InvalidReference for a root
-    of another kind.
+    `client` is a function that returns the boto3 S3 client to use; without it, one with default settings is made.
+    Raises InvalidInput for a root of another kind.
     """
     return Store(open_storage(root, client=client))
-
-
-def key_of(reference: Reference) -> str:
-    """The key in a reference, which is a key or the dict that a save returned. Raises InvalidReference."""
-    if isinstance(reference, str):
-        key = reference
-    elif isinstance(reference, Mapping):
-        key = parse_reference(reference)["key"]
-    else:
-        raise InvalidReference(
-            f"expected a key (str) or the dict that save() returned, found {type(reference).__name__}"
-        )
-    parse_key(key)
-    return key
-
-
-def root_of(reference: Reference) -> str | None:
-    """The datastore root that a reference was saved below, from its `url`; None for a bare key."""
-    if isinstance(reference, str):
-        return None
-    url, key = parse_reference(reference)["url"], reference["key"]
-    return url[: -len(key) - 1] if url.endswith("/" + key) else None
 
 
 class Store:
     """Artifacts below one datastore root. Safe to use from several threads and processes at once."""
 
     def __init__(self, storage: Storage, *, chunk_size: int = CHUNK_SIZE, refresh_after: float = REFRESH_AFTER) -> None:
-        """`chunk_size` in bytes; `refresh_after` in seconds: see `gc` before changing it."""
+        """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it."""
         self.storage = storage
         self.chunk_size = chunk_size
         self.refresh_after = refresh_after
 
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
     @property
     def root(self) -> str:
-        """Where everything lies: an absolute path or an s3:// URL."""
+        """The root of the store: an absolute path or an s3:// URL."""
         return self.storage.root
 
     def save_model(
@@ -117,63 +101,55 @@ class Store:
         pathspec: str = "",
         attempt: int = 0,
         parents: Sequence[str] = (),
+        gang: str | None = None,
         progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as a new model and return the reference to it.
 
-        `metadata` is kept with it; `pathspec` and `attempt` say which task saved it, `parents` are the keys of
-        what it was made from. Raises InvalidReference for a label or metadata that break a rule, SourceError
-        where `path` cannot be read, StorageError where the datastore fails; nothing is stored under a key then.
+        `metadata` is kept with it; `pathspec`, `attempt` and `gang` say which task saved it, `parents` are the keys of
+        the artifacts that it was made from. Raises InvalidInput for a label or metadata that break a rule, SourceError
+        if `path` cannot be read, StorageError if the datastore fails; nothing is stored under a key then.
         """
         key = ModelKey.new(label)
-        fields = _fields("model", key.uuid, label, metadata, pathspec, attempt, parents)
-        return self._save(scan(path), [(str(key), fields)], latest=True, progress=progress)
+        details = SaveDetails(label, metadata, pathspec, attempt, parents, gang=gang).normalised()
+        return self._save(scan(path), [(str(key), details.reference("model", key.uuid))], True, progress)
 
     def save_checkpoint(
         self,
         path: str | os.PathLike[str],
         keys: Iterator[CheckpointKey],
-        metadata: Mapping[str, Any] | None = None,
+        details: SaveDetails,
         *,
-        label: str,
-        pathspec: str = "",
-        parents: Sequence[str] = (),
-        latest: bool = True,
         progress: Progress | None = None,
     ) -> ModelArtifact:
         """Save a file or directory as a checkpoint under the first of `keys` that is free.
 
-        `latest=False` keeps it from being loaded when a task starts again. See `CheckpointWriter`, which numbers the
-        keys; the rest is as in `save_model`.
+        See `CheckpointWriter`, which numbers the keys and gives the details. Raises as `save_model`.
         """
-        candidates = _checkpoints(keys, metadata, label, pathspec, parents)
+        candidates = _checkpoints(keys, details)
         self.storage.require_put_if_absent()
-        return self._save(scan(path), candidates, latest, progress)
+        return self._save(scan(path), candidates, details.latest, progress)
 
     def commit_checkpoint(
         self,
         files: Sequence[FileEntry],
         chunks: Sequence[Chunk],
         keys: Iterator[CheckpointKey],
-        metadata: Mapping[str, Any] | None = None,
+        details: SaveDetails,
         *,
-        label: str,
-        pathspec: str = "",
-        parents: Sequence[str] = (),
-        latest: bool = True,
         since: float | None = None,
     ) -> ModelArtifact:
-        """The second half of `save_checkpoint`, for content that came into the store by another way.
+        """The second half of `save_checkpoint`, for content whose chunks the caller has stored.
 
-        Every one of `chunks` is known to be stored (`chunks.put_chunk`, `chunks.is_stored`), the first of them
-        asked about after the time `since` (seconds since the epoch; None costs a look at each); `files` are in
-        the order of their paths' bytes, their offsets adding up. Raises TransientStorageError where a `gc` has
-        removed a chunk meanwhile.
+        Every one of `chunks` is known to be stored (`put_chunk`, `is_stored`). The first of them was stored or found
+        after the time `since` (seconds since the epoch); with None, each chunk is looked at again. `files` are in the
+        order of their paths' bytes, and their offsets add up. Raises TransientStorageError if a `gc` has removed a
+        chunk meanwhile, else as `save_checkpoint`.
         """
         self.storage.require_put_if_absent()
         if not are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
             raise TransientStorageError(f"{self.root}: a gc removed content while it was stored; store it again")
-        return self._commit(_checkpoints(keys, metadata, label, pathspec, parents), files, (), chunks, None, latest)
+        return self._commit(_checkpoints(keys, details), files, (), chunks, None, details.latest)
 
     def _save(
         self,
@@ -204,11 +180,11 @@ class Store:
                 break
         else:
             raise TransientStorageError(
-                f"{self.root}: what is saved is deleted meanwhile, {_SAVE_ATTEMPTS} times in a row; is a gc running "
-                "with a grace period that is shorter than saves take?"
+                f"{self.root}: chunks of this save were deleted while it ran, {_SAVE_ATTEMPTS} times in a row; is a gc "
+                "running with a grace period that is shorter than a save takes?"
             )
         if root is not None and root != self.storage.identity():
-            raise StorageError(f"{self.root}: the store was removed or replaced meanwhile; save again")
+            raise StorageError(f"{self.root}: the store was removed or replaced during the save; save again")
         return chunks, digests
 
     def _commit(
@@ -227,13 +203,13 @@ class Store:
             manifest = Manifest(artifact, files, dirs, chunks, self.chunk_size, inline, latest)
             if self.storage.put_if_absent(key, encode(manifest)):
                 return artifact
-        raise InvalidReference(f"all keys that were offered are taken already, the last one is {key!r}")
+        raise InvalidReference(f"all keys for this save are taken, the last one is {key!r}; pass a free key")
 
     def manifest(self, reference: Reference) -> Manifest:
-        """All that is stored about an artifact.
+        """The manifest of an artifact.
 
-        Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there,
-        CorruptArtifact where the manifest is damaged.
+        Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, CorruptArtifact if the
+        manifest is damaged, StorageError if the datastore fails.
         """
         key = key_of(reference)
         manifest = self._decoded(key)
@@ -265,22 +241,22 @@ class Store:
             ) from error
 
     def head(self, reference: Reference) -> Head:
-        """What the manifest of an artifact begins with, by a read of its first bytes. Raises as `manifest` does."""
+        """The head of an artifact's manifest, of which only the first bytes are read. Raises as `manifest` does."""
         return self.head_at(key_of(reference))
 
     def head_at(self, key: str) -> Head:
-        """As `head`, for what is known to be a key since it was listed."""
+        """As `head`, for a key that a listing gave and that is not checked again."""
         data, front = self._front(key, lambda front: front.head)
         head = None if front is None else decode_head(data, front)
         if head is None or head.artifact["key"] != key:
             manifest = self.manifest(key)
             head = Head(manifest.artifact, manifest.latest)
-        # The store may have been moved or be reached by another name since.
+        # The store may have been moved since the save, or has another URL here.
         head.artifact["url"] = self.storage.url(key)
         return head
 
     def outline_at(self, key: str) -> Outline:
-        """As `head_at`, and the chunks that the artifact needs; the rows of files are not read."""
+        """As `head_at`, with the chunks that the artifact needs; the rows of files are not read."""
         data, front = self._front(key, lambda front: front.chunks)
         outline = None if front is None else decode_outline(data, front)
         if outline is None or outline.artifact["key"] != key:
@@ -289,7 +265,7 @@ class Store:
         return outline
 
     def _front(self, key: str, part: Callable[[Front], slice]) -> tuple[bytes, Front | None]:
-        """The first bytes of a manifest, up to the end of a part of it; at most two reads."""
+        """The first bytes of a manifest, to the end of the part that `part` selects. At most two reads."""
         data = self._read(key, FRONT_BYTES)
         front = decode_front(data)
         if front is not None and part(front).stop > len(data) == FRONT_BYTES:
@@ -308,17 +284,17 @@ class Store:
         only: str | None = None,
         progress: Progress | None = None,
     ) -> str:
-        """Bring an artifact's files into the directory `path`, and return that path.
+        """Load an artifact's files into the directory `path`, and return that path.
 
-        The directory is made, or added to: files of the same path are replaced, nothing else is touched, and
-        nothing changes until every byte was verified. `only` takes the files whose path it matches
-        (`*` and `?`, `*` over `/` too). Raises as `manifest` does; CorruptArtifact where content is missing or
-        changed; TargetError where `path` cannot be written; StorageError where the datastore fails.
+        The directory is made if it does not exist. Files with the same path are replaced, and nothing else in it is
+        changed; nothing at all changes until every byte was verified. With `only`, the files are loaded whose path
+        matches this pattern (`*` and `?`; `*` matches `/` too). Raises as `manifest` does; CorruptArtifact if content
+        is missing or changed; TargetError if `path` cannot be written.
         """
         manifest = self.manifest(reference)
         wanted = {n for n, file in enumerate(manifest.files) if only is None or fnmatchcase(file.path, only)}
         if only is not None and not wanted:
-            raise ArtifactNotFound(f"{manifest.artifact['key']}: no file of it matches {only!r}")
+            raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file that matches {only!r}")
         transfer = progress or Progress()
         transfer.start(sum(manifest.files[n].size for n in wanted))
         with _naming(manifest), staged_target(path) as stage:
@@ -335,17 +311,18 @@ class Store:
         return os.fspath(path)
 
     def read_file(self, reference: Reference | Manifest, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """The content of one file of an artifact, or `length` bytes of it from `start`, without the rest.
+        """The content of one file of an artifact, or `length` bytes of it from `start`.
 
-        Reads no more of the store than what verifies these bytes: the file where it is small, else the chunks
-        that hold the range. Raises ArtifactNotFound where the artifact has no such file, else as `load` does.
+        Only the bytes that are needed for verification are read: the whole file if it is small, else the chunks that
+        contain the range. Raises ArtifactNotFound if the artifact has no such file, InvalidInput for a negative `start`
+        or `length`, else as `load` does.
         """
         manifest = reference if isinstance(reference, Manifest) else self.manifest(reference)
         file = next((file for file in manifest.files if file.path == name), None)
         if file is None:
             raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {name!r}")
         if start < 0 or (length is not None and length < 0):
-            raise InvalidReference(f"{name}: start and length count from 0, found {start} and {length}")
+            raise InvalidInput(f"{name}: start and length count from 0, found {start} and {length}")
         end = file.size if length is None else min(file.size, start + length)
         if start >= end:
             return b""
@@ -354,70 +331,39 @@ class Store:
                 return manifest.inline[file.offset + start : file.offset + end]
             return read_range(self.storage, manifest.chunks, file, start, end)
 
-    def list(self, prefix: str = f"{MODELS}/models/artifacts/") -> Iterator[str]:
-        """The keys of all artifacts that start with `prefix`, in no set order; by default those of models."""
-        for info in self.storage.list(prefix):
-            try:
-                parse_key(info.key)
-            except InvalidReference:
-                continue
-            yield info.key
+    def list(self, prefix: str = MODEL_ARTIFACTS) -> Iterator[str]:
+        """The keys of all artifacts that start with `prefix`, in any order; by default those of models."""
+        return (info.key for _, info in artifacts(self.storage.list(prefix)))
 
     def delete(self, reference: Reference) -> None:
-        """Remove an artifact. Its content is freed by the next `gc` after the grace period.
+        """Remove an artifact. The first `gc` after the grace period frees its content.
 
-        Raises InvalidReference for a malformed key, ArtifactNotFound where nothing is stored there.
+        Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, StorageError if the
+        datastore fails.
         """
-        key = key_of(reference)
-        if self.storage.stat(key) is None:
-            raise ArtifactNotFound(f"nothing is stored at {self.storage.url(key)}: nothing was deleted")
-        parsed = parse_key(key)
-        unneeded = [key]
-        if isinstance(parsed, CheckpointKey):
-            if highest_number(self.storage, parsed.place, parsed.id, parsed.attempt) == parsed.n:
-                # A number is never given twice: its marker stays.
-                self.storage.put(parsed.marker, b"")
+        parsed = ParsedReference.of(reference)
+        if self.storage.stat(parsed.key) is None:
+            raise ArtifactNotFound(f"nothing is stored at {self.storage.url(parsed.key)}: nothing was deleted")
+        unneeded = [parsed.key]
+        if isinstance(key := parsed.parts, CheckpointKey):
+            if highest_number(self.storage, key.place, key.id, key.attempt) == key.n:
+                # A number is never given twice. The tombstone keeps this one from being drawn again.
+                self.storage.put(key.tombstone, b"")
             else:
-                unneeded.append(parsed.marker)
+                unneeded.append(key.tombstone)
         self.storage.delete(unneeded)
 
 
-def _checkpoints(
-    keys: Iterator[CheckpointKey],
-    metadata: Mapping[str, Any] | None,
-    label: str,
-    pathspec: str,
-    parents: Sequence[str],
-) -> Iterable[tuple[str, dict[str, Any]]]:
-    metadata = normalise_metadata(metadata)
+def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Each key with the reference of a checkpoint saved there. Metadata is judged now, the keys are drawn later."""
+    details = details.normalised()
 
     def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         for key in keys:
-            fields = _fields("checkpoint", key.filename, label, metadata, pathspec, key.attempt, parents)
-            yield str(key), {**fields, "name": key.name, "version_id": key.n}
+            members = replace(details, attempt=key.attempt).reference("checkpoint", key.filename)
+            yield str(key), {**members, "name": key.name, "version_id": key.n}
 
     return candidates()
-
-
-def _fields(
-    kind: str,
-    uuid: str,
-    label: str,
-    metadata: Mapping[str, Any] | None,
-    pathspec: str,
-    attempt: int,
-    parents: Sequence[str],
-) -> dict[str, Any]:
-    return {
-        "uuid": uuid,
-        "type": kind,
-        "pathspec": pathspec,
-        "attempt": attempt,
-        "created_on": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-        "metadata": normalise_metadata(metadata),
-        "label": label,
-        "parents": list(parents),
-    }
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
 from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._layout import CHUNKS
 from metaflow_artifacts._storage.base import Reader, Storage
 from metaflow_artifacts._transfer.gc_marks import wait_for_gc
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, TransientStorageError
 
 __all__ = [
-    "CHUNKS",
     "READ_ATTEMPTS",
     "REFRESH_AFTER",
     "are_safe_from_gc",
@@ -29,7 +29,6 @@ __all__ = [
     "read_chunk",
 ]
 
-CHUNKS = "mf.artifacts/chunks/sha256/"
 REFRESH_AFTER = 24 * 3600.0
 """Seconds after which a save that needs a chunk again renews its time, so that `gc` leaves it alone."""
 READ_ATTEMPTS = 4

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
+from metaflow_artifacts._layout import GC_MARKS
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts.errors import ArtifactError
 
-__all__ = ["MARKS", "GcMarks", "wait_for_gc"]
-
-MARKS = "mf.artifacts/gc/"
+__all__ = ["GcMarks", "wait_for_gc"]
 
 LEASE = 120.0
 """Seconds that a batch's mark holds a save up, where `gc` was killed. It begins to delete within a quarter of them;
@@ -46,8 +45,8 @@ class GcMarks:
     def batch(self) -> Iterator[Callable[[], bool]]:
         """A stretch of looking and deleting. Gives a function that tells whether it may still delete."""
         began = _elapsed()
-        mark, before = f"{MARKS}{self._run}.{self._batches}", f"{MARKS}{self._run}.{self._batches - 1}"
-        run = f"{MARKS}{self._run}{_RUN}"
+        mark, before = f"{GC_MARKS}{self._run}.{self._batches}", f"{GC_MARKS}{self._run}.{self._batches - 1}"
+        run = f"{GC_MARKS}{self._run}{_RUN}"
         if not self._batches:
             self._storage.put(run, b"")
         self._batches += 1
@@ -86,12 +85,12 @@ def wait_for_gc(storage: Storage, since: float) -> bool:
     One whose marks stay otherwise for longer than a live `gc` would leave them is taken for dead.
     """
     # The time that a listing has of a `run` mark may be that of its batch's beginning.
-    marks = {info.key for info in storage.list(MARKS) if info.modified > since - SKEW - LEASE}
+    marks = {info.key for info in storage.list(GC_MARKS) if info.modified > since - SKEW - LEASE}
     waiting = _under_way(marks)
     end = time.monotonic() + LEASE
     while waiting and time.monotonic() < end:
         time.sleep(_POLL)
-        waiting &= _under_way({info.key for info in storage.list(MARKS)})
+        waiting &= _under_way({info.key for info in storage.list(GC_MARKS)})
     for key in waiting:
         storage.put(key.removesuffix(_OPEN) + _DONE, b"")
         _remove(storage, [key])
@@ -104,4 +103,6 @@ def _under_way(marks: set[str]) -> set[str]:
 
 def old_marks(storage: Storage, before: float) -> list[ObjectInfo]:
     """The marks that were last written before a time (seconds since the epoch), for `gc` to remove."""
-    return [info for info in storage.list(MARKS) if info.modified < before and info.key.endswith((_RUN, _OPEN, _DONE))]
+    return [
+        info for info in storage.list(GC_MARKS) if info.modified < before and info.key.endswith((_RUN, _OPEN, _DONE))
+    ]

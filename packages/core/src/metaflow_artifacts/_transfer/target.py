@@ -16,12 +16,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from metaflow_artifacts._transfer.removal import remove_tree
-from metaflow_artifacts.errors import InvalidReference, TargetError
+from metaflow_artifacts.errors import InvalidInput, TargetError
 
-__all__ = ["STAGING_PREFIX", "create", "make_tree", "seek", "staged_target", "write_all"]
+__all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the private directory is called; one that a killed load left behind may be removed."""
+
+
+def is_path(text: object) -> bool:
+    """Whether the system can take it as the path of a file."""
+    if not isinstance(text, str) or not text or "\0" in text:
+        return False
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -32,10 +43,10 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
     directory where the artifact has a file, a file where it has a directory, or a link where it has a directory.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidReference(f"path to load into: expected str or PathLike, found {type(path).__name__}")
+        raise InvalidInput(f"path to load into: expected str or PathLike, found {type(path).__name__}")
     target = os.fspath(path)
-    if not isinstance(target, str) or not target or "\0" in target:
-        raise InvalidReference(f"path to load into: expected a path, found {target!r}")
+    if not is_path(target):
+        raise InvalidInput(f"path to load into: expected a path, found {target!r}")
     made = _make(target)
     try:
         with _wording(target):

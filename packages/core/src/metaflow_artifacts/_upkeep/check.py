@@ -1,4 +1,4 @@
-"""Whether a store is whole: every manifest is read, and every chunk it names is there."""
+"""Checks that a store is whole: every manifest can be read, and every chunk that it names exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Literal
 
 from metaflow_artifacts._format.manifest import Chunk, Manifest
 from metaflow_artifacts._storage import ObjectInfo, Storage
-from metaflow_artifacts._store.store import Store, key_of
+from metaflow_artifacts._store.references import key_of
+from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.chunks import chunk_key, read_chunk
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.threads import in_threads
@@ -22,10 +23,10 @@ __all__ = ["CheckReport", "Note", "Problem", "check"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with an artifact."""
+    """One fault of an artifact."""
 
     key: str
-    """The artifact."""
+    """Key of the artifact."""
     kind: Literal["manifest", "missing", "size", "content"]
     """Its manifest cannot be read; a chunk does not exist, has another size, or has other content."""
     detail: str
@@ -36,12 +37,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that this version does not understand. It is no damage, and `gc` and `retain` refuse to run."""
+    """Something that this version does not understand. It is not damage, but `gc` and `retain` refuse to run."""
 
     kind: Literal["need", "stray"]
-    """The store says that it needs a later version, or holds objects of one; objects among the artifacts are none."""
+    """`need`: the store has a need of a later version, or objects of one. `stray`: objects that are no artifacts are
+    among the artifacts."""
     keys: tuple[str, ...]
-    """The first ten of the objects."""
+    """Storage keys of the first ten objects."""
     count: int
     """How many there are."""
     detail: str
@@ -50,7 +52,7 @@ class Note:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` has seen."""
+    """The result of `check`."""
 
     artifacts: int
     """Manifests that were read."""
@@ -59,20 +61,20 @@ class CheckReport:
     size: int
     """Bytes of content in them."""
     chunks: int
-    """Different chunks that they name."""
+    """Distinct chunks that they name."""
     stored: int
     """Bytes of these chunks, each counted once."""
     read: int
     """Bytes of chunks that were read and hashed."""
     foreign: int
-    """Artifacts of metaflow-checkpoint that were met and not checked."""
+    """Artifacts of metaflow-checkpoint that were found; they are not checked."""
     problems: tuple[Problem, ...]
     notes: tuple[Note, ...]
-    """What is not understood, where all of the store was checked."""
+    """What is not understood; only if the whole store was checked."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged. What is not understood is not counted."""
+        """Whether nothing is damaged. Notes do not count."""
         return not self.problems
 
 
@@ -83,12 +85,13 @@ def check(
     read: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Check the artifacts at `keys`, or all of the store.
+    """Check the artifacts at `keys`, or the whole store.
 
-    Every manifest must parse, and every chunk exist with its size; with `read`, each chunk is also read and hashed,
-    once. Damage is reported, not raised. So is what is not understood, where all of the store is checked. Saves,
-    deletes and gc may go on meanwhile. Raises InvalidReference for a malformed key among `keys`, ArtifactNotFound
-    where nothing is stored at one, StorageError where the storage fails or a link in it leads nowhere.
+    Every manifest must parse, and every chunk must exist with its size. With `read`, each chunk is also read and
+    hashed, once. Damage is reported, not raised. If the whole store is checked, objects that are not understood are
+    reported too. Saves, deletes and gc may run at the same time. Raises InvalidReference for a malformed key among
+    `keys`, ArtifactNotFound if nothing is stored at one of them, StorageError if the storage fails or contains a link
+    that leads nowhere.
     """
     return _Check(store, progress or Progress()).run(None if keys is None else [key_of(key) for key in keys], read)
 
@@ -103,7 +106,7 @@ class _Check:
         self.artifacts = self.files = self.size = self.read = 0
 
     def run(self, keys: list[str] | None, read: bool) -> CheckReport:
-        # A chunk that is newer than this listing is found by a look of its own.
+        # A chunk that is newer than this listing is asked for later.
         stored = stored_chunks(self.store.storage) if keys is None else {}
         wanted: Iterable[ObjectInfo] = artifact_objects(self.store.storage, strays=self.strays)
         if keys is not None:
@@ -184,7 +187,7 @@ class _Check:
     def _report(
         self, key: str, kind: Literal["manifest", "missing", "size", "content"], detail: str, chunk: Chunk | None = None
     ) -> None:
-        # It may have been deleted, and its content collected, since it was listed: then nothing is wrong.
+        # It may have been deleted, and its content removed by gc, since it was listed. That is no fault.
         if self.store.storage.stat(key) is not None:
             self.problems.append(Problem(key, kind, detail, None if chunk is None else chunk_key(chunk.sha256)))
 

@@ -1,4 +1,4 @@
-"""What metaflow-checkpoint has stored below the same root: recognised, so that nobody takes it for damage.
+"""Recognises what metaflow-checkpoint has stored below the same root, so that it is not reported as damage.
 
 These are facts about metaflow-checkpoint 0.2.14, found by running it. Its keys share the prefixes of ours, and often
 their grammar:
@@ -22,9 +22,9 @@ JSON about it lies twice beside it, with `key`, `type`, `size`, `storage_format`
 - at the key with `artifact_metadata` for `artifacts` and `.metadata` at the end;
 - below `<root>/{models,checkpoints}/metadata/<Flow>/<run>/<step>/<task>/`, as `<attempt>.<rest>.metadata`.
 
-Below `artifact_metadata` each place of checkpoints has a `latest` besides, a copy of one of them. The content is
-written first, the JSON after it; a deletion removes the content first. So content without JSON is what a save has left
-that was killed or is under way.
+Below `artifact_metadata`, each place also has an object `latest`, a copy of the JSON of one checkpoint. The content is
+written before the JSON, and a deletion removes the content first. So content without JSON comes from a save that was
+killed or is still running.
 
 None of these objects names a chunk.
 """
@@ -46,24 +46,24 @@ _MAGIC = slice(257, 262)
 
 
 class ForeignArtifacts:
-    """The artifacts of metaflow-checkpoint in a store. Nothing is asked of the storage before the first question."""
+    """The artifacts of metaflow-checkpoint in a store. The storage is not used before the first call."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._lock = threading.Lock()
         self._keys: set[str] | None = None
         self.met: set[str] = set()
-        """The keys of those whose objects were asked about."""
+        """The keys of the artifacts to which the objects of earlier calls belong."""
 
     @property
     def listed(self) -> bool:
-        """Whether the storage was asked for them already."""
+        """Whether they were listed already."""
         return self._keys is not None
 
     def owner(self, key: str) -> str | None:
-        """The key of the artifact whose content the object `key` is, or part of it; None where it is no such object.
+        """The key of the artifact to whose content the object `key` belongs; None if it belongs to none.
 
-        The JSON about it must be there. Three listings at the first call, none later. Raises StorageError.
+        The JSON about the artifact must exist. Three listings at the first call, none later. Raises StorageError.
         """
         known = self._known()
         at = len(key)
@@ -75,11 +75,11 @@ class ForeignArtifacts:
         return None
 
     def is_tar(self, key: str, *, look: bool = True) -> bool:
-        """Whether the object at `key` is an artifact stored as a tar: the JSON about it is there, and it begins as a
-        tar does, which no manifest of ours does, however damaged.
+        """Whether the object at `key` is an artifact that is stored as a tar.
 
-        One read of 512 bytes, where the JSON is there. Where it is not, with `look` one question whether it was
-        written since the listing. Raises StorageError.
+        That is so if the JSON about it exists and the object begins like a tar; no manifest of ours begins so, even if
+        it is damaged. One read of 512 bytes if the JSON was listed. If it was not, `look` asks the storage whether it
+        was written since the listing. Raises StorageError.
         """
         if key not in self._known() and not (look and self._is_new(key)):
             return False
@@ -93,7 +93,7 @@ class ForeignArtifacts:
         return True
 
     def look_again(self) -> None:
-        """Forget what was listed: an artifact may have been saved since."""
+        """List the artifacts again at the next call: one may have been saved since."""
         with self._lock:
             self._keys = None
 

@@ -1,8 +1,8 @@
-"""Gives back the space of chunks that no artifact names, while saves may run.
+"""Removes chunks that no artifact names; saves may run at the same time.
 
-`docs/format.md` has the algorithm and why it is safe beside saves. In short: what was written or renewed within the
-grace period is left alone; a chunk is looked at once more right before it goes; and while that happens, a mark in
-the store makes saves wait and look again.
+`docs/format.md` has the algorithm and the proof that it is safe beside saves. In short: chunks that were written or
+renewed within the grace period stay. The time of a chunk is checked again just before its removal. While that happens,
+a gc mark in the store makes saves wait and check their chunks again.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, parse_key
+from metaflow_artifacts._layout import CHECKPOINTS, HUB, TOMBSTONES, checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo, Storage
+from metaflow_artifacts._store.listing import checkpoints, tombstones
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import GcMarks, old_marks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, Strays, artifact_objects, chunk_objects, outlines
-from metaflow_artifacts.errors import CorruptArtifact, InvalidReference, StorageError, TransientStorageError
+from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, chunk_objects, outlines
+from metaflow_artifacts.errors import (
+    CorruptArtifact,
+    InvalidInput,
+    StorageError,
+    TransientStorageError,
+)
 
 __all__ = ["GRACE", "GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"]
 
 GRACE = 7 * 24 * 3600.0
-"""Seconds for which everything is kept that was written, or needed again, by whatever save."""
+"""Seconds for which every chunk is kept after a save has written or needed it."""
 
 _BATCH = 256
-_MARKER_PREFIXES = tuple(f"{root}/checkpoints/not_latest/" for root in (CHECKPOINTS, HUB))
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,11 @@ class Waiting:
 
 @dataclass(frozen=True)
 class GcPlan:
-    """What a gc would remove. It stays valid however much later it is executed."""
+    """What a gc would remove. It may be executed at any later time."""
 
     root: str
     limit: float
-    """Seconds since the epoch, by the storage's clock: what was written or renewed later than this stays."""
+    """Seconds since the epoch, by the storage's clock: chunks that were written or renewed later stay."""
     artifacts: int
     """Manifests that were read."""
     chunks: int
@@ -56,27 +61,29 @@ class GcPlan:
     stored: int
     """Bytes of all chunks."""
     garbage: Sequence[ObjectInfo]
-    """Chunks that no artifact names and that are old enough to go."""
+    """Chunks that no artifact names and that are older than `limit`."""
     waiting: Waiting
-    """Chunks that no artifact names and that are not old enough."""
+    """Chunks that no artifact names and that are not older than `limit`."""
     temporary: Sequence[ObjectInfo]
-    """Temporary objects that killed writers left behind."""
-    markers: Sequence[ObjectInfo]
-    """Markers of checkpoints that do not exist, and marks of earlier gc runs."""
+    """Temporary objects of writers that were killed."""
+    tombstones: Sequence[ObjectInfo]
+    """Tombstones of checkpoints that do not exist, which keep no number from being drawn again."""
+    marks: Sequence[ObjectInfo]
+    """Marks of earlier gc runs."""
     keeps_versions: bool | None
-    """Whether the storage keeps what is removed as old versions; None where it does not say."""
+    """Whether the storage keeps removed objects as old versions; None if it does not tell."""
     ignore: Sequence[str] = ()
-    """What was passed over, though it was not understood."""
+    """Prefixes below which objects that are not understood were ignored."""
 
     @property
     def size(self) -> int:
-        """Bytes that would be given back."""
-        return sum(info.size for info in (*self.garbage, *self.temporary, *self.markers))
+        """Bytes that would be freed."""
+        return sum(info.size for info in (*self.garbage, *self.temporary, *self.tombstones, *self.marks))
 
 
 @dataclass(frozen=True)
 class GcStats:
-    """What a gc did, or with a dry run would do."""
+    """What a gc did, or would do if it is a dry run."""
 
     dry_run: bool
     artifacts: int
@@ -89,17 +96,19 @@ class GcStats:
     """Chunks that were removed."""
     temporary: int
     """Temporary objects of killed writers that were removed."""
-    markers: int
-    """Markers that were removed."""
+    tombstones: int
+    """Tombstones that were removed."""
+    marks: int
+    """Marks of earlier gc runs that were removed."""
     freed: int
-    """Bytes given back. Where `keeps_versions` is true, they still take space as old versions."""
+    """Bytes freed. If `keeps_versions` is true, they still take space as old versions."""
     spared: int
-    """Chunks of the plan that were needed again, or removed by another, before they were reached."""
+    """Chunks of the plan that a save needed again, or another gc removed, before this gc came to them."""
     waiting: Waiting
     """Chunks that no artifact names and that are younger than the grace period; they stay."""
     keeps_versions: bool | None
-    """Whether the storage keeps what is removed as old versions, until a rule of its own expires them; None where it
-    does not say."""
+    """Whether the storage keeps removed objects as old versions, until a lifecycle rule expires them; None if it does
+    not tell."""
 
 
 def gc(
@@ -111,10 +120,10 @@ def gc(
     ignore: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> GcStats:
-    """Remove what no artifact needs and nothing has written or needed for `grace` seconds.
+    """Remove the chunks that no artifact needs and that no save has written or needed for `grace` seconds.
 
-    Without `dry_run=False`, nothing is removed and the statistics tell what would be. Saves, loads, deletes and
-    other gc runs may go on at the same time. Raises as `plan_gc` does.
+    Unless `dry_run` is False, nothing is removed, and the statistics tell what would be. Saves, loads, deletes and
+    other gc runs may happen at the same time. Raises as `plan_gc` and `execute_gc` do.
     """
     plan = plan_gc(store, grace=grace, exclusive=exclusive, ignore=ignore)
     if not dry_run:
@@ -126,7 +135,8 @@ def gc(
         stored=plan.stored,
         removed=len(plan.garbage),
         temporary=len(plan.temporary),
-        markers=len(plan.markers),
+        tombstones=len(plan.tombstones),
+        marks=len(plan.marks),
         freed=plan.size,
         spared=0,
         waiting=plan.waiting,
@@ -137,17 +147,17 @@ def gc(
 def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, ignore: Sequence[str] = ()) -> GcPlan:
     """Find what a gc may remove; nothing is changed.
 
-    `grace`, in seconds, must be at least twice the `refresh_after` of this store and of all that save to it: a save
-    relies on chunks that are that old. `exclusive` promises that nothing saves until the plan was executed; then
-    any grace period will do. `ignore` has keys, or their first parts, below which objects are passed over that are
-    not understood.
+    `grace`, in seconds, must be at least twice the `refresh_after` of this store and of every process that saves to it,
+    because a save relies on chunks that are as old as that. With `exclusive`, the caller promises that nothing is saved
+    until the plan was executed; then any grace period is allowed. `ignore` lists keys, or first parts of keys; objects
+    there that are not understood are ignored.
 
-    Raises InvalidReference for a grace period that is too short, CorruptArtifact where a manifest cannot be read (it
-    may name any chunk), StorageError where the store needs a later version, where an object below the artifacts'
-    prefixes is not understood, and where the storage fails.
+    Raises InvalidInput for a grace period that is too short, CorruptArtifact if a manifest cannot be read (it may name
+    any chunk), and StorageError if the store needs a later version, if an object below the artifacts' prefixes is not
+    understood, or if the storage fails.
     """
     if grace < 0 or (not exclusive and grace < 2 * store.refresh_after):
-        raise InvalidReference(
+        raise InvalidInput(
             f"grace period of {grace:g} s: at least {2 * store.refresh_after:g} s are needed while anything saves to "
             f"{store.root}; only when nothing does until the end, pass exclusive (--exclusive) to use a shorter one"
         )
@@ -155,8 +165,8 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
     strays = Strays(storage, ignore)
     begin = storage.now()
     refuse_unknown_needs(storage)
-    # With `exclusive`, nothing saves from `begin` on: what has the same time, as far as the storage's clock can tell
-    # times apart, was written before.
+    # With `exclusive`, nothing is saved from `begin` on. So an object whose time equals `begin`, within the resolution
+    # of the storage's clock, was written before it.
     limit = begin - grace + (storage.resolution if exclusive else 0)
     unneeded = {digest: info for info, digest in chunk_objects(storage)}
     chunks, stored = len(unneeded), sum(info.size for info in unneeded.values())
@@ -171,7 +181,8 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
         garbage=tuple(info for info in unneeded.values() if info.modified < limit),
         waiting=_waiting([info for info in unneeded.values() if info.modified >= limit], begin - limit),
         temporary=tuple(info for info in storage.leftovers() if info.modified < limit),
-        markers=(*_orphans(storage, limit), *old_marks(storage, begin - old)),
+        tombstones=tuple(_orphans(storage, limit)),
+        marks=tuple(old_marks(storage, begin - old)),
         keeps_versions=_keeps_versions(storage),
         ignore=tuple(ignore),
     )
@@ -181,7 +192,7 @@ def _keeps_versions(storage: Storage) -> bool | None:
     try:
         return storage.keeps_versions()
     except StorageError:
-        # The answer is only reported, and to ask needs a permission that gc otherwise does not.
+        # The answer is only reported, and the question needs a permission that gc does not need otherwise.
         return None
 
 
@@ -191,7 +202,7 @@ def _waiting(chunks: list[ObjectInfo], grace: float) -> Waiting:
 
 
 def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays) -> int:
-    """Take what any artifact names out of `chunks`; the number of artifacts."""
+    """Remove the chunks that any artifact names from `chunks`; returns the number of artifacts."""
     count = 0
     with ThreadPoolExecutor(store.storage.threads) as pool:
         objects = artifact_objects(store.storage, strays=strays)
@@ -211,46 +222,37 @@ def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays
 
 
 def _orphans(storage: Storage, limit: float) -> Iterator[ObjectInfo]:
-    """Old markers without their checkpoint, but for those that keep a number from being given again."""
-    for prefix in _MARKER_PREFIXES:
-        artifacts = prefix.replace("/not_latest/", "/artifacts/")
-        assert artifacts in ARTIFACT_PREFIXES
-        markers = [(info, key) for info in storage.list(prefix) if (key := _key(artifacts + info.key[len(prefix) :]))]
-        if not any(info.modified < limit for info, _ in markers):
+    """Old tombstones without their checkpoint, except those that keep a number from being drawn again."""
+    for root in (CHECKPOINTS, HUB):
+        found = list(tombstones(storage.list(checkpoint_prefix(root, TOMBSTONES))))
+        if not any(info.modified < limit for _, info in found):
             continue
-        there = {key for info in storage.list(artifacts) if (key := _key(info.key))}
+        there = {key for key, _ in checkpoints(storage.list(checkpoint_prefix(root)))}
         highest: dict[tuple[object, ...], int] = {}
-        for key in (*there, *(key for _, key in markers)):
+        for key in (*there, *(key for key, _ in found)):
             attempt = key.place, key.id, key.attempt
             highest[attempt] = max(highest.get(attempt, key.n), key.n)
-        for info, key in markers:
+        for key, info in found:
             if info.modified < limit and key not in there and key.n < highest[key.place, key.id, key.attempt]:
                 yield info
 
 
-def _key(text: str) -> CheckpointKey | None:
-    try:
-        key = parse_key(text)
-    except InvalidReference:
-        return None
-    return key if isinstance(key, CheckpointKey) else None
-
-
 def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) -> GcStats:
-    """Remove what `plan_gc` found, but for what was needed again since.
+    """Remove what `plan_gc` found, except chunks that were needed again since.
 
-    Raises StorageError where the storage fails, and where what `plan_gc` refuses has come into the store since.
+    Raises InvalidInput for the plan of another store, and StorageError if the storage fails, or if an object that
+    `plan_gc` refuses was written since.
     """
     if plan.root != store.root:
-        raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
+        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
     strays = Strays(store.storage, plan.ignore)
     for _ in artifact_objects(store.storage, strays=strays):
         pass
     strays.refuse()
     removed = _remove_garbage(store, plan, progress or Progress())
-    freed = (*removed, *plan.temporary, *plan.markers)
-    store.storage.delete([info.key for info in (*plan.temporary, *plan.markers)])
+    others = (*plan.temporary, *plan.tombstones, *plan.marks)
+    store.storage.delete([info.key for info in others])
     return GcStats(
         dry_run=False,
         artifacts=plan.artifacts,
@@ -258,8 +260,9 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
         stored=plan.stored,
         removed=len(removed),
         temporary=len(plan.temporary),
-        markers=len(plan.markers),
-        freed=sum(info.size for info in freed),
+        tombstones=len(plan.tombstones),
+        marks=len(plan.marks),
+        freed=sum(info.size for info in (*removed, *others)),
         spared=len(plan.garbage) - len(removed),
         waiting=plan.waiting,
         keeps_versions=plan.keeps_versions,
@@ -279,7 +282,7 @@ def _remove_garbage(store: Store, plan: GcPlan, transfer: Progress) -> list[Obje
             now = list(pool.map(lambda info: storage.stat(info.key), batch))
             doomed = [info for info in now if info is not None and info.modified < plan.limit]
             if not in_time():
-                # Saves do not wait for this batch much longer: look again under a new mark, at fewer.
+                # Saves will not wait for this batch much longer. Check again under a new mark, in a smaller batch.
                 if size == 1:
                     raise TransientStorageError(f"{store.root} answers too slowly for a gc beside saves; try later")
                 waiting, size = doomed + waiting, size // 2

@@ -1,10 +1,10 @@
-"""What a program has to understand before it may judge what in a store nobody needs.
+"""The features that a program must know before it may decide which objects of a store are unneeded.
 
-A store says so itself. Whoever first writes an object of a kind that version 0.1 does not know writes before it one
-empty object for that feature, `mf.artifacts/needs/<feature>.<version>`; `<version>` is the first version of
-metaflow-artifacts that knows the feature (`rounds.0.3.0`). What deletes by its own judgement (`gc`, `retain`) lists
-these objects when it plans and again when it executes, and refuses where it does not know one: an object that it does
-not understand may need any chunk. Saves, loads and the deletion of a named artifact judge nothing and ask nothing.
+The store itself says which. Before a later version writes an object of a kind that version 0.1 does not know, it writes
+an empty object for that feature, `mf.artifacts/needs/<feature>.<version>`, where `<version>` is the first version of
+metaflow-artifacts that knows the feature (`rounds.0.3.0`). `gc` and `retain` list these objects when they plan and
+again when they execute, and refuse to run if they do not know a feature, because an object of an unknown kind may need
+any chunk. Saves, loads and the deletion of a named artifact do not depend on this.
 """
 
 from __future__ import annotations
@@ -12,28 +12,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metaflow_artifacts import __version__
+from metaflow_artifacts._layout import NEEDS, RESERVED
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts.errors import StorageError
 
 __all__ = [
     "KNOWN",
-    "NEEDS",
-    "RESERVED",
     "Need",
-    "add_need",
     "refuse_unknown_needs",
     "reserved_objects",
     "unknown_needs",
 ]
 
-NEEDS = "mf.artifacts/needs/"
-RESERVED = tuple(f"mf.artifacts/{name}/" for name in ("parts", "rounds", "refs"))
-"""Prefixes of later versions. This one writes nothing below them and does not know what an object there needs."""
 KNOWN: frozenset[str] = frozenset()
 """The features that this version understands, without their versions."""
 
 SHOWN = 10
-"""How many keys an error or a report names; it gives the number of the others."""
+"""Most keys that an error or a report names; for the others, it gives their number."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,11 @@ class Need:
 
     feature: str
     version: str
-    """The first version of metaflow-artifacts that knows it; empty where the object's name does not say."""
+    """The first version of metaflow-artifacts that knows it; empty if the name of the object does not contain it."""
 
     @property
     def key(self) -> str:
-        """Storage key of the object that says so."""
+        """Storage key of the object that stands for this need."""
         return NEEDS + self.feature + ("." + self.version if self.version else "")
 
     def __str__(self) -> str:
@@ -54,35 +49,25 @@ class Need:
         return f"{self.feature!r} ({known})"
 
 
-def add_need(storage: Storage, feature: str, version: str) -> None:
-    """Make the store say that it uses `feature`, which the version `version` was the first to know.
-
-    To be called before the first object of a new kind is written; once a process and store is enough. `feature` is a
-    word without `.`. Raises StorageError.
-    """
-    assert "." not in feature
-    storage.put_if_absent(Need(feature, version).key, b"")
-
-
 def unknown_needs(storage: Storage) -> list[Need]:
     """The features that a store uses and this version does not understand. One listing. Raises StorageError."""
     needs = []
     for info in storage.list(NEEDS):
         feature, _, version = info.key[len(NEEDS) :].partition(".")
-        # Names that begin with a dot are those of file systems and desktops.
+        # Names that begin with a dot come from file systems and desktops.
         if feature and feature not in KNOWN:
             needs.append(Need(feature, version))
     return sorted(needs, key=lambda need: need.key)
 
 
 def reserved_objects(storage: Storage) -> list[ObjectInfo]:
-    """What lies below the prefixes of later versions. One short listing for each. Raises StorageError."""
+    """The objects below the prefixes that are reserved for later versions. One listing each. Raises StorageError."""
     found = [info for prefix in RESERVED for info in storage.list(prefix)]
     return sorted(found, key=lambda info: info.key)
 
 
 def refuse_unknown_needs(storage: Storage) -> None:
-    """Raise StorageError where the store holds something of a later version, known by its needs or by its prefix."""
+    """Raise StorageError if the store has an unknown need, or objects below a reserved prefix."""
     if needs := unknown_needs(storage):
         raise StorageError(
             f"nothing was removed: {storage.root} needs what version {__version__} does not know: "

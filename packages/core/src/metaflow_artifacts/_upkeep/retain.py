@@ -1,9 +1,9 @@
-"""Which checkpoints to keep: the last, the best, the young, and what a retry may load. The others may go.
+"""Which checkpoints to keep: the last, the best, the young, and those that a retry may load. The others are deleted.
 
 A task that is retried loads the newest checkpoint that it has saved with `latest`; with `eager`, the newest of any run.
-No rule takes these away: beside what the rules keep, the newest `latest` checkpoint of each place stays, and that of
-each task which has saved it within the last 7 days (whether a task will be retried cannot be seen; later than that, it
-is taken to be over). Only `last=0`, which asks to keep none, removes them too.
+No rule deletes these. In addition to what the rules keep, the newest `latest` checkpoint of each place stays, and that
+of each task if it was saved within the last 7 days. (Nobody can tell whether a task will be retried; after 7 days, it
+is assumed to be over.) Only `last=0`, which asks to keep none, deletes them too.
 """
 
 from __future__ import annotations
@@ -16,47 +16,49 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part
 from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._layout import checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoints import created_at, newest_first, task_of
+from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.threads import in_threads
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
-from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, heads
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts._upkeep.survey import Strays, heads
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 
 RETRY_WITHIN = 7 * 24 * 3600.0
-"""Seconds after a task's newest `latest` checkpoint within which a retry of the task may still want it."""
+"""Seconds after a task's newest `latest` checkpoint within which a retry of the task may still load it."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidReference where none is given."""
+    """What is kept; a checkpoint stays if any rule keeps it. Raises InvalidInput for no rule or a wrong one."""
 
     last: int | None = None
-    """As many of the newest. With 0, what a retry may load goes too, unless another rule keeps it."""
+    """Keep this many of the newest. With 0, what a retry may load is deleted too, unless another rule keeps it."""
     best: int | None = None
-    """As many of those with the best value of `metric`."""
+    """Keep this many with the best value of `metric`."""
     metric: str | None = None
-    """A key of the metadata. Checkpoints that have no number there are not among the best."""
+    """A key of the metadata. Checkpoints without a number there are not among the best."""
     lowest: bool = False
     """Whether the lowest value is the best."""
     younger: float | None = None
-    """All that were saved within as many seconds."""
+    """Keep all that were saved within this many seconds."""
 
     def __post_init__(self) -> None:
         given = {"last": self.last, "best": self.best, "younger": self.younger}
         if all(value is None for value in given.values()):
-            raise InvalidReference("no rule says what to keep; give last, best or younger")
+            raise InvalidInput("no rule says what to keep; give last, best or younger")
         for name, value in given.items():
             if value is not None and not value >= 0:
-                raise InvalidReference(f"{name}: expected a number from 0, found {value}")
+                raise InvalidInput(f"{name}: expected a number from 0, found {value}")
         if (self.best is None) != (self.metric is None):
-            raise InvalidReference("best and metric belong together: how many to keep, and by which metadata value")
+            raise InvalidInput("best and metric belong together: how many to keep, and by which metadata value")
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,15 @@ def plan_retention(
 ) -> RetentionPlan:
     """Find the checkpoints that no rule keeps; nothing is changed.
 
-    The rules hold for each place in a flow (namespace, foreach value, node or gang of a parallel step) by itself, or
-    with `per="step"` for all checkpoints of a flow and step together. `flow` and `step` restrict what is looked at.
-    `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidReference for names
-    that break a rule; StorageError where the store needs a later version, where an object among the checkpoints is
-    not understood, and where the storage fails.
+    The rules apply to each place in a flow (namespace, foreach value, node or gang of a parallel step) separately, or
+    with `per="step"` to all checkpoints of a flow and step together. `flow` and `step` select the checkpoints to
+    consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidInput for
+    names that break a rule, and StorageError if the store needs a later version, if an object among the checkpoints is
+    not understood, or if the storage fails.
     """
     if root not in (CHECKPOINTS, HUB):
-        raise InvalidReference(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
-    prefix = f"{root}/checkpoints/artifacts/"
+        raise InvalidInput(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
+    prefix = checkpoint_prefix(root)
     if flow is not None:
         prefix += encode_part(flow, "flow") + "/"
         if step is not None:
@@ -142,8 +144,7 @@ def plan_retention(
     strays = Strays(store.storage, ignore)
     refuse_unknown_needs(store.storage)
     found: dict[tuple[str, str, str], list[ObjectInfo]] = defaultdict(list)
-    for info in artifact_objects(store.storage, [prefix], strays):
-        key = parse_key(info.key)
+    for key, info in artifacts(store.storage.list(prefix), strays.add):
         assert isinstance(key, CheckpointKey)
         if step is None or key.place.step == step:
             task = f"{key.place.scope}/{key.place.task}" if per == "task" else ""
@@ -174,7 +175,7 @@ class _Seen:
 
 
 def _task(artifact: ModelArtifact) -> tuple[str, str]:
-    """The task of a run that saved it: two may share the digits in the key, and then differ in the pathspec."""
+    """The task of a run that saved it. Two tasks may have the same digits in the key, but not the same pathspec."""
     place, _, name = artifact["key"].rpartition("/")
     return f"{place}/{name.partition('.')[0]}", task_of(artifact)
 
@@ -222,7 +223,7 @@ def _group(
 
 
 def _resumable(seen: list[_Seen]) -> list[_Seen]:
-    """Of checkpoints, newest first, those that an attempt may load: see above."""
+    """The checkpoints of `seen` (newest first) that a retry may load; the module's docstring has the rule."""
     oldest = time.time() - RETRY_WITHIN
     places: set[str] = set()
     tasks: set[tuple[str, str]] = set()
@@ -242,12 +243,12 @@ def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
     valued: list[tuple[int | float, _Seen]] = []
     for one in seen:
         value = one.artifact["metadata"].get(rules.metric)
-        # An integer may be larger than any float; it compares all the same.
+        # An integer may be larger than any float; Python compares the two correctly.
         if isinstance(value, bool):
             continue
         if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             valued.append((value, one))
-    # A stable sort: of equal values the newer stays.
+    # The sort is stable: of two equal values, the newer checkpoint comes first.
     ranked = sorted(valued, key=lambda pair: pair[0] if rules.lowest else -pair[0])
     return [one for _, one in ranked[: rules.best]]
 
@@ -255,12 +256,13 @@ def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
 def execute_retention(
     store: Store, plan: RetentionPlan, *, done: Callable[[ModelArtifact], None] | None = None
 ) -> RetentionStats:
-    """Delete what `plan_retention` found; `done` is told of each. Their content goes with the next `gc`.
+    """Delete what `plan_retention` found, and call `done` with each. The next `gc` frees their content.
 
-    Raises StorageError where the storage fails, and where the store needs a later version by now.
+    Raises InvalidInput for the plan of another store, and StorageError if the storage fails or the store needs a later
+    version by now.
     """
     if plan.root != store.root:
-        raise InvalidReference(f"the plan was made for {plan.root}, not for {store.root}")
+        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
     deleted: list[ModelArtifact] = []
 

@@ -1,4 +1,4 @@
-"""Listings of a whole store: its artifacts and its chunks, and what lies among them that is not understood."""
+"""Listings of a whole store: its artifacts, its chunks, and objects among them that are not understood."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, MODELS, parse_key
 from metaflow_artifacts._format.manifest import FORMAT, Head, Manifest, Outline
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._store.listing import artifacts, read_listed
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.chunks import CHUNKS
 from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
 from metaflow_artifacts._upkeep.needs import SHOWN, listed
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput, StorageError
 
 __all__ = [
-    "ARTIFACT_PREFIXES",
     "Strays",
     "artifact_objects",
     "chunk_objects",
@@ -29,35 +28,28 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-ARTIFACT_PREFIXES = (
-    f"{MODELS}/models/artifacts/",
-    f"{CHECKPOINTS}/checkpoints/artifacts/",
-    f"{HUB}/checkpoints/artifacts/",
-)
-"""Below these lie all manifests of a store."""
-
 _CHUNK_DIGITS = 2 + 1 + 62
 _LARGE = 1 << 20
-"""Bytes from which an object is first asked whether it is a tar of metaflow-checkpoint: most manifests are smaller,
-and a tar must not be read whole to find that it is none."""
+"""Bytes of an object from which it is first checked whether it is a tar of metaflow-checkpoint. Most manifests are
+smaller, and a tar must not be read whole only to find that it is not a manifest."""
 _AHEAD = 2
-"""How many objects a thread are asked for before the first of them is handed on."""
+"""How many objects per thread are requested ahead of the one that is returned next."""
 _BEGINNING = f'{{"format":"{FORMAT}"'.encode()
 
 
 class Strays:
-    """What lies below the artifacts' prefixes and is not understood: it may need any chunk.
+    """Objects below the artifacts' prefixes that are not understood. Each of them may need any chunk.
 
-    Left out are objects of metaflow-checkpoint (`foreign`), what lies below an ignored prefix, names of which a part
-    begins with a dot (`.DS_Store`, `.nfs0001`; no key of ours has one), and empty objects at keys that cannot be ours
-    (some storages list a folder as such).
+    These are left out: objects of metaflow-checkpoint (`foreign`); objects below an ignored prefix; names with a part
+    that begins with a dot (`.DS_Store`, `.nfs0001`; our keys have no such part); and empty objects at keys that are not
+    ours (some storages list a folder as an empty object).
     """
 
     def __init__(self, storage: Storage, ignore: Sequence[str] = ()) -> None:
-        """Raises InvalidReference for an ignored prefix that does not lie below an artifacts' prefix."""
+        """Raises InvalidInput for an ignored prefix that does not lie below an artifacts' prefix."""
         for prefix in ignore:
             if not prefix.startswith(ARTIFACT_PREFIXES):
-                raise InvalidReference(
+                raise InvalidInput(
                     f"cannot ignore {prefix!r}: expected a key, or the first parts of one, below "
                     f"{', '.join(ARTIFACT_PREFIXES)}"
                 )
@@ -67,19 +59,19 @@ class Strays:
         self._found: list[ObjectInfo] = []
 
     def add(self, info: ObjectInfo) -> None:
-        """Take an object whose key cannot be parsed. Raises StorageError."""
-        nobodys = info.size == 0 or any(part.startswith(".") for part in info.key.split("/"))
-        if not nobodys and not self.ignores(info.key) and self.foreign.owner(info.key) is None:
+        """Add an object whose key cannot be parsed, unless it is to be left out. Raises StorageError."""
+        harmless = info.size == 0 or any(part.startswith(".") for part in info.key.split("/"))
+        if not harmless and not self.ignores(info.key) and self.foreign.owner(info.key) is None:
             self._found.append(info)
 
     def ignores(self, key: str) -> bool:
-        """Whether a key is one of the ignored prefixes, or lies below one."""
+        """Whether a key is one of the ignored prefixes, or is below one."""
         return any(key == prefix or key.startswith(prefix + "/") for prefix in self._ignore)
 
     def left(self) -> list[ObjectInfo]:
-        """Those that are not understood, in the order of their keys. Raises StorageError."""
+        """The objects that are not understood and still exist, ordered by key. Raises StorageError."""
         if self._found:
-            # Somebody may have saved or deleted with metaflow-checkpoint since it was listed.
+            # metaflow-checkpoint may have saved or deleted something since it was listed.
             self.foreign.look_again()
             self._found = [info for info in self._found if self.foreign.owner(info.key) is None]
         if len(self._found) <= SHOWN:
@@ -87,28 +79,22 @@ class Strays:
         return sorted(self._found, key=lambda info: info.key)
 
     def refuse(self) -> None:
-        """Raise StorageError where one is left."""
+        """Raise StorageError if `left` returns any."""
         if left := self.left():
             objects = f"{len(left)} objects are" if len(left) > 1 else "1 object is"
             raise StorageError(
                 f"nothing was removed: below the artifacts of {self.storage.root} {objects} not understood and may "
                 f"need any content: {listed([info.key for info in left])}; upgrade metaflow-artifacts if a later "
-                f"version wrote them, move them away, or pass ignore (--ignore PREFIX) for what is not of this store"
+                f"version wrote them, move them away, or pass ignore (--ignore PREFIX) for objects of other programs"
             )
 
 
 def artifact_objects(
     storage: Storage, prefixes: Iterable[str] = ARTIFACT_PREFIXES, strays: Strays | None = None
 ) -> Iterator[ObjectInfo]:
-    """The objects at the keys of artifacts; `strays` gets what else lies below the same prefixes."""
+    """The objects at the keys of artifacts; all other objects below the same prefixes are added to `strays`."""
     for prefix in prefixes:
-        for info in storage.list(prefix):
-            try:
-                parse_key(info.key)
-            except InvalidReference:
-                if strays is not None:
-                    strays.add(info)
-                continue
+        for _, info in artifacts(storage.list(prefix), strays.add if strays is not None else None):
             yield info
 
 
@@ -118,7 +104,7 @@ def stored_chunks(storage: Storage) -> dict[bytes, int]:
 
 
 def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
-    """Every chunk in the store with its digest; what else lies there is left out."""
+    """Every chunk in the store with its digest; other objects among the chunks are left out."""
     for info in storage.list(CHUNKS):
         name = info.key[len(CHUNKS) :]
         if len(name) == _CHUNK_DIGITS and name[2] == "/":
@@ -131,10 +117,11 @@ def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
 def manifests(
     store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
 ) -> Iterator[tuple[ObjectInfo, Manifest | CorruptArtifact | None]]:
-    """Read the manifests at `objects`, several at once, few ahead: each one, the damage that was found instead, or
-    None where it was deleted since it was listed.
+    """Read the manifests at `objects`, several at once: for each the manifest, its damage, or None if it was deleted
+    since the listing.
 
-    Objects of metaflow-checkpoint are left out, and of what `strays` ignores all that does not begin as a manifest.
+    Objects of metaflow-checkpoint are left out, and so are objects that `strays` ignores and that do not begin like a
+    manifest.
     """
     return _read(store, objects, pool, strays or Strays(store.storage), store.manifest)
 
@@ -149,7 +136,7 @@ def outlines(
 def heads(
     store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
 ) -> Iterator[tuple[ObjectInfo, Head | CorruptArtifact | None]]:
-    """As `manifests`, and reads no more than the head of each, where that is whole."""
+    """As `manifests`, with only the head of each, if that is undamaged."""
     return _read(store, objects, pool, strays or Strays(store.storage), store.head_at)
 
 
@@ -162,18 +149,14 @@ def _read(
 ) -> Iterator[tuple[ObjectInfo, _T | CorruptArtifact | None]]:
     def one(info: ObjectInfo) -> tuple[ObjectInfo, _T | CorruptArtifact | None] | None:
         foreign = strays.foreign
-        try:
-            if (foreign.listed or info.size >= _LARGE) and foreign.is_tar(info.key, look=False):
-                return None
-            return info, read(info.key)
-        except ArtifactNotFound:
-            return info, None
-        except CorruptArtifact as error:
-            if foreign.is_tar(info.key) or _is_ignored(strays, info.key):
-                return None
-            return info, error
+        if (foreign.listed or info.size >= _LARGE) and foreign.is_tar(info.key, look=False):
+            return None
+        found = read_listed(read, info.key)
+        if isinstance(found, CorruptArtifact) and (foreign.is_tar(info.key) or _is_ignored(strays, info.key)):
+            return None
+        return info, found
 
-    # Results are handed on in order while later objects are read, and no more of them than needed are held.
+    # Results are returned in order while later objects are read. Only a few are held, to limit memory.
     ahead: deque[Future[tuple[ObjectInfo, _T | CorruptArtifact | None] | None]] = deque()
     for info in objects:
         ahead.append(pool.submit(one, info))

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 from metaflow_artifacts.testing._suite import Suite, about, read_blocks
 
 __all__ = ["ObjectTests"]
@@ -69,9 +69,9 @@ class ObjectTests(Suite):
     def test_negative_ranges_are_refused(self, storage: Storage) -> None:
         self.raw_put(storage, "a", b"content")
         for start, length in ((-1, None), (0, -1)):
-            with pytest.raises(InvalidReference):
+            with pytest.raises(InvalidInput):
                 storage.get("a", start, length)
-            with pytest.raises(InvalidReference):
+            with pytest.raises(InvalidInput):
                 read_blocks(storage, "a", start, length)
 
     def test_large_object_in_blocks(self, storage: Storage) -> None:

@@ -27,10 +27,10 @@ from faultlib.outcomes import content
 from faultlib.watched import Watched
 from metaflow_artifacts import ArtifactNotFound, Store
 from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._layout import GC_MARKS
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer import gc_marks as sweeps
-from metaflow_artifacts._transfer.gc_marks import MARKS
 from metaflow_artifacts._transfer.target import STAGING_PREFIX
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, plan_gc
@@ -73,7 +73,7 @@ class Scenario:
             found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
         else:
             found = {info.key for info in self.store.storage.list("")}
-        return {key for key in found if not key.startswith(MARKS)}
+        return {key for key in found if not key.startswith(GC_MARKS)}
 
     def prepare(self) -> None:
         """Before the first time."""

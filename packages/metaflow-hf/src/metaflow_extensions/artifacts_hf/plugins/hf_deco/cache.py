@@ -313,9 +313,7 @@ class _Task:
             content.files,
             content.chunks,
             self._writer.keys(self._request.name),
-            self._request.metadata(commit),
-            label=self._cache._label,
-            pathspec=self._writer.pathspec,
+            self._writer.details(self._cache._label, self._request.metadata(commit)),
             since=content.since,
         )
         self._writer.saved(artifact, latest=True)

@@ -1,0 +1,85 @@
+"""A reference is parsed where it enters the store, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import CheckpointPlace, CheckpointWriter, ParsedReference, Store, lineage, open_store
+from metaflow_artifacts._format.keys import ModelKey
+from metaflow_artifacts._store import references
+from metaflow_artifacts._store.references import key_of, root_of
+
+OPERATIONS: dict[str, Callable[[Store, Any, Path], Any]] = {
+    "load": lambda store, reference, path: store.load(reference, path / "out"),
+    "info": lambda store, reference, path: store.info(reference),
+    "manifest": lambda store, reference, path: store.manifest(reference),
+    "read_file": lambda store, reference, path: store.read_file(reference, "file"),
+    "lineage": lambda store, reference, path: lineage(reference, store),
+    "delete": lambda store, reference, path: store.delete(reference),
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "root")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    return path
+
+
+@pytest.mark.parametrize("form", ["key", "dict", "parsed"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_parses_a_reference_once(
+    store: Store, file: Path, tmp_path: Path, operation: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = store.save_model(file)
+    reference: Any = {"key": saved["key"], "dict": saved, "parsed": ParsedReference.of(saved)}[form]
+    calls = []
+
+    def counting(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(value: Any) -> Any:
+            calls.append(parse.__name__)
+            return parse(value)
+
+        return call
+
+    for name in ("parse_key", "parse_reference"):
+        monkeypatch.setattr(references, name, counting(getattr(references, name)))
+    OPERATIONS[operation](store, reference, tmp_path)
+    assert sorted(calls) == {"key": ["parse_key"], "dict": ["parse_key", "parse_reference"], "parsed": []}[form]
+
+
+def test_what_a_parsed_reference_says(store: Store, file: Path) -> None:
+    saved = store.save_model(file, "label")
+    whole, bare = ParsedReference.of(saved), ParsedReference.of(saved["key"])
+    assert whole.key == bare.key == key_of(saved) == saved["key"]
+    assert isinstance(whole.parts, ModelKey)
+    assert whole.parts.label == "label"
+    assert (whole.artifact, bare.artifact) == (saved, None)
+    assert (whole.root, bare.root, root_of(saved)) == (store.root, None, store.root)
+    assert ParsedReference.of(whole) is whole
+
+
+def test_a_url_that_does_not_end_in_the_key_names_no_root(store: Store, file: Path) -> None:
+    assert root_of({**store.save_model(file), "url": "elsewhere"}) is None
+
+
+def test_the_gang_that_a_save_names_is_in_the_reference(store: Store, file: Path) -> None:
+    place = CheckpointPlace("F", "train", "0" * 12, "1" * 12)
+    model = store.save_model(file, pathspec="F/1/train/3", gang="F/1/train/2")
+    checkpoint = CheckpointWriter(store, place, "0" * 8, 0, "F/1/train/3", gang="F/1/train/2").save(file, label="l")
+    for saved in (model, checkpoint):
+        assert saved["gang"] == store.info(saved["key"])["gang"] == "F/1/train/2"
+    assert "gang" not in store.save_model(file)
+
+
+def test_a_store_shows_its_root(store: Store) -> None:
+    assert repr(store) == f"Store({store.root!r})"
