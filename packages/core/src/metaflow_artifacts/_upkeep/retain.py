@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
 from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._layout import checkpoint_prefix
