@@ -14,7 +14,7 @@ import pytest
 from faultlib.outcomes import Outcomes
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import _s3_requests, open_storage
+from metaflow_artifacts._storage import open_storage, s3_requests
 from metaflow_artifacts._transfer import chunks
 from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -100,7 +100,7 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 @pytest.fixture
 def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
-    monkeypatch.setattr(_s3_requests, "_PAUSE", 0.005)
+    monkeypatch.setattr(s3_requests, "_PAUSE", 0.005)
     monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
     from metaflow_artifacts._storage.s3 import client_config
 

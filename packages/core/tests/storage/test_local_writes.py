@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_artifacts._storage import _local_claims, local, open_storage
+from metaflow_artifacts._storage import local, local_claims, open_storage
 from metaflow_artifacts._storage.base import ObjectInfo
 from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import StorageError
@@ -235,7 +235,7 @@ def test_put_if_absent_without_links_and_locks(bare: LocalStorage) -> None:
 def leave_claim(storage: LocalStorage, key: str, age: float) -> None:
     """What a writer leaves that was killed between its claim and its object, so many seconds ago."""
     storage.put("another", b"")
-    claim = _local_claims.Claim(f"{storage.root}/mf.artifacts/tmp", key, storage.now)
+    claim = local_claims.Claim(f"{storage.root}/mf.artifacts/tmp", key, storage.now)
     assert claim.take(lambda: False)
     then = storage.now() - age
     os.utime(claims(storage)[-1], (then, then))
@@ -261,7 +261,7 @@ def test_a_living_writers_claim_is_waited_for(bare: LocalStorage, monkeypatch: p
             bare.put("a/b", b"first")
             claims(bare)[0].unlink()
 
-    monkeypatch.setattr(_local_claims.time, "sleep", sleep)
+    monkeypatch.setattr(local_claims.time, "sleep", sleep)
     assert bare.put_if_absent("a/b", b"second") is False
     assert bare.get("a/b") == b"first"
     assert len(waits) == 3
@@ -270,7 +270,7 @@ def test_a_living_writers_claim_is_waited_for(bare: LocalStorage, monkeypatch: p
 def test_a_writer_that_was_stopped_gives_its_claim_up(bare: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """By then another may have found its claim dead, and have put its object in place."""
     clock = [0.0]
-    monkeypatch.setattr(_local_claims, "uptime", lambda: clock[0])
+    monkeypatch.setattr(local_claims, "uptime", lambda: clock[0])
     locked = bare._locked
     stops = iter([20.0, 0.0])
 
@@ -282,13 +282,13 @@ def test_a_writer_that_was_stopped_gives_its_claim_up(bare: LocalStorage, monkey
 
     monkeypatch.setattr(bare, "_locked", stopped)
     numbers = []
-    release = _local_claims.Claim.release
+    release = local_claims.Claim.release
 
-    def watch(self: _local_claims.Claim, decided: bool) -> None:
+    def watch(self: local_claims.Claim, decided: bool) -> None:
         numbers.append((self._number, decided))
         release(self, decided)
 
-    monkeypatch.setattr(_local_claims.Claim, "release", watch)
+    monkeypatch.setattr(local_claims.Claim, "release", watch)
     assert bare.put_if_absent("a/b", b"content") is True
     # The claim that was held too long is left to stay dead; the next number decided.
     assert numbers == [(0, False), (1, True)]

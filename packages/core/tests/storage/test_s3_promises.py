@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import _s3_requests, open_storage
+from metaflow_artifacts._storage import open_storage, s3_requests
 from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TransientStorageError
 from metaflow_artifacts.testing.faults import Answer, FaultProxy, Request
@@ -35,7 +35,7 @@ PROBE = "mf.artifacts/probe"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_s3_requests, "_PAUSE", 0.001)
+    monkeypatch.setattr(s3_requests, "_PAUSE", 0.001)
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_a_prefix_with_an_empty_part_is_literal(moto: S3Server) -> None:
 def test_no_attempt_begins_after_the_patience(
     root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(_s3_requests, "_PAUSE", 1.0)
+    monkeypatch.setattr(s3_requests, "_PAUSE", 1.0)
     client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
     storage = open_storage(root, client=client, patience=patience)
     proxy.plan = lambda request: Answer(503, "SlowDown")
