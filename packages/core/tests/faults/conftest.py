@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from faultlib.outcomes import Outcomes
+from faultlib.page import PageCheck
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage, s3_requests
@@ -20,35 +21,6 @@ from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK = 64 << 10
-
-_outcomes = Outcomes()
-_unfinished: set[str] = set()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-page", action="store_true", help="write the tables of docs/reliability.md")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The page is looked at when all is known."""
-    items.sort(key=lambda item: item.path.name == "test_page.py")
-    here = Path(__file__).parent
-    mine = [item for item in items if item.path.parent == here]
-    _unfinished.update(item.nodeid for item in mine)
-    _unfinished.update({path.name for path in here.glob("test_*.py")} - {item.path.name for item in mine})
-    _unfinished.update(argument for argument in config.args if "::" in argument)
-
-
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    _unfinished.update(item.nodeid for item in items)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report = yield
-    if report.when == "call" and report.passed:  # type: ignore[attr-defined]
-        _unfinished.discard(item.nodeid)
-    return report
 
 
 @pytest.fixture
@@ -60,16 +32,11 @@ def sandbox(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def outcomes() -> Outcomes:
-    """Where tests put what they found."""
-    return _outcomes
-
-
-@pytest.fixture(scope="session")
-def unfinished() -> set[str]:
-    """Tests of this suite that have not passed, or were not asked for."""
-    return _unfinished
+@pytest.fixture
+def outcomes(request: pytest.FixtureRequest) -> Outcomes:
+    """Where a test puts what it finds."""
+    page: PageCheck = request.config.pluginmanager.get_plugin(PageCheck.__name__)
+    return page.outcomes_of(request.node)
 
 
 @pytest.fixture
