@@ -103,7 +103,9 @@ def test_keys_that_are_none(
     outcomes.record(KEYS, case, "`InvalidReference`, with the rule and an example; the storage is not asked")
 
 
-@pytest.mark.parametrize("reference", [None, 7, [], b"x", {}, {"key": 7}, {"key": KEY}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "reference", [None, 7, [], b"x", {}, {"key": 7}, {"key": KEY}, pytest.param(object(), id="an object")], ids=repr
+)
 def test_references_that_are_none(local: Store, reference: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidReference):
         local.load(reference, tmp_path / "out")

@@ -97,7 +97,7 @@ def test_savers_of_the_same_content(
     assert report.ok
     assert report.artifacts == len(keys)
     assert sum(1 for _ in store.storage.list("mf.artifacts/chunks/")) == len(set(store.manifest(keys[0]).chunks))
-    several = "two" if savers == 2 else "twenty"
+    several = {2: "two", 8: "eight", 20: "twenty"}[savers]
     outcome = "every artifact loads the right bytes; each checkpoint has a number of its own; content is stored once"
     outcomes.record(SECTION, f"{several} savers of the same content, models and checkpoints", outcome)
 
