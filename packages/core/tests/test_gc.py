@@ -299,7 +299,7 @@ def test_content_of_another_way_is_looked_at_again(local: Store, tmp_path: Path)
 
 
 def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.5)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.5)
     local.delete(local.save_model(write(tmp_path / "a", 4)))
     age(local, 30)
 
@@ -329,7 +329,7 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
 def test_a_gc_that_is_slow_looks_again_before_it_deletes(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.4)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.4)
     local.delete(local.save_model(write(tmp_path / "a", 2)))
     age(local, 30)
     slow = [True]
@@ -350,7 +350,7 @@ def test_a_gc_that_is_slow_looks_again_before_it_deletes(
 
 
 def test_a_storage_that_is_too_slow_for_a_gc(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.0)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.0)
     local.delete(local.save_model(write(tmp_path / "a", 2)))
     age(local, 30)
     before = chunks(local)

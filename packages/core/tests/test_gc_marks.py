@@ -135,7 +135,7 @@ def test_a_gc_that_cannot_remove_its_marks_holds_no_save_up(
 def test_a_saver_without_the_right_to_delete_saves_beside_the_mark_of_a_killed_gc(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.2)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.2)
 
     def before(operation: str, key: str) -> None:
         if operation == "delete" or key.endswith(".done"):

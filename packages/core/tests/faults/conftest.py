@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,7 +26,7 @@ CHUNK = 64 << 10
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Path:
-    """A directory with what must not change, and room for a target."""
+    """A directory that holds what must not change, and in which a test can make its target."""
     root = tmp_path / "sandbox"
     (root / "precious").mkdir(parents=True)
     (root / "precious" / "file").write_text("precious")
@@ -47,14 +48,14 @@ def local(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
-    """What stands between `remote` and its server."""
+    """The proxy between `remote` and its server."""
     with FaultProxy(s3_server.endpoint, (s3_server.access_key, s3_server.secret_key)) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def root(s3_server: SeaweedServer) -> str:
-    """A place in S3 of its own."""
+    """A root in S3 that no other test uses."""
     return f"{s3_server.root}/{uuid4().hex}"
 
 
@@ -65,13 +66,23 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 
 
 @pytest.fixture
-def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
-    monkeypatch.setattr(s3_requests, "_PAUSE", 0.005)
+def connect(s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Makes a client that goes through the proxy, and does not wait long for an answer or before a retry."""
+    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
     from metaflow_artifacts._storage.s3 import client_config
 
-    client = functools.partial(
-        s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.7, connect_timeout=0.7)
-    )
-    return Store(open_storage(root, client=client, patience=1.5), chunk_size=CHUNK)
+    config = client_config(read_timeout=0.7, connect_timeout=0.7)
+    return functools.partial(s3_server.client, endpoint_url=proxy.endpoint, config=config)
+
+
+@pytest.fixture
+def remote(root: str, connect: Callable[[], Any]) -> Store:
+    """The store in S3, through the proxy."""
+    return Store(open_storage(root, client=connect), chunk_size=CHUNK)
+
+
+@pytest.fixture
+def impatient(root: str, connect: Callable[[], Any]) -> Store:
+    """As `remote`, for calls that must fail: it makes a second attempt where there is no answer, and no third."""
+    return Store(open_storage(root, client=connect, patience=0.8), chunk_size=CHUNK)

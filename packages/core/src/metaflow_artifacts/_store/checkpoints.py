@@ -19,7 +19,7 @@ from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.gc_marks import SKEW
+from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
@@ -91,7 +91,7 @@ def latest_checkpoints(
     while True:
         while waiting:
             # An object can be younger than it says, since it was copied; not older, but for clocks that differ.
-            limit = ready[0][0].created - SKEW if ready else waiting[-1].modified
+            limit = ready[0][0].created - CLOCK_SKEW_S if ready else waiting[-1].modified
             batch = []
             while waiting and waiting[-1].modified >= limit:
                 batch.append(waiting.pop())
