@@ -12,11 +12,19 @@ from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
-# `faultlib`, for tests at any place below: with import-mode importlib, tests are no packages.
+# `faultlib`, for tests in any directory below: with import-mode importlib, tests are no packages.
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
+
+from faultlib.page import PageCheck, pytest_addoption
+
+__all__ = ["pytest_addoption"]
 
 CHUNK_SIZE = 64 << 10
 """Small, so that a small artifact has many chunks."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PageCheck(config), PageCheck.__name__)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -298,8 +298,8 @@ def test_a_commit_of_stored_chunks_checks_them_again(local: Store, tmp_path: Pat
             local.commit_checkpoint(files, [chunk], keys.keys("n"), keys.details("l"), since=known)
 
 
-def test_saves_wait_once_for_a_killed_gc(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.5)
+def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.5)
     local.delete(local.save_model(write(tmp_path / "a", 4)))
     age(local, 30)
 
@@ -329,7 +329,7 @@ def test_saves_wait_once_for_a_killed_gc(local: Store, tmp_path: Path, monkeypat
 def test_a_slow_gc_checks_again_before_it_deletes(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.4)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.4)
     local.delete(local.save_model(write(tmp_path / "a", 2)))
     age(local, 30)
     slow = [True]
@@ -350,7 +350,7 @@ def test_a_slow_gc_checks_again_before_it_deletes(
 
 
 def test_a_storage_that_is_too_slow_for_a_gc(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.0)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.0)
     local.delete(local.save_model(write(tmp_path / "a", 2)))
     age(local, 30)
     before = chunks(local)

@@ -136,7 +136,7 @@ def test_saves_do_not_wait_for_marks_that_gc_could_not_remove(
 def test_a_saver_without_the_right_to_delete_saves_beside_the_mark_of_a_killed_gc(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "LEASE", 0.2)
+    monkeypatch.setattr(sweeps, "LEASE_S", 0.2)
 
     def before(operation: str, key: str) -> None:
         if operation == "delete" or key.endswith(".done"):

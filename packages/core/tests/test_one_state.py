@@ -19,7 +19,7 @@ from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._transfer import scan as scan_module
 from metaflow_artifacts._transfer import source
 from metaflow_artifacts._transfer.scan import SourceFile
-from metaflow_artifacts._transfer.source import ROUNDS, OpenSource
+from metaflow_artifacts._transfer.source import FILE_ATTEMPTS, OpenSource
 from metaflow_artifacts.errors import ArtifactWarning
 
 CHUNK = 64 << 10  # of the fixture `store`
@@ -177,9 +177,11 @@ def test_a_file_that_keeps_changing_is_an_error(
         rewrite(path, bytes([len(calls)]) * path.stat().st_size)
 
     interfere(call, times=1000)
-    with pytest.raises(SourceError, match=rf"state.bin' was changed while it was saved, {ROUNDS} times in a row"):
+    with pytest.raises(
+        SourceError, match=rf"state.bin' was changed while it was saved, {FILE_ATTEMPTS} times in a row"
+    ):
         store.save_model(path.parent)
-    assert len(calls) >= ROUNDS
+    assert len(calls) >= FILE_ATTEMPTS
     assert list(store.list()) == []
 
 
@@ -261,14 +263,14 @@ def test_a_larger_file_that_replaces_it_is_not_mistaken_for_growth(
     monkeypatch.setattr(OpenSource, "_open", replace_and_open)
     with pytest.raises(SourceError, match="was changed while it was saved"):
         store.save_model(path.parent)
-    assert count[0] == ROUNDS
+    assert count[0] == FILE_ATTEMPTS
 
 
 @pytest.mark.parametrize("path", ["inline", "packed"], indirect=True)
 def test_many_files_that_change_once_are_read_again(
     store: Store, path: Path, tmp_path: Path, interfere: Callable[..., None]
 ) -> None:
-    others = [path.parent / f"z{number}.bin" for number in range(2 * ROUNDS)]
+    others = [path.parent / f"z{number}.bin" for number in range(2 * FILE_ATTEMPTS)]
     for other in others:
         other.write_bytes(b"A" * 1000)
     interfere(lambda: [replace(other, b"B" * 1001) for other in others])

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from faultlib.outcomes import Outcomes
+from faultlib.page import PageCheck
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage, s3_requests
@@ -21,55 +23,21 @@ from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK = 64 << 10
 
-_outcomes = Outcomes()
-_unfinished: set[str] = set()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-page", action="store_true", help="write the tables of docs/reliability.md")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The page is looked at when all is known."""
-    items.sort(key=lambda item: item.path.name == "test_page.py")
-    here = Path(__file__).parent
-    mine = [item for item in items if item.path.parent == here]
-    _unfinished.update(item.nodeid for item in mine)
-    _unfinished.update({path.name for path in here.glob("test_*.py")} - {item.path.name for item in mine})
-    _unfinished.update(argument for argument in config.args if "::" in argument)
-
-
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    _unfinished.update(item.nodeid for item in items)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report = yield
-    if report.when == "call" and report.passed:  # type: ignore[attr-defined]
-        _unfinished.discard(item.nodeid)
-    return report
-
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Path:
-    """A directory with what must not change, and room for a target."""
+    """A directory that holds what must not change, and in which a test can make its target."""
     root = tmp_path / "sandbox"
     (root / "precious").mkdir(parents=True)
     (root / "precious" / "file").write_text("precious")
     return root
 
 
-@pytest.fixture(scope="session")
-def outcomes() -> Outcomes:
-    """Where tests put what they found."""
-    return _outcomes
-
-
-@pytest.fixture(scope="session")
-def unfinished() -> set[str]:
-    """Tests of this suite that have not passed, or were not asked for."""
-    return _unfinished
+@pytest.fixture
+def outcomes(request: pytest.FixtureRequest) -> Outcomes:
+    """Where a test puts what it finds."""
+    page: PageCheck = request.config.pluginmanager.get_plugin(PageCheck.__name__)
+    return page.outcomes_of(request.node)
 
 
 @pytest.fixture
@@ -80,14 +48,14 @@ def local(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
-    """What stands between `remote` and its server."""
+    """The proxy between `remote` and its server."""
     with FaultProxy(s3_server.endpoint, (s3_server.access_key, s3_server.secret_key)) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def root(s3_server: SeaweedServer) -> str:
-    """A place in S3 of its own."""
+    """A root in S3 that no other test uses."""
     return f"{s3_server.root}/{uuid4().hex}"
 
 
@@ -98,13 +66,23 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 
 
 @pytest.fixture
-def remote(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store in S3, through the proxy. What it waits is scaled down, so that giving up takes two seconds."""
-    monkeypatch.setattr(s3_requests, "_PAUSE", 0.005)
+def connect(s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Makes a client that goes through the proxy, and does not wait long for an answer or before a retry."""
+    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
     from metaflow_artifacts._storage.s3 import client_config
 
-    client = functools.partial(
-        s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.7, connect_timeout=0.7)
-    )
-    return Store(open_storage(root, client=client, patience=1.5), chunk_size=CHUNK)
+    config = client_config(read_timeout=0.7, connect_timeout=0.7)
+    return functools.partial(s3_server.client, endpoint_url=proxy.endpoint, config=config)
+
+
+@pytest.fixture
+def remote(root: str, connect: Callable[[], Any]) -> Store:
+    """The store in S3, through the proxy."""
+    return Store(open_storage(root, client=connect), chunk_size=CHUNK)
+
+
+@pytest.fixture
+def impatient(root: str, connect: Callable[[], Any]) -> Store:
+    """As `remote`, for calls that must fail: it makes a second attempt where there is no answer, and no third."""
+    return Store(open_storage(root, client=connect, patience=0.8), chunk_size=CHUNK)

@@ -1,4 +1,4 @@
-"""Files that somebody else changes while they are saved: which state of them is saved.
+"""Files that another process changes while they are saved: which of their states is saved.
 
 `test_one_state.py` has more of these, and random changes by another thread.
 """
@@ -88,7 +88,7 @@ ONCE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", ONCE)
-def test_a_file_that_is_changed_once(
+def test_a_file_that_changes_once_is_saved_in_one_state(
     store: Store, path: Path, tmp_path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     change, outcome = ONCE[case]
@@ -103,7 +103,7 @@ def test_a_file_that_is_changed_once(
     outcomes.record(SECTION, case, outcome)
 
 
-def test_a_file_that_goes_on_growing(
+def test_a_file_that_grows_all_the_time_is_saved_as_its_beginning(
     store: Store, path: Path, tmp_path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = path.read_bytes()
@@ -116,7 +116,7 @@ def test_a_file_that_goes_on_growing(
     outcomes.record(SECTION, "appended to, again and again", "saved as far as it went at one moment of the save")
 
 
-def test_a_file_that_goes_on_changing(
+def test_a_file_that_changes_all_the_time_is_an_error(
     store: Store, path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -129,7 +129,7 @@ def test_a_file_that_goes_on_changing(
     outcomes.record(SECTION, "rewritten in place, again and again", told(caught.value, store, str(path)))
 
 
-def test_a_file_that_is_gone_before_it_is_read(
+def test_a_file_that_is_removed_before_it_is_read_is_an_error(
     store: Store, path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = OpenSource._open
@@ -152,7 +152,7 @@ def test_a_file_that_is_gone_before_it_is_read(
         ("a link that leads nowhere", lambda place: place.symlink_to("gone")),
     ],
 )
-def test_what_is_no_file(
+def test_pipes_and_dangling_links_are_left_out(
     local: Store, tmp_path: Path, outcomes: Outcomes, case: str, make: Callable[[Path], object]
 ) -> None:
     (tmp_path / "source").mkdir()

@@ -1,4 +1,4 @@
-"""A store that was damaged: what a load of it gives, on each storage."""
+"""Loads from a damaged store, on each storage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Store, str], None]:
         ("missing", lambda store, name: store.storage.delete([name])),
     ],
 )
-def test_a_damaged_chunk(
+def test_a_damaged_chunk_is_found_and_repaired(
     store: Store, tree: Path, tmp_path: Path, outcomes: Outcomes, case: str, damage: Callable[[Store, str], None]
 ) -> None:
     expected = content(tree)
@@ -81,7 +81,7 @@ def test_a_damaged_chunk(
     assert loading(store, again, tmp_path / "again", expected) == RIGHT
 
 
-def test_swapped_chunks(store: Store, tree: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_swapped_chunks_are_found(store: Store, tree: Path, tmp_path: Path, outcomes: Outcomes) -> None:
     key = store.save_model(tree)["key"]
     names = [chunk(store, key, 0), chunk(store, key, 1)]
     swapped = [store.storage.get(name) for name in reversed(names)]
@@ -90,7 +90,7 @@ def test_swapped_chunks(store: Store, tree: Path, tmp_path: Path, outcomes: Outc
     outcomes.record(CHUNKS_SECTION, "two swapped", loading(store, key, tmp_path / "out", content(tree)))
 
 
-def test_a_damaged_chunk_and_one_file(store: Store, tree: Path, outcomes: Outcomes) -> None:
+def test_only_the_damaged_file_of_a_chunk_cannot_be_read(store: Store, tree: Path, outcomes: Outcomes) -> None:
     """Reading one file fails where its own bytes are damaged, and only there."""
     key = store.save_model(tree)["key"]
     manifest = store.manifest(key)
@@ -132,7 +132,7 @@ def test_a_damaged_chunk_and_one_file(store: Store, tree: Path, outcomes: Outcom
         ("missing", lambda store, name: store.storage.delete([name])),
     ],
 )
-def test_a_damaged_manifest(
+def test_a_damaged_manifest_is_found_and_gc_removes_nothing(
     store: Store,
     tree: Path,
     tmp_path: Path,
@@ -181,14 +181,16 @@ def _without_details(outcome: str) -> str:
     return re.sub(r"(the manifest is damaged|not a manifest of these packages) \(.*\)", r"\1 (…)", outcome)
 
 
-def test_the_manifest_of_another_artifact(store: Store, tree: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_the_manifest_of_another_artifact_is_refused(
+    store: Store, tree: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
     key, other = (store.save_model(tree, label)["key"] for label in ("one", "two"))
     store.storage.put(key, store.storage.get(other))
     outcome = failing(lambda: store.load(key, tmp_path / "out"), store, key)
     outcomes.record(MANIFESTS_SECTION, "replaced by that of another artifact", outcome)
 
 
-def test_content_of_a_small_artifact_that_was_changed(local: Store, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_changed_content_of_a_small_artifact_is_found(local: Store, tmp_path: Path, outcomes: Outcomes) -> None:
     """The digest at the end of the manifest covers it."""
     (tmp_path / "file").write_bytes(b"content")
     key = local.save_model(tmp_path / "file")["key"]

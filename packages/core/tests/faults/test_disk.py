@@ -48,7 +48,9 @@ def files(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
 
 
-def test_a_full_disk_below_the_store(store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_save_to_a_full_disk_stores_nothing(
+    store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
     (disk / "others").write_bytes(bytes(9 * CHUNK))
     outcomes.record(SECTION, "the disk is full: save", failing(lambda: store.save_model(tree), store))
     assert list(store.list()) == []
@@ -64,7 +66,7 @@ def test_a_full_disk_below_the_store(store: Store, disk: Path, tree: Path, tmp_p
 
 
 @pytest.mark.parametrize("size", [2000, 60000])
-def test_a_disk_that_is_full_at_the_commit(
+def test_a_disk_that_is_full_at_the_commit_has_no_artifact(
     store: Store, disk: Path, tmp_path: Path, outcomes: Outcomes, size: int
 ) -> None:
     (tmp_path / "small").write_bytes(os.urandom(size))
@@ -86,7 +88,7 @@ def test_a_disk_that_is_full_at_the_commit(
     store.save_model(tmp_path / "small")
 
 
-def test_a_full_disk_below_the_target(local: Store, disk: Path, tree: Path, outcomes: Outcomes) -> None:
+def test_a_load_to_a_full_disk_leaves_nothing(local: Store, disk: Path, tree: Path, outcomes: Outcomes) -> None:
     key = local.save_model(tree)["key"]
     (disk / "others").write_bytes(bytes(9 * CHUNK))
     target = disk / "target"
@@ -101,7 +103,9 @@ def test_a_full_disk_below_the_target(local: Store, disk: Path, tree: Path, outc
     assert content(target) == content(tree)
 
 
-def test_a_read_only_store(store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_read_only_store_can_be_read(
+    store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
     key = store.save_model(tree)["key"]
     (tree / "new.bin").write_bytes(os.urandom(2 * CHUNK))
     garbage = store.save_model(tree)["key"]
@@ -122,7 +126,7 @@ def test_a_read_only_store(store: Store, disk: Path, tree: Path, tmp_path: Path,
     assert content(disk) == before
 
 
-def test_a_read_only_target(local: Store, disk: Path, tree: Path, outcomes: Outcomes) -> None:
+def test_a_read_only_target_is_an_error(local: Store, disk: Path, tree: Path, outcomes: Outcomes) -> None:
     key = local.save_model(tree)["key"]
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for target in (disk, disk / "below"):
@@ -131,7 +135,7 @@ def test_a_read_only_target(local: Store, disk: Path, tree: Path, outcomes: Outc
 
 
 @pytest.mark.parametrize("moment", range(0, 60, 4))
-def test_a_store_that_vanishes_during_a_save(
+def test_a_save_fails_where_the_store_vanishes(
     local: Store, tree: Path, tmp_path: Path, outcomes: Outcomes, moment: int
 ) -> None:
     """It is moved away before the operation of this number; what is written afterwards makes a new one."""
@@ -148,7 +152,7 @@ def test_a_store_that_vanishes_during_a_save(
         Store(Watched(local.storage, before), chunk_size=CHUNK).save_model(tree)
     except ArtifactError as error:
         when = "while something is written" if "cannot write" in str(error) else "between two writes"
-        outcomes.record(SECTION, f"it is moved away {when}: save", told(error, local))
+        outcomes.record(SECTION, f"the store is moved away {when}: save", told(error, local))
         assert list(local.list()) == []
     else:
         # The save was done before.
@@ -163,7 +167,7 @@ def test_a_store_that_vanishes_during_a_save(
 
 
 @pytest.mark.parametrize("moment", range(0, 14, 2))
-def test_a_store_that_vanishes_during_a_load(
+def test_a_load_is_right_or_fails_where_the_store_vanishes(
     local: Store, tree: Path, tmp_path: Path, outcomes: Outcomes, moment: int
 ) -> None:
     key = local.save_model(tree)["key"]
@@ -178,13 +182,15 @@ def test_a_store_that_vanishes_during_a_load(
     outcome = loading(Store(Watched(local.storage, before)), key, tmp_path / "out", content(tree))
     if outcome != RIGHT:
         when = "before its manifest is read" if moment == 0 else "in the middle"
-        outcomes.record(SECTION, f"it is moved away {when}: load", outcome)
+        outcomes.record(SECTION, f"the store is moved away {when}: load", outcome)
     if elsewhere.exists():
         os.rename(elsewhere, root)
     assert loading(local, key, tmp_path / "again", content(tree)) == RIGHT
 
 
-def test_a_disk_that_is_gone(store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_disk_that_is_unmounted_during_a_save_leaves_no_store(
+    store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
     """It is unmounted while it is written to: the directory below it is no store, and must not become one."""
     store.save_model(tree / "small.txt")
     commits = []
@@ -198,7 +204,7 @@ def test_a_disk_that_is_gone(store: Store, disk: Path, tree: Path, tmp_path: Pat
     watched = Store(Watched(store.storage, before), chunk_size=CHUNK)
     try:
         outcomes.record(
-            SECTION, "it is unmounted in the middle: save", failing(lambda: watched.save_model(tree), store)
+            SECTION, "the store is unmounted in the middle: save", failing(lambda: watched.save_model(tree), store)
         )
         assert list(store.list()) == []
     finally:
@@ -206,7 +212,7 @@ def test_a_disk_that_is_gone(store: Store, disk: Path, tree: Path, tmp_path: Pat
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
 
 
-def test_something_else_lies_in_the_way(local: Store, tree: Path, outcomes: Outcomes) -> None:
+def test_files_in_place_of_the_stores_directories_are_named(local: Store, tree: Path, outcomes: Outcomes) -> None:
     root = Path(local.root)
     root.write_text("a file where the root should be")
     outcomes.record(SECTION, "the root is a file: save", failing(lambda: local.save_model(tree), local))
@@ -216,6 +222,8 @@ def test_something_else_lies_in_the_way(local: Store, tree: Path, outcomes: Outc
     (root / "mf.artifacts").mkdir(parents=True)
     (root / "mf.artifacts" / "chunks").write_text("a file where a directory should be")
     outcomes.record(
-        SECTION, "a file lies where the chunks should: save", failing(lambda: local.save_model(tree), local)
+        SECTION,
+        "a file is where the directory of the chunks should be: save",
+        failing(lambda: local.save_model(tree), local),
     )
     assert list(local.list()) == []

@@ -1,4 +1,4 @@
-"""Manifests by Hypothesis, bytes of them changed or made up under right digests: read, checked, loaded, shown.
+"""Manifests that Hypothesis changes or makes up, with right and wrong digests: read, checked, loaded and shown.
 
 Whatever comes: nothing outside of the target changes, memory stays bounded, every failure is an ArtifactError, and
 what loads is what the manifest says.
@@ -42,7 +42,7 @@ run_many = settings(
 class Sandbox:
     """A store with a few chunks, and a directory to load into, with links in it and precious things beside it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, outcomes: Outcomes) -> None:
         self.root = root
         self.store = Store(open_storage(root / "store"))
         for piece in PIECES:
@@ -56,6 +56,7 @@ class Sandbox:
         (self.target / "file-link").symlink_to(root / "outside" / "file")
         (self.target / "dir").mkdir()
         (self.target / "dir" / "link").symlink_to("../../outside")
+        self.outcomes = outcomes
         self.others = self._others()
         self.before = content(self.target)
 
@@ -101,6 +102,11 @@ class Sandbox:
         assert out.getvalue().replace("\n", "").isprintable()
         assert self._others() == self.others
         self._clear()
+        self.outcomes.record(
+            SECTION,
+            "manifests of a fuzzer, with right and wrong digests",
+            "the bytes that the manifest says, or an `ArtifactError`; nothing outside of the target changes",
+        )
 
     def _is_what_it_says(self, manifest: Manifest) -> None:
         content_of = {hashlib.sha256(piece).hexdigest(): piece for piece in PIECES}
@@ -145,9 +151,9 @@ def _parts_agree(data: bytes, manifest: Manifest | None) -> None:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+def sandbox(tmp_path: Path, outcomes: Outcomes) -> Iterator[Sandbox]:
     umask = os.umask(0o022)
-    yield Sandbox(tmp_path)
+    yield Sandbox(tmp_path, outcomes)
     os.umask(umask)
 
 
@@ -176,7 +182,7 @@ changes = st.lists(
 @given(changes=changes, signed=st.booleans())
 @example(changes=[("cut", 0, 0)], signed=True)
 @run_many
-def test_bytes_of_a_manifest_changed(sandbox: Sandbox, changes: list[Any], signed: bool) -> None:
+def test_manifests_with_changed_bytes_are_safe(sandbox: Sandbox, changes: list[Any], signed: bool) -> None:
     data = _changed(RIGHT_BYTES, changes)
     sandbox.try_all(resign(data[:-78]) if signed else data)
 
@@ -190,7 +196,9 @@ fronts = st.dictionaries(
 
 @given(part=st.integers(0, 2), changes=changes, front=st.one_of(st.just({}), st.just({}), fronts))
 @run_many
-def test_bytes_of_one_part_changed(sandbox: Sandbox, part: int, changes: list[Any], front: dict[str, int]) -> None:
+def test_manifests_with_one_changed_part_are_safe(
+    sandbox: Sandbox, part: int, changes: list[Any], front: dict[str, int]
+) -> None:
     """Of the head, the chunks, or what follows, under digests and lengths that fit, or lengths that do not."""
     pieces = list(parts(RIGHT_ONE))
     inside = [(kind, at % (len(pieces[part]) + 1), what) for kind, at, what in changes]
@@ -213,7 +221,7 @@ def _changed(before: bytes, changes: list[Any]) -> bytes:
 
 @given(data=st.binary(max_size=300), start=st.booleans())
 @run_many
-def test_bytes_of_nothing_in_particular(sandbox: Sandbox, data: bytes, start: bool) -> None:
+def test_random_bytes_are_safe(sandbox: Sandbox, data: bytes, start: bool) -> None:
     sandbox.try_all(RIGHT_BYTES[: RIGHT_BYTES.index(b'"head":')] + data if start else data)
 
 
@@ -291,7 +299,7 @@ forged = st.lists(
     extra=often.flatmap(lambda none: st.just([]) if none else forged),
 )
 @run_many
-def test_manifests_made_up(
+def test_made_up_manifests_are_safe(
     sandbox: Sandbox,
     rows: list[tuple[str, int]],
     dirs: list[str],
@@ -347,7 +355,7 @@ def test_manifests_made_up(
     )
 )
 @settings(max_examples=1500, deadline=None)
-def test_keys(key: str) -> None:
+def test_keys_are_refused_or_safe_as_paths(key: str) -> None:
     """A key is refused, or it is exactly what its parts are written as, and safe as a path."""
     parsed, message = None, ""
     try:
@@ -363,12 +371,3 @@ def test_keys(key: str) -> None:
     assert key.isprintable()
     assert not {"", ".", ".."} & set(key.split("/"))
     assert key.startswith("mf.")
-
-
-def test_what_was_found(outcomes: Outcomes) -> None:
-    """The fuzzers have no case of their own in the table: it says that they are there."""
-    outcomes.record(
-        SECTION,
-        "manifests made by a fuzzer, with right digests and wrong ones",
-        "the bytes that the manifest says, or an `ArtifactError`; nothing outside of the target changes",
-    )

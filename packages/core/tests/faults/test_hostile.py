@@ -54,7 +54,7 @@ PATHS = {
     "an empty path": "",
     "a NUL": "a\0b",
     "a lone surrogate": "\ud800",
-    "UTF-8 spelt as surrogates": "\udcc3\udca9",
+    "UTF-8 as surrogates": "\udcc3\udca9",
     "5000 characters": "a/" * 2499 + "aa",
     "a part of 300 characters": "a" * 300,
 }
@@ -62,7 +62,9 @@ PATHS = {
 
 @pytest.mark.parametrize(("case", "path"), PATHS.items(), ids=PATHS)
 @pytest.mark.parametrize("kind", ["files", "dirs"])
-def test_paths(local: Store, sandbox: Path, outcomes: Outcomes, case: str, path: str, kind: str) -> None:
+def test_paths_that_leave_the_target_are_refused(
+    local: Store, sandbox: Path, outcomes: Outcomes, case: str, path: str, kind: str
+) -> None:
     made = wire({path: BODY}) if kind == "files" else wire({"zz": BODY}, [path])
     put(local, sign(made), BODY)
     outcome = load(local, sandbox, {})
@@ -72,7 +74,7 @@ def test_paths(local: Store, sandbox: Path, outcomes: Outcomes, case: str, path:
         outcomes.record(MANIFESTS, f"path: {case}", outcome)
 
 
-def test_a_part_that_is_too_long_for_the_file_system(local: Store, sandbox: Path, outcomes: Outcomes) -> None:
+def test_a_name_too_long_for_the_file_system_is_an_error(local: Store, sandbox: Path, outcomes: Outcomes) -> None:
     put(local, sign(wire({"a" * 300: BODY})), BODY)
     outcomes.record(MANIFESTS, "path: a part of 300 characters", load(local, sandbox, {}).replace("a" * 300, "…"))
 
@@ -86,12 +88,12 @@ NAMES = {
     "control characters": ["\x01", "a\nb", "\x1b[31m", "\x7f", "\u202e"],
     "bytes that are not UTF-8": ["\udcff", "a/\udc80"],
     "spaces and dots": [" ", "...", "a ", "a."],
-    "names of our own files": [".metaflow_artifacts_x", "mf.models"],
+    "names that this project uses": [".metaflow_artifacts_x", "mf.models"],
 }
 
 
 @pytest.mark.parametrize(("case", "names"), NAMES.items(), ids=NAMES)
-def test_names_that_this_file_system_takes(
+def test_odd_names_are_loaded_unchanged(
     local: Store, sandbox: Path, outcomes: Outcomes, case: str, names: list[str]
 ) -> None:
     files = {name: name.encode(errors="surrogateescape") + BODY for name in sorted(names, key=os.fsencode)}
@@ -100,13 +102,13 @@ def test_names_that_this_file_system_takes(
     expected |= {os.fsencode(os.path.dirname(name)): None for name in names if "/" in name}
     outcome = load(local, sandbox, expected)
     assert outcome == RIGHT
-    outcomes.record(MANIFESTS, f"path: {case}", f"{outcome}, on a file system that takes them")
+    outcomes.record(MANIFESTS, f"path: {case}", f"{outcome}, on a file system that has such names")
 
 
 @pytest.mark.parametrize(
     "names", [["A", "a"], ["\u00e9", "e\u0301"], ["SS", "\u00df"]], ids=["case", "form", "case and form"]
 )
-def test_names_that_a_file_system_takes_for_one(
+def test_names_that_are_the_same_for_the_file_system_are_an_error(
     local: Store, sandbox: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch, names: list[str]
 ) -> None:
     """No such file system is at hand: `lexists` answers as it would."""
@@ -127,7 +129,7 @@ def test_names_that_a_file_system_takes_for_one(
     for name in names:
         assert repr(name) in outcome
         outcome = outcome.replace(repr(name), "NAME")
-    outcomes.record(MANIFESTS, "path: two names, on a file system that takes them for one", outcome)
+    outcomes.record(MANIFESTS, "path: two names that are the same for the file system", outcome)
 
 
 def changed(change: Callable[[Wire], Any], files: dict[str, bytes] | None = None) -> bytes:
@@ -162,25 +164,25 @@ BROKEN: dict[str, Callable[[Wire], Any]] = {
     "a size that is true": lambda m: _set(m, "files", 1, 1, to=True),
     "a size that is text": lambda m: _set(m, "files", 1, 1, to="6"),
     "sizes of files that do not add up": lambda m: _set(m, "files", 1, 1, to=7),
-    "an artifact's size that lies": lambda m: _set(m, "head", "artifact", "size", to=11),
-    "a chunk's size that lies": lambda m: _set(m, "chunks", 0, 1, to=11),
+    "a wrong size of the artifact": lambda m: _set(m, "head", "artifact", "size", to=11),
+    "a wrong size of a chunk": lambda m: _set(m, "chunks", 0, 1, to=11),
     "a chunk of no bytes": lambda m: m["chunks"].append([sha256().hexdigest(), 0]),
     "a chunk of negative size": lambda m: m["chunks"].append([sha256(b"x").hexdigest(), -1]),
     "a chunk's name with a path": lambda m: _set(m, "chunks", 0, 0, to="../" * 21 + "x"),
     "a chunk's name in capitals": lambda m: _set(m, "chunks", 0, 0, to=m["chunks"][0][0].upper()),
     "a mode with more bits": lambda m: _set(m, "files", 0, 2, to=0o100644),
     "a negative mode": lambda m: _set(m, "files", 0, 2, to=-1),
-    "a file's hash that is none": lambda m: m["files"][0].append("x"),
+    "a file's digest that is not one": lambda m: m["files"][0].append("x"),
     "a row that is too long": lambda m: m["files"][0].extend(["0" * 64, 1]),
     "a row that is too short": lambda m: m["files"][0].pop(),
-    "a row that is no list": lambda m: _set(m, "files", 0, to={"path": "a"}),
-    "files that are no list": lambda m: _set(m, "files", to={"a": 1}),
+    "a row that is not a list": lambda m: _set(m, "files", 0, to={"path": "a"}),
+    "files that are not a list": lambda m: _set(m, "files", to={"a": 1}),
     "no files member": lambda m: m.pop("files"),
-    "chunks that are no list": lambda m: _set(m, "chunks", to={"a": 1}),
+    "chunks that are not a list": lambda m: _set(m, "chunks", to={"a": 1}),
     "a path that is a number": lambda m: _set(m, "files", 0, 0, to=7),
     "a directory that is a number": lambda m: _set(m, "dirs", to=[7]),
     "a chunk size of nothing": lambda m: _set(m, "chunk_size", to=0),
-    "inline content that is no base64": lambda m: _set(m, "inline", to="***"),
+    "inline content that is not base64": lambda m: _set(m, "inline", to="***"),
     "inline content of another size": lambda m: _set(m, "inline", to="QQ=="),
     "inline content that is a number": lambda m: _set(m, "inline", to=5),
     "inline content and a chunk": lambda m: _set(m, "inline", to="MDEyMzQ1Njc4OQ=="),
@@ -221,7 +223,7 @@ def _nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize(("case", "change"), BROKEN.items(), ids=BROKEN)
-def test_manifests_that_break_the_format(
+def test_manifests_that_break_the_format_are_refused(
     local: Store, sandbox: Path, outcomes: Outcomes, case: str, change: Callable[[Wire], Any]
 ) -> None:
     put(local, changed(change), BODY)
@@ -236,8 +238,8 @@ HEAD, ROWS, REST = parts(wire({"a": BODY}))
 WHOLE = len(HEAD) + len(b',"chunks":') + len(ROWS)
 
 FRONT: dict[str, bytes] = {
-    "a head that is said to be shorter than it is": assemble(HEAD, ROWS, REST, head_bytes=len(HEAD) - 1),
-    "a head that is said to be longer than it is": assemble(HEAD, ROWS, REST, head_bytes=len(HEAD) + 1),
+    "a head whose length is given too small": assemble(HEAD, ROWS, REST, head_bytes=len(HEAD) - 1),
+    "a head whose length is given too large": assemble(HEAD, ROWS, REST, head_bytes=len(HEAD) + 1),
     "a head of no bytes": assemble(HEAD, ROWS, REST, head_bytes=0, head_sha256=sha256(b"").hexdigest()),
     "a head up to the end of the manifest": assemble(HEAD, ROWS, REST, head_bytes=WHOLE + 1 + len(REST) + 78),
     "a head that ends beyond the manifest": assemble(HEAD, ROWS, REST, head_bytes=10**6),
@@ -248,8 +250,8 @@ FRONT: dict[str, bytes] = {
     "a length with a fraction": assemble(HEAD, ROWS, REST, head_bytes=f"{len(HEAD)}.0"),
     "a head of another digest": assemble(HEAD, ROWS, REST, head_sha256="0" * 64),
     "a digest in capitals": assemble(HEAD, ROWS, REST, head_sha256=sha256(HEAD).hexdigest().upper()),
-    "chunks that are said to be shorter than they are": assemble(HEAD, ROWS, REST, chunks_bytes=len(ROWS) - 1),
-    "chunks that are said to be longer than they are": assemble(HEAD, ROWS, REST, chunks_bytes=len(ROWS) + 1),
+    "chunks whose length is given too small": assemble(HEAD, ROWS, REST, chunks_bytes=len(ROWS) - 1),
+    "chunks whose length is given too large": assemble(HEAD, ROWS, REST, chunks_bytes=len(ROWS) + 1),
     "chunks that end beyond the manifest": assemble(HEAD, ROWS, REST, chunks_bytes=10**6),
     "chunks of 999999999 bytes": assemble(HEAD, ROWS, REST, chunks_bytes=999999999),
     "chunks of another digest": assemble(HEAD, ROWS, REST, chunks_sha256="0" * 64),
@@ -286,7 +288,7 @@ FRONT: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize(("case", "data"), FRONT.items(), ids=FRONT)
-def test_manifests_whose_first_bytes_lie(
+def test_manifests_with_wrong_lengths_and_digests_are_refused(
     local: Store, sandbox: Path, outcomes: Outcomes, case: str, data: bytes
 ) -> None:
     put(local, data, BODY)
@@ -303,7 +305,7 @@ def test_manifests_whose_first_bytes_lie(
         assert local.outline_at(KEY).artifact["key"] == KEY
 
 
-def test_a_manifest_with_floats(local: Store, sandbox: Path) -> None:
+def test_a_manifest_with_floats_loads(local: Store, sandbox: Path) -> None:
     """The cases above differ from this one in the paths alone."""
     made = wire({"a": BODY})
     _floats(made, ["x"], ["l", 1])
@@ -335,7 +337,9 @@ RAW: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize(("case", "data"), RAW.items(), ids=RAW)
-def test_json_that_breaks_the_format(local: Store, sandbox: Path, outcomes: Outcomes, case: str, data: bytes) -> None:
+def test_json_that_breaks_the_format_is_refused(
+    local: Store, sandbox: Path, outcomes: Outcomes, case: str, data: bytes
+) -> None:
     assert data != RIGHT_BYTES
     put(local, resign(data[:-78]), BODY)
     outcome = load(local, sandbox, {})
@@ -352,12 +356,12 @@ def test_what_the_forged_manifests_start_from_loads(local: Store, sandbox: Path)
 
 
 LIES: dict[str, Callable[[Wire], Any]] = {
-    "a chunk that is said to be larger than it is": lambda m: (
+    "a chunk whose size is given too large": lambda m: (
         _set(m, "chunks", 0, 1, to=12),
         _set(m, "files", 1, 1, to=8),
         _set(m, "head", "artifact", "size", to=12),
     ),
-    "a chunk that is said to be smaller than it is": lambda m: (
+    "a chunk whose size is given too small": lambda m: (
         _set(m, "chunks", 0, 1, to=9),
         _set(m, "files", 1, 1, to=5),
         _set(m, "head", "artifact", "size", to=9),
@@ -377,7 +381,7 @@ LIES: dict[str, Callable[[Wire], Any]] = {
 
 
 @pytest.mark.parametrize(("case", "change"), LIES.items(), ids=LIES)
-def test_sizes_that_lie(
+def test_wrong_sizes_are_found_during_the_load(
     local: Store, sandbox: Path, outcomes: Outcomes, case: str, change: Callable[[Wire], Any]
 ) -> None:
     put(local, changed(change), BODY)
@@ -389,7 +393,7 @@ def test_sizes_that_lie(
         local.read_file(KEY, "b" if case != "a chunk at 2^60 of a file" else "a")
 
 
-def test_permissions_that_are_not_taken_over(local: Store, sandbox: Path, outcomes: Outcomes) -> None:
+def test_of_a_files_mode_only_execute_bits_are_used(local: Store, sandbox: Path, outcomes: Outcomes) -> None:
     made = wire({"a": BODY})
     made["files"][0][2] = 0o6777
     put(local, sign(made), BODY)
@@ -398,11 +402,11 @@ def test_permissions_that_are_not_taken_over(local: Store, sandbox: Path, outcom
     os.umask(umask)
     assert (sandbox / "target" / "a").stat().st_mode & 0o7777 == 0o777 & ~umask
     outcomes.record(
-        MANIFESTS, "set-user-id and world-writable bits", f"{RIGHT}; of the mode, only execute bits are used"
+        MANIFESTS, "set-user-id and world-writable bits", f"{RIGHT}; only execute bits of the mode are used"
     )
 
 
-def test_a_chunk_that_is_named_again_and_again(local: Store, sandbox: Path, outcomes: Outcomes) -> None:
+def test_a_chunk_that_is_named_many_times_loads(local: Store, sandbox: Path, outcomes: Outcomes) -> None:
     """One small chunk as the content of much: the target's disk is all that it takes."""
     made = wire({"a": BODY})
     made["files"][0][1] = made["head"]["artifact"]["size"] = len(BODY) * 2000
@@ -433,7 +437,7 @@ def measured(store: Store) -> tuple[list[str], int]:
     return said, int(memory) >> 10
 
 
-def test_a_million_files(local: Store, outcomes: Outcomes) -> None:
+def test_a_million_files_take_little_memory(local: Store, outcomes: Outcomes) -> None:
     made = wire({})
     made["files"] = [[f"directory/{number:07}", 0, 0o644, 0] for number in range(1_000_000)]
     put(local, sign(made))
@@ -446,7 +450,7 @@ def test_a_million_files(local: Store, outcomes: Outcomes) -> None:
 NONE = parts(wire({}))
 BOMBS: dict[str, Callable[[], bytes]] = {
     "of 300 MiB": lambda: b" " * (300 << 20),
-    "just as large as is read": lambda: b'{"format":"metaflow-artifacts",' + b" " * (MAX_BYTES - 40),
+    "of the largest size that is read": lambda: b'{"format":"metaflow-artifacts",' + b" " * (MAX_BYTES - 40),
     "with 80 million empty lists": lambda: assemble(*NONE[:2], NONE[2] + b',"x":[' + b"[]," * 80_000_000 + b"0]"),
     "with 5 million texts": lambda: assemble(*NONE[:2], NONE[2] + b',"x":[' + b'"ab",' * 5_500_000 + b"0]"),
     "with 16 million numbers": lambda: assemble(*NONE[:2], NONE[2] + b',"x":[' + b"999," * 16_000_000 + b"0]"),
@@ -461,7 +465,7 @@ def _with_metadata(values: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("case", "make"), BOMBS.items(), ids=BOMBS)
-def test_manifests_that_would_fill_memory(
+def test_large_manifests_take_bounded_memory(
     local: Store, outcomes: Outcomes, case: str, make: Callable[[], bytes]
 ) -> None:
     put(local, make())

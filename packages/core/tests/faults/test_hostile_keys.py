@@ -1,4 +1,4 @@
-"""Untrusted keys, and targets in which something lies in the way: refused, or replaced and not followed."""
+"""Untrusted keys are refused; links and files in a load's target are refused or replaced, and never followed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 
 KEYS = "untrusted keys"
-TARGETS = "what lies in the target already"
+TARGETS = "what is in the target already"
 BODY = b"0123456789"
 
 
@@ -33,7 +33,7 @@ BAD_KEYS = {
     "empty": "",
     "a directory of keys": "mf.models/models/artifacts/",
     "`..`": "mf.models/models/artifacts/../../../etc/passwd",
-    "`..` that ends where it began": f"mf.models/models/artifacts/../artifacts/m_{HEX}",
+    "`..` that leads back": f"mf.models/models/artifacts/../artifacts/m_{HEX}",
     "absolute": f"/mf.models/models/artifacts/m_{HEX}",
     "`//`": f"mf.models//models/artifacts/m_{HEX}",
     "an empty part": f"mf.models/models/artifacts//m_{HEX}",
@@ -43,7 +43,7 @@ BAD_KEYS = {
     "a newline": f"mf.models/models/artifacts/m_{HEX}\n",
     "control characters": f"mf.models/models/artifacts/\x1b[31m_{HEX}",
     "encoded control characters": f"mf.models/models/artifacts/%1B[31m_{HEX}",
-    "an encoded slash, spelt otherwise": f"mf.models/models/artifacts/a%2fb_{HEX}",
+    "an encoded slash in small letters": f"mf.models/models/artifacts/a%2fb_{HEX}",
     "encoded dots": f"mf.models/models/artifacts/%2E%2E_{HEX}",
     "letters that need no encoding": f"mf.models/models/artifacts/%61_{HEX}",
     "not ASCII": f"mf.models/models/artifacts/é_{HEX}",
@@ -52,8 +52,8 @@ BAD_KEYS = {
     "too few digits": f"mf.models/models/artifacts/m_{HEX[1:]}",
     "capital digits": f"mf.models/models/artifacts/m_{HEX[1:]}A",
     "a chunk": "mf.artifacts/chunks/sha256/00/" + "0" * 62,
-    "a mark of gc": "mf.artifacts/gc/" + HEX + ".0.open",
-    "a marker": "mf.checkpoints/checkpoints/not_latest/F/s/" + "0" * 12 + "/" + "1" * 12 + "/00000000.0.n.0",
+    "a gc mark": "mf.artifacts/gc/" + HEX + ".0.open",
+    "a tombstone": "mf.checkpoints/checkpoints/not_latest/F/s/" + "0" * 12 + "/" + "1" * 12 + "/00000000.0.n.0",
     "a checkpoint with a number like 007": "mf.checkpoints/checkpoints/artifacts/F/s/"
     + "0" * 12
     + "/"
@@ -64,14 +64,14 @@ BAD_KEYS = {
     + "/"
     + "1" * 12
     + "/00000000.0.n.0",
-    "what another program keeps": "TrainFlow/1/train/2/0.data.json",
+    "the key of another program": "TrainFlow/1/train/2/0.data.json",
     "10 MB": "mf.models/models/artifacts/" + "a" * 10_000_000 + "_" + HEX,
     "a URL": "https://example.com/model",
 }
 
 
 @pytest.mark.parametrize(("case", "key"), BAD_KEYS.items(), ids=BAD_KEYS)
-def test_keys_that_are_none(
+def test_invalid_keys_are_refused_before_any_request(
     local: Store, tmp_path: Path, outcomes: Outcomes, case: str, key: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Refused by every call, before the storage is asked."""
@@ -100,21 +100,25 @@ def test_keys_that_are_none(
         os.makedirs(local.root, exist_ok=True)
         assert main(["show", "--root", local.root, key]) in (1, 2)
         assert capfd.readouterr().err[:-1].isprintable()
-    outcomes.record(KEYS, case, "`InvalidReference`, with the rule and an example; the storage is not asked")
+    outcomes.record(KEYS, case, "`InvalidReference`, with the rule and an example; no request is made")
 
 
-@pytest.mark.parametrize("reference", [None, 7, [], b"x", {}, {"key": 7}, {"key": KEY}, object()], ids=repr)
-def test_references_that_are_none(local: Store, reference: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "reference", [None, 7, [], b"x", {}, {"key": 7}, {"key": KEY}, pytest.param(object(), id="an object")], ids=repr
+)
+def test_invalid_references_are_refused(local: Store, reference: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidReference):
         local.load(reference, tmp_path / "out")
 
 
-def test_an_ancestor_that_is_no_key(local: Store, outcomes: Outcomes) -> None:
+def test_an_ancestor_that_is_not_a_key_is_left_out(local: Store, outcomes: Outcomes) -> None:
     made = wire({"a": BODY})
     made["head"]["artifact"]["parents"] = ["../../etc/passwd", KEY, "\x1b[31m"]
     put(local, sign(made))
     assert [artifact["key"] for artifact in lineage(KEY, local)] == [KEY]
-    outcomes.record(KEYS, "an ancestor in `parents` that is no key, or the artifact itself", "left out of the lineage")
+    outcomes.record(
+        KEYS, "an ancestor in `parents` that is not a key, or is the artifact itself", "left out of the lineage"
+    )
 
 
 Prepare = Callable[[Path, Path], Any]
@@ -147,7 +151,9 @@ FILES = {"sub/deep/a": BODY[:3], "sub/deep/file": BODY[3:6], "top": BODY[6:]}
 
 
 @pytest.mark.parametrize(("case", "prepare"), [*IN_THE_WAY.items(), *GIVEN_WAY.items()])
-def test_what_lies_in_the_target(local: Store, sandbox: Path, outcomes: Outcomes, case: str, prepare: Prepare) -> None:
+def test_what_is_in_the_target_is_replaced_or_refused_and_never_followed(
+    local: Store, sandbox: Path, outcomes: Outcomes, case: str, prepare: Prepare
+) -> None:
     put(local, sign(wire(FILES)))
     target, outside = sandbox / "target", sandbox / "precious"
     target.mkdir()

@@ -1,4 +1,4 @@
-"""SIGKILL at each moment of what changes a store or a directory: the store is whole, and the same again succeeds."""
+"""SIGKILL at each moment of a save, load, gc…: the store stays whole, and the same action succeeds afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AFTER = {
     "save": "`check` finds the store whole; the artifact is there and loads right, or it is not there; the same save "
     "succeeds; `gc` removes all that the killed one left",
     "checkpoint": "as a save; the latest checkpoint is still the one before, since this one was saved with "
-    "`latest=False`, whether its marker was written or not",
+    "`latest=False`, whether its tombstone was written or not",
     "load": "each file in the target is the old one or the new one, whole; nothing else in it has changed but for a "
     "directory `.metaflow_artifacts_…`; the same load succeeds",
     "gc": "`check` finds the store whole; what was kept loads right; a save of what was half removed succeeds; the "
@@ -46,7 +46,9 @@ def campaign(work: Path, scenario: str, store: str, environment: dict[str, str],
 @pytest.mark.parametrize(
     ("scenario", "moments"), [("save", 20), ("checkpoint", 4), ("load", 20), ("gc", 10), ("delete", 2), ("retain", 8)]
 )
-def test_at_every_file_system_call(scenario: str, moments: int, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_kill_at_any_file_system_call_leaves_the_store_whole(
+    scenario: str, moments: int, tmp_path: Path, outcomes: Outcomes
+) -> None:
     result = campaign(tmp_path / "work", scenario, "local", {})
     assert result["kills"] >= moments
     assert result["finished"] > 0
@@ -55,7 +57,7 @@ def test_at_every_file_system_call(scenario: str, moments: int, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("scenario", ["save", "load", "gc"])
-def test_at_random_moments(scenario: str, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_path: Path, outcomes: Outcomes) -> None:
     assert campaign(tmp_path / "work", scenario, "local", {}, "--random", "15")["kills"] > 3
     outcomes.record(SECTION, f"{scenario}, at random moments", AFTER[scenario])
 
@@ -63,7 +65,7 @@ def test_at_random_moments(scenario: str, tmp_path: Path, outcomes: Outcomes) ->
 @pytest.mark.parametrize(
     ("scenario", "moments"), [("save", 10), ("checkpoint", 5), ("load", 4), ("gc", 4), ("delete", 8), ("retain", 5)]
 )
-def test_at_requests_to_s3(
+def test_a_kill_before_a_request_to_s3_leaves_the_store_whole(
     scenario: str, moments: int, tmp_path: Path, root: str, s3_server: SeaweedServer, outcomes: Outcomes
 ) -> None:
     # Every one takes minutes: `python -m faultlib.kills` does that.

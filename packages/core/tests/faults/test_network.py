@@ -1,4 +1,4 @@
-"""S3 behind a proxy that resets, refuses, stalls, cuts short and changes what passes: saves and loads through it."""
+"""Saves and loads through a proxy before S3 that resets, refuses, stalls, truncates and changes what it passes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Lose, Refuse, Request, Stall
 
 CHUNK = 64 << 10
-ONCE = "S3: requests that fail, and succeed when they are made again"
-ALWAYS = "S3: requests that fail again and again"
+ONCE = "S3: requests that fail, and succeed in a later attempt"
+ALWAYS = "S3: requests that fail in every attempt"
 
 Plan = Callable[[Request], Fault | None]
 
@@ -62,7 +62,7 @@ PASSING: list[tuple[str, Fault]] = [
 
 
 @pytest.mark.parametrize(("case", "fault"), PASSING)
-def test_a_fault_that_passes(
+def test_a_fault_that_passes_is_not_noticed(
     remote: Store,
     direct: Store,
     proxy: FaultProxy,
@@ -88,7 +88,7 @@ def test_a_fault_that_passes(
     assert check(direct, read=True).ok
 
 
-def test_faults_at_every_request(
+def test_random_faults_at_all_requests_are_not_noticed(
     remote: Store, direct: Store, proxy: FaultProxy, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     """One request in twenty, in each way that there is."""
@@ -131,8 +131,9 @@ GARBLED: list[tuple[str, Fault]] = [
 
 
 @pytest.mark.parametrize(("case", "fault"), REFUSED)
-def test_a_save_that_cannot_succeed(
+def test_a_save_that_cannot_succeed_leaves_no_artifact(
     remote: Store,
+    impatient: Store,
     direct: Store,
     proxy: FaultProxy,
     tree: Path,
@@ -142,7 +143,7 @@ def test_a_save_that_cannot_succeed(
     fault: Fault,
 ) -> None:
     proxy.plan = always(fault, "PUT")
-    outcomes.record(ALWAYS, f"{case}: save", failing(lambda: remote.save_model(tree), remote))
+    outcomes.record(ALWAYS, f"{case}: save", failing(lambda: impatient.save_model(tree), impatient))
     assert list(direct.list()) == []
     proxy.plan = lambda request: None
     key = remote.save_model(tree)["key"]
@@ -150,8 +151,9 @@ def test_a_save_that_cannot_succeed(
 
 
 @pytest.mark.parametrize(("case", "fault"), [*REFUSED[:1], *REFUSED[2:-1], *GARBLED])
-def test_a_load_that_cannot_succeed(
+def test_a_load_that_cannot_succeed_leaves_nothing(
     remote: Store,
+    impatient: Store,
     direct: Store,
     proxy: FaultProxy,
     tree: Path,
@@ -162,16 +164,16 @@ def test_a_load_that_cannot_succeed(
 ) -> None:
     key = direct.save_model(tree)["key"]
     proxy.plan = lambda request: fault if request.method == "GET" and "/chunks/" in request.path else None
-    outcome = loading(remote, key, tmp_path / "out", content(tree))
+    outcome = loading(impatient, key, tmp_path / "out", content(tree))
     assert outcome != RIGHT
     outcomes.record(ALWAYS, f"{case}: load of a chunk", outcome)
     proxy.plan = always(fault, "GET")
-    outcomes.record(ALWAYS, f"{case}: load of a manifest", loading(remote, key, tmp_path / "out", content(tree)))
+    outcomes.record(ALWAYS, f"{case}: load of a manifest", loading(impatient, key, tmp_path / "out", content(tree)))
     proxy.plan = lambda request: None
     assert loading(remote, key, tmp_path / "out", content(tree)) == RIGHT
 
 
-def test_bytes_that_change_on_every_way_to_the_store(
+def test_a_save_fails_where_bytes_always_change_in_transit(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, outcomes: Outcomes
 ) -> None:
     proxy.plan = always(Damage(500, sent=True), "PUT")
@@ -183,7 +185,7 @@ def test_bytes_that_change_on_every_way_to_the_store(
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 12, 15])
-def test_credentials_that_expire_in_mid_save(
+def test_a_save_continues_after_expired_credentials_were_renewed(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes, after: int
 ) -> None:
     """Each request from one on is refused; with new credentials, the same save sends only the rest."""
@@ -197,13 +199,11 @@ def test_credentials_that_expire_in_mid_save(
     key = remote.save_model(tree)["key"]
     assert proxy.received < 6 * CHUNK + 1000 - sent + 4000
     assert loading(remote, key, tmp_path / "out", content(tree)) == RIGHT
-    outcomes.record(
-        ALWAYS, "credentials expire in mid save, then there are new ones", "the same save sends only the rest"
-    )
+    outcomes.record(ALWAYS, "credentials expire during a save, and are renewed", "the same save sends only the rest")
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])
-def test_credentials_that_expire_in_mid_load(
+def test_a_load_succeeds_after_expired_credentials_were_renewed(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes, after: int
 ) -> None:
     key = direct.save_model(tree)["key"]
@@ -222,7 +222,9 @@ def test_a_save_whose_answer_is_lost_is_saved_once(remote: Store, direct: Store,
     assert check(direct, read=True).ok
 
 
-def test_an_endpoint_where_nobody_listens(remote: Store, proxy: FaultProxy, tree: Path, outcomes: Outcomes) -> None:
+def test_an_endpoint_where_nobody_listens_is_named(
+    remote: Store, proxy: FaultProxy, tree: Path, outcomes: Outcomes
+) -> None:
     proxy.__exit__(None, None, None)
     key = "mf.models/models/artifacts/m_" + "0" * 32
     for what, call in (("save", lambda: remote.save_model(tree)), ("load", lambda: remote.load(key, tree))):

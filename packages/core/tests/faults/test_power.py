@@ -1,4 +1,4 @@
-"""What a power failure leaves in a store on disk: an object that is empty, cut, zeros, or not there."""
+"""What a power failure leaves in a store on disk: objects that are empty, truncated, filled with zeros or missing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_chunk_that_was_not_on_the_disk_yet(
+def test_a_chunk_that_a_power_failure_damaged_is_written_again(
     local: Store, tree: Path, tmp_path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     key = local.save_model(tree)["key"]
@@ -73,7 +73,7 @@ def test_a_chunk_that_was_not_on_the_disk_yet(
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_store_that_is_synced_since_then_trusts_no_older_chunk(
+def test_a_synced_store_does_not_trust_older_chunks(
     local: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """Whoever wrote the chunk may not have used `sync`."""
@@ -87,7 +87,7 @@ def test_a_store_that_is_synced_since_then_trusts_no_older_chunk(
 
 @pytest.mark.parametrize("small", [False, True], ids=["chunks", "inline"])
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_manifest_that_was_not_on_the_disk_yet(
+def test_a_manifest_that_a_power_failure_damaged_is_refused(
     local: Store,
     tree: Path,
     tmp_path: Path,
@@ -110,7 +110,7 @@ def test_a_manifest_that_was_not_on_the_disk_yet(
     outcomes.record(SECTION, f"a manifest is {case}: save of the same content", RIGHT)
 
 
-def test_chunks_that_are_older_than_the_start_of_the_machine(
+def test_chunks_older_than_the_machines_start_are_verified_once(
     local: Store, tree: Path, tmp_path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations: list[str] = []
@@ -123,4 +123,4 @@ def test_chunks_that_are_older_than_the_start_of_the_machine(
         assert [operations.count(name) for name in ("open", "touch", "commit")] == [expected, expected, 0]
     assert loading(store, key, tmp_path / "out", content(tree)) == RIGHT
     case = "chunks are whole, and older than the last start of the machine: save of the same content"
-    outcomes.record(SECTION, case, "each is read and compared once, and renewed; nothing is written again")
+    outcomes.record(SECTION, case, "each is read and verified once; nothing is written again")

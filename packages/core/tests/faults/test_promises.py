@@ -1,4 +1,4 @@
-"""Servers and credentials that give less than docs/format.md asks for: whole saves, loads, checkpoints and gc runs."""
+"""Servers that break a promise of docs/format.md, and credentials that allow too little: saves, loads and gc."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def checkpoints(store: Store) -> CheckpointWriter:
     return CheckpointWriter(store, PLACE, "0" * 8, 0, "F/1/s/2")
 
 
-def test_conditions_that_are_ignored(
+def test_no_checkpoint_is_overwritten_where_conditions_are_ignored(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     kept = checkpoints(direct).save(tree, label="l")["key"]
@@ -78,7 +78,7 @@ def refuses_copies(request: Request) -> Answer | None:
         ("copies are refused", refuses_copies),
     ],
 )
-def test_chunks_that_cannot_be_renewed(
+def test_chunks_whose_time_cannot_change_are_sent_again(
     remote: Store,
     direct: Store,
     proxy: FaultProxy,
@@ -100,7 +100,7 @@ def test_chunks_that_cannot_be_renewed(
     outcomes.record(SECTION, f"{case}: save of content that is stored", f"it is sent again; {RIGHT}")
 
 
-def test_deletes_of_many_objects_that_are_refused(
+def test_gc_deletes_one_by_one_where_batches_are_refused(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     kept = direct.save_model(tree / "small.txt")["key"]
@@ -113,7 +113,7 @@ def test_deletes_of_many_objects_that_are_refused(
 
 
 @pytest.mark.parametrize("what", ["chunk", "manifest"])
-def test_wrong_bytes_that_are_taken(
+def test_wrong_bytes_that_a_server_accepted_are_found(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes, what: str
 ) -> None:
     damaged = takes_wrong_digests(200)
@@ -123,13 +123,13 @@ def test_wrong_bytes_that_are_taken(
     outcome = loading(direct, key, tmp_path / "out", content(tree))
     assert outcome.startswith(("`CorruptArtifact`", "`UnsupportedFormat`"))
     assert {problem.key for problem in check(direct, read=True).problems} == {key}
-    case = f"wrong bytes in what is sent are taken, under a digest that is not theirs: load of a {what}"
+    case = f"the server accepts wrong bytes under the digest of the right ones: load of a {what}"
     outcomes.record(SECTION, case, f"{outcome}; `check --read` reports it")
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 @pytest.mark.parametrize("times", [1, 2])
-def test_lost_answers_to_conditional_writes(
+def test_a_lost_answer_to_a_conditional_write_makes_no_second_checkpoint(
     remote: Store,
     direct: Store,
     proxy: FaultProxy,
@@ -153,7 +153,7 @@ def test_lost_answers_to_conditional_writes(
     )
 
 
-def test_lists_below_the_root_only(
+def test_permission_to_list_below_the_root_suffices(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     proxy.plan = lists_only_below(remote.root.removeprefix("s3://").partition("/")[2] + "/")
@@ -169,7 +169,7 @@ def test_lists_below_the_root_only(
     outcomes.record(SECTION, case, RIGHT)
 
 
-def test_no_listing_at_all(
+def test_without_permission_to_list_a_save_fails_and_a_load_succeeds(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     proxy.plan = lists_only_below("nowhere")
@@ -183,7 +183,7 @@ def test_no_listing_at_all(
     outcomes.record(SECTION, f"{case}: load", loading(remote, key, tmp_path / "out", content(tree)))
 
 
-def test_no_right_to_delete(
+def test_without_permission_to_delete_saves_and_loads_succeed(
     remote: Store, direct: Store, proxy: FaultProxy, tree: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     case = "nothing may be deleted"

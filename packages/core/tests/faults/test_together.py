@@ -1,4 +1,4 @@
-"""Two savers, twenty savers, and savers beside a gc: processes of their own."""
+"""Many processes that save at the same time, also beside a gc."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def save_at_once(root: str, trees: list[Path], kinds: list[str], environment: di
 
 
 @pytest.mark.parametrize(("savers", "where"), [(2, "local"), (2, "direct"), (20, "local"), (8, "direct")])
-def test_savers_of_the_same_content(
+def test_savers_of_the_same_content_store_it_once(
     request: pytest.FixtureRequest, tree: Path, tmp_path: Path, outcomes: Outcomes, savers: int, where: str
 ) -> None:
     store: Store = request.getfixturevalue(where)
@@ -97,7 +97,7 @@ def test_savers_of_the_same_content(
     assert report.ok
     assert report.artifacts == len(keys)
     assert sum(1 for _ in store.storage.list("mf.artifacts/chunks/")) == len(set(store.manifest(keys[0]).chunks))
-    several = "two" if savers == 2 else "twenty"
+    several = {2: "two", 8: "eight", 20: "twenty"}[savers]
     outcome = "every artifact loads the right bytes; each checkpoint has a number of its own; content is stored once"
     outcomes.record(SECTION, f"{several} savers of the same content, models and checkpoints", outcome)
 
@@ -122,7 +122,7 @@ def trees(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("where", ["local", "s3_server", "moto"])
-def test_savers_of_different_content_into_one_task(
+def test_savers_of_one_task_never_overwrite_each_other(
     request: pytest.FixtureRequest, trees: list[Path], tmp_path: Path, outcomes: Outcomes, where: str
 ) -> None:
     store, environment = store_at(request, where)
@@ -134,7 +134,7 @@ def test_savers_of_different_content_into_one_task(
     outcomes.record(SECTION, case, "four keys; each reference loads what its saver saved")
 
 
-def test_savers_on_a_server_without_conditional_writes(
+def test_checkpoints_are_refused_on_a_server_without_conditional_writes(
     request: pytest.FixtureRequest, trees: list[Path], tmp_path: Path, outcomes: Outcomes
 ) -> None:
     store, environment = store_at(request, "rclone")
@@ -152,7 +152,9 @@ def test_savers_on_a_server_without_conditional_writes(
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_savers_beside_a_gc(request: pytest.FixtureRequest, tmp_path: Path, outcomes: Outcomes, where: str) -> None:
+def test_a_gc_beside_savers_removes_nothing_that_is_needed(
+    request: pytest.FixtureRequest, tmp_path: Path, outcomes: Outcomes, where: str
+) -> None:
     """`python -m faultlib.soak` does the same for a minute."""
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     root, options = str(tmp_path / "store"), ["--seconds", "8"]

@@ -19,7 +19,7 @@ from metaflow_artifacts.testing.servers import S3Server, s3_client
 
 
 class TestLocalStorage(StorageConformance):
-    broken: ClassVar[dict[str, str]] = {"test_digests_are_verified_on_the_way": "the writer has hashed what it wrote"}
+    broken: ClassVar[dict[str, str]] = {"test_wrong_digests_are_refused": "the writer has hashed what it wrote"}
 
     @pytest.fixture
     def storage(self, tmp_path: Path) -> Storage:
@@ -99,7 +99,7 @@ class TestSeaweedFS(S3Hooks, StorageConformance):
 
 
 class TestMoto(S3Hooks, ServerConformance):
-    broken: ClassVar[dict[str, str]] = {"test_digests_are_verified_on_the_way": "moto takes any digest"}
+    broken: ClassVar[dict[str, str]] = {"test_wrong_digests_are_refused": "moto takes any digest"}
 
     @pytest.fixture
     def server(self, moto: S3Server) -> S3Server:
@@ -109,14 +109,14 @@ class TestMoto(S3Hooks, ServerConformance):
 class TestRclone(S3Hooks, ServerConformance):
     ignores_conditions = "rclone ignores If-None-Match"
     broken: ClassVar[dict[str, str]] = {
-        "test_digests_are_verified_on_the_way": "rclone takes any digest",
-        "test_put_if_absent": ignores_conditions,
-        "test_put_if_absent_of_a_large_object": ignores_conditions,
-        "test_put_if_absent_of_odd_keys": ignores_conditions,
-        "test_put_if_absent_is_required": ignores_conditions,
-        "test_one_of_many_threads_wins": ignores_conditions,
-        "test_one_of_many_processes_wins": ignores_conditions,
-        "test_delete": "rclone answers 500 where the name of a directory is deleted; no key of the store is one",
+        "test_wrong_digests_are_refused": "rclone takes any digest",
+        "test_put_if_absent_refuses_a_key_that_exists": ignores_conditions,
+        "test_put_if_absent_refuses_a_large_object_that_exists": ignores_conditions,
+        "test_put_if_absent_refuses_odd_keys_that_exist": ignores_conditions,
+        "test_require_put_if_absent_accepts_this_storage": ignores_conditions,
+        "test_exactly_one_of_many_threads_wins": ignores_conditions,
+        "test_exactly_one_of_many_processes_wins": ignores_conditions,
+        "test_delete_removes_what_exists": "rclone answers 500 to the delete of a directory, which no key is",
     }
     unreliable: ClassVar[dict[str, str]] = {
         "test_readers_see_whole_objects": "rclone writes a new version into the old one's file",
@@ -127,7 +127,7 @@ class TestRclone(S3Hooks, ServerConformance):
         return rclone
 
 
-def test_root_of_a_bucket(s3_server: SeaweedServer) -> None:
+def test_a_bucket_without_a_prefix_is_a_root(s3_server: SeaweedServer) -> None:
     """A bucket alone is a root too: no leading slash in the keys."""
     storage = open_storage(s3_server.root, client=s3_server.client)
     assert isinstance(storage, S3Storage)

@@ -69,7 +69,7 @@ def test_files_get_the_mode_of_any_new_file(storage: LocalStorage, write: str) -
 
 @needs_root
 @pytest.mark.parametrize("write", WRITES)
-def test_disk_full(disk: Path, write: str) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(disk: Path, write: str) -> None:
     storage = LocalStorage(disk / "root")
     storage.put("a/b", b"before")
     filler = disk / "filler"
@@ -85,7 +85,7 @@ def test_disk_full(disk: Path, write: str) -> None:
 
 
 @needs_root
-def test_read_only_file_system(disk: Path) -> None:
+def test_a_read_only_file_system_is_an_error(disk: Path) -> None:
     storage = LocalStorage(disk / "root")
     storage.put("a/b", b"before")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
@@ -155,7 +155,7 @@ with storage.stage(4) as staged:
 """
 
 
-def test_killed_writer_leaves_a_leftover(storage: LocalStorage) -> None:
+def test_a_killed_writer_leaves_a_temporary_object(storage: LocalStorage) -> None:
     subprocess.run([sys.executable, "-c", KILLED, storage.root])
     assert list(storage.list("")) == []
     (leftover,) = storage.leftovers()
@@ -166,7 +166,9 @@ def test_killed_writer_leaves_a_leftover(storage: LocalStorage) -> None:
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_directories_that_others_remove(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+def test_directories_that_other_processes_remove_are_made_again(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
     """Another process prunes empty directories; writers make them anew."""
     makedirs = os.makedirs
     made = []
@@ -183,7 +185,7 @@ def test_directories_that_others_remove(storage: LocalStorage, monkeypatch: pyte
     assert [made.count(os.path.join(storage.root, name)) for name in ("mf.artifacts/tmp", "a/b")] == [4, 4]
 
 
-def test_store_that_vanishes(storage: LocalStorage) -> None:
+def test_a_store_that_vanishes_is_an_error(storage: LocalStorage) -> None:
     storage.put("a/b", b"content")
     shutil.rmtree(storage.root)
     with pytest.raises(ArtifactNotFound, match=r"nothing is stored at /.*/a/b"):
@@ -194,7 +196,7 @@ def test_store_that_vanishes(storage: LocalStorage) -> None:
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_file_or_a_directory_in_the_way(storage: LocalStorage, write: str) -> None:
+def test_a_file_or_a_directory_in_the_way_is_named(storage: LocalStorage, write: str) -> None:
     storage.put("a/b", b"content")
     with pytest.raises(StorageError, match=r"cannot write /.*/a/b/c: a file lies where a directory is needed"):
         operations(storage, "a/b/c")[write]()
@@ -207,7 +209,7 @@ def test_a_file_or_a_directory_in_the_way(storage: LocalStorage, write: str) -> 
         operations(root, "c")[write]()
 
 
-def test_a_directory_is_no_object(storage: LocalStorage) -> None:
+def test_a_directory_is_not_an_object(storage: LocalStorage) -> None:
     Path(storage.root, "a/b").mkdir(parents=True)
     for call in (lambda: storage.get("a/b"), lambda: storage.open("a/b").__enter__()):
         with pytest.raises(ArtifactNotFound, match="it is not a file; check the key 'a/b'"):
@@ -228,7 +230,9 @@ def test_a_named_pipe_does_not_hang(storage: LocalStorage) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_file_systems_without_hard_links(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_one_writer_wins_without_hard_links(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def no_link(source: str, target: str) -> None:
         raise OSError(number, os.strerror(number), source, None, target)
 
@@ -250,7 +254,7 @@ def test_file_systems_without_hard_links(storage: LocalStorage, monkeypatch: pyt
     assert list(storage.leftovers()) == []
 
 
-def test_link_whose_answer_was_lost(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_whose_answer_was_lost_is_a_success(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network file system makes the link, loses the answer, asks again, and is told that the file exists."""
     link = os.link
 
@@ -271,13 +275,13 @@ def test_files_that_no_key_names_are_not_listed(storage: LocalStorage) -> None:
     assert [info.key for info in storage.list("")] == ["a/b"]
 
 
-def test_names_too_long_for_the_file_system(tmp_path: Path) -> None:
+def test_names_too_long_for_the_file_system_are_refused(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "/".join(["d" * 200] * 18))
     with pytest.raises(InvalidInput, match="too long"):
         storage.put("/".join(["k" * 200] * 3), b"")
 
 
-def test_object_that_becomes_shorter_while_it_is_read(storage: LocalStorage) -> None:
+def test_an_object_that_becomes_shorter_ends_early(storage: LocalStorage) -> None:
     storage.put("a", b"x" * MIB)
     with storage.open("a") as reader:
         os.truncate(Path(storage.root, "a"), 1000)

@@ -49,7 +49,7 @@ def test_a_link_to_a_file_is_an_object(storage: LocalStorage, tmp_path: Path) ->
     assert [(info.key, info.size) for info in storage.list("a/c")] == [("a/c", 9)]
 
 
-def test_links_in_a_circle_end(storage: LocalStorage) -> None:
+def test_a_listing_ends_where_links_form_a_circle(storage: LocalStorage) -> None:
     storage.put("a/b/c", b"")
     storage.put("x", b"")
     Path(storage.root, "a/b/up").symlink_to("..")
@@ -90,7 +90,9 @@ DANGLING = {
 
 
 @pytest.mark.parametrize("which", DANGLING)
-def test_a_disk_that_is_not_mounted_is_no_empty_store(storage: LocalStorage, tmp_path: Path, which: str) -> None:
+def test_a_disk_that_is_not_mounted_is_an_error_and_not_an_empty_store(
+    storage: LocalStorage, tmp_path: Path, which: str
+) -> None:
     link, prefixes = DANGLING[which]
     storage.put("x/y", b"")
     path = Path(storage.root, link)
@@ -107,7 +109,7 @@ def test_a_disk_that_is_not_mounted_is_no_empty_store(storage: LocalStorage, tmp
     assert listed(storage, "x/") == ["x/y"]
 
 
-def test_a_root_that_is_a_link_to_nowhere_is_no_empty_store(tmp_path: Path) -> None:
+def test_a_root_that_is_a_dangling_link_is_an_error_and_not_an_empty_store(tmp_path: Path) -> None:
     (tmp_path / "root").symlink_to("unmounted")
     storage = LocalStorage(tmp_path / "root")
     with pytest.raises(StorageError, match="mount the disk that holds it, or remove the link"):
@@ -124,13 +126,13 @@ def test_a_link_in_a_circle_is_named(storage: LocalStorage) -> None:
         list(storage.list(""))
 
 
-def test_links_that_no_key_names_are_passed_over(storage: LocalStorage) -> None:
+def test_links_that_no_key_names_are_not_listed(storage: LocalStorage) -> None:
     storage.put("x", b"")
     Path(storage.root, "caf\u00e9").symlink_to("nowhere")
     assert listed(storage) == ["x"]
 
 
-def test_files_that_vanish_while_they_are_listed_are_passed_over(
+def test_files_that_vanish_during_a_listing_are_not_listed(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key in ("a/1", "a/2", "a/3"):

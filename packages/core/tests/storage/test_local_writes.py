@@ -159,13 +159,13 @@ def test_now_is_the_file_systems_time_and_leaves_nothing(
     assert list(storage.leftovers()) == []
 
 
-def test_now_where_nothing_is_stored_writes_nothing(tmp_path: Path) -> None:
+def test_now_does_not_create_a_store(tmp_path: Path) -> None:
     before = time.time()
     assert before <= LocalStorage(tmp_path / "missing").now() <= time.time()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_touch_tells_whether_the_time_is_later(storage: LocalStorage) -> None:
+def test_touch_returns_whether_the_time_is_later(storage: LocalStorage) -> None:
     storage.put("a", b"content")
     now = time.time()
     os.utime(Path(storage.root, "a"), (now - 1000, now - 1000))
@@ -214,7 +214,7 @@ def claims(storage: LocalStorage) -> list[Path]:
     return sorted(Path(storage.root, "mf.artifacts/tmp").glob(".claim-*"))
 
 
-def test_put_if_absent_without_links_and_locks(bare: LocalStorage) -> None:
+def test_one_writer_wins_without_hard_links_and_locks(bare: LocalStorage) -> None:
     assert bare.put_if_absent("a/b", b"first") is True
     assert bare.put_if_absent("a/b", b"second") is False
     with ThreadPoolExecutor(8) as pool:
@@ -250,7 +250,7 @@ def test_a_dead_writers_claim_does_not_block_a_key(bare: LocalStorage) -> None:
     assert bare.put_if_absent("a/b", b"second") is False
 
 
-def test_a_living_writers_claim_is_waited_for(bare: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_waits_for_the_claim_of_a_live_writer(bare: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_claim(bare, "a/b", 0)
     waits = []
 
@@ -267,7 +267,9 @@ def test_a_living_writers_claim_is_waited_for(bare: LocalStorage, monkeypatch: p
     assert len(waits) == 3
 
 
-def test_a_writer_that_was_stopped_gives_its_claim_up(bare: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_was_stopped_for_long_gives_up_its_claim(
+    bare: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By then another may have found its claim dead, and have put its object in place."""
     clock = [0.0]
     monkeypatch.setattr(local_claims, "uptime", lambda: clock[0])

@@ -37,7 +37,7 @@ def test_roots_that_are_refused(root: str, tmp_path: Path, monkeypatch: pytest.M
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_url_that_went_through_pathlib_is_no_directory() -> None:
+def test_a_url_that_pathlib_has_changed_is_refused() -> None:
     with pytest.raises(InvalidInput, match="it has the form s3://bucket/prefix"):
         open_storage(Path("s3://bucket/x"))
 
@@ -54,7 +54,7 @@ def test_a_url_that_went_through_pathlib_is_no_directory() -> None:
         ("s3://bucket//a", "s3://bucket/a"),
     ],
 )
-def test_s3_roots_are_taken_as_metaflow_takes_them(root: str, taken: str) -> None:
+def test_s3_roots_have_the_prefix_that_metaflow_uses(root: str, taken: str) -> None:
     """metaflow.S3 drops slashes at both ends of a prefix, and keeps those within."""
     storage = open_storage(root)
     assert storage.root == taken

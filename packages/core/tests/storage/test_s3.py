@@ -52,7 +52,7 @@ def direct(root: str, s3_server: SeaweedServer) -> S3Storage:
 
 @pytest.fixture
 def storage(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
-    monkeypatch.setattr(s3_requests, "_PAUSE", 0.001)
+    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.001)
     return S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))
 
 
@@ -94,7 +94,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=str)
-def test_requests_are_repeated(storage: S3Storage, proxy: FaultProxy, direct: S3Storage, fault: Fault) -> None:
+def test_failed_requests_are_retried(storage: S3Storage, proxy: FaultProxy, direct: S3Storage, fault: Fault) -> None:
     proxy.plan = once(fault, "PUT", 3)
     storage.put("a", DATA)
     assert direct.get("a") == DATA
@@ -116,14 +116,14 @@ def test_requests_are_repeated(storage: S3Storage, proxy: FaultProxy, direct: S3
     assert list(direct.list("")) == []
 
 
-def test_repeating_ends(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_retries_end(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = always(BUSY, "PUT")
     with pytest.raises(TransientStorageError, match=r"cannot write s3://.*/a: .* asks to slow down; try again"):
         storage.put("a", b"")
     assert 3 < len(proxy.requests) < 10
 
 
-def test_refusals_are_not_repeated(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_refusals_are_not_retried(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = always(Answer(403, "AccessDenied"), "PUT")
     with pytest.raises(StorageError, match=r"cannot write s3://.*/a: access denied") as caught:
         storage.put("a", b"")
@@ -133,7 +133,7 @@ def test_refusals_are_not_repeated(storage: S3Storage, proxy: FaultProxy) -> Non
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 100_000, len(DATA) - 1])
-def test_bodies_that_break_off(
+def test_a_body_that_breaks_off_is_read_to_its_end(
     storage: S3Storage, proxy: FaultProxy, direct: S3Storage, after: int, reset: bool
 ) -> None:
     direct.put("a", DATA)
@@ -145,7 +145,7 @@ def test_bodies_that_break_off(
     assert read(storage, "a", 7) == DATA[7:]
 
 
-def test_bodies_that_always_break_off(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
+def test_bodies_that_always_break_off_are_an_error(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
     direct.put("a", DATA)
     proxy.plan = always(Cut(0), "GET")
     with pytest.raises(TransientStorageError, match="try again"):
@@ -154,7 +154,7 @@ def test_bodies_that_always_break_off(storage: S3Storage, proxy: FaultProxy, dir
         read(storage, "a")
 
 
-def test_a_reader_goes_on_where_it_broke_off(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
+def test_a_reader_requests_only_what_is_missing(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
     direct.put("a", DATA)
     proxy.plan = always(Cut(MIB, reset=False), "GET")
     assert read(storage, "a") == DATA
@@ -165,7 +165,7 @@ def test_a_reader_goes_on_where_it_broke_off(storage: S3Storage, proxy: FaultPro
     ]
 
 
-def test_a_reader_never_gets_two_objects(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
+def test_a_reader_never_mixes_two_objects(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
     direct.put("a", DATA)
     proxy.plan = once(Cut(MIB), "GET")
     with storage.open("a") as reader:
@@ -175,7 +175,7 @@ def test_a_reader_never_gets_two_objects(storage: S3Storage, proxy: FaultProxy, 
             list(rest)
 
 
-def test_connections_are_used_again(storage: S3Storage, proxy: FaultProxy, s3_server: SeaweedServer) -> None:
+def test_connections_are_reused(storage: S3Storage, proxy: FaultProxy, s3_server: SeaweedServer) -> None:
     storage.put("a", DATA)
     for _ in range(5):
         assert read(storage, "a") == DATA
@@ -186,18 +186,20 @@ def test_connections_are_used_again(storage: S3Storage, proxy: FaultProxy, s3_se
     assert proxy.connections == 1
 
 
-def test_bytes_damaged_on_the_way_to_s3(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
+def test_bytes_that_change_in_transit_to_s3_are_sent_again(
+    storage: S3Storage, proxy: FaultProxy, direct: S3Storage
+) -> None:
     proxy.plan = once(Damage(12345, sent=True), "PUT")
     stage(storage, "a", DATA)
     assert direct.get("a") == DATA
     proxy.plan = always(Damage(12345, sent=True), "PUT")
-    with pytest.raises(TransientStorageError, match="the content changed on its way"):
+    with pytest.raises(TransientStorageError, match="the content changed in transit"):
         stage(storage, "b", DATA)
     assert direct.stat("b") is None
 
 
 @pytest.mark.parametrize("data", [b"mine", b"", DATA], ids=len)
-def test_conditional_put_whose_answer_is_lost(
+def test_a_conditional_put_whose_answer_is_lost_knows_its_object(
     storage: S3Storage, proxy: FaultProxy, direct: S3Storage, data: bytes
 ) -> None:
     """The repeated request finds the object of the first, and must not take it for another writer's."""
@@ -209,7 +211,7 @@ def test_conditional_put_whose_answer_is_lost(
     assert direct.get("a") == data
 
 
-def test_server_that_stalls(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
+def test_a_server_that_stalls_is_an_error(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
     """No new attempt begins when the storage's patience is at its end."""
     client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.3))
     storage = open_storage(root, client=client, patience=0.7)
@@ -222,14 +224,14 @@ def test_server_that_stalls(root: str, s3_server: SeaweedServer, proxy: FaultPro
     assert storage.get("a") == b"content"
 
 
-def test_server_without_conditional_writes(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_a_server_without_conditional_writes_is_named(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = always(Answer(501, "NotImplemented"), "PUT")
     with pytest.raises(StorageError, match="does not support this request") as caught:
         storage.put_if_absent("a", b"")
     assert not isinstance(caught.value, TransientStorageError)
 
 
-def test_server_without_ranges(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_a_server_without_ranges_is_named(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = always(Answer(200, "", body="all of the object"), "GET")
     with pytest.raises(StorageError, match="does not serve byte ranges"):
         storage.get("a", 5, 10)
@@ -237,7 +239,7 @@ def test_server_without_ranges(storage: S3Storage, proxy: FaultProxy) -> None:
         read(storage, "a", 5)
 
 
-def test_some_of_many_are_not_deleted(storage: S3Storage, proxy: FaultProxy, root: str) -> None:
+def test_a_delete_that_fails_for_some_keys_names_one(storage: S3Storage, proxy: FaultProxy, root: str) -> None:
     prefix = root.partition("//")[2].partition("/")[2]
     refusal = f"<Error><Key>{prefix}/b</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
     proxy.plan = always(Answer(200, "", body=f"<DeleteResult>{refusal}</DeleteResult>"), "POST")
@@ -276,7 +278,7 @@ WRONG = {
 def test_wrong_settings_are_named(
     s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch, wrong: str, operation: str
 ) -> None:
-    monkeypatch.setattr(s3_requests, "_PAUSE", 0.001)
+    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.001)
     root, options, message = WRONG[wrong]
     root = root or s3_server.root
     if options.get("endpoint_url") == "https":
@@ -315,7 +317,7 @@ except ArtifactError as error:
 """
 
 
-def test_client_as_the_environment_says(root: str, s3_server: SeaweedServer) -> None:
+def test_the_default_client_is_configured_by_the_environment(root: str, s3_server: SeaweedServer) -> None:
     for name in ("METAFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         environment = s3_server.environment()
         keys = {key: environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", name)}
@@ -331,14 +333,16 @@ def test_client_as_the_environment_says(root: str, s3_server: SeaweedServer) -> 
         ({"AWS_ACCESS_KEY_ID": "a"}, "no AWS credentials (Partial credentials found"),
     ],
 )
-def test_no_credentials(root: str, s3_server: SeaweedServer, environment: dict[str, str], message: str) -> None:
+def test_missing_credentials_are_named(
+    root: str, s3_server: SeaweedServer, environment: dict[str, str], message: str
+) -> None:
     done = run_python(PUT, root, **{"METAFLOW_S3_ENDPOINT_URL": s3_server.endpoint, **environment})
     assert done.stdout.startswith(f"StorageError cannot write {root}/a: {message}"), done
     assert len(done.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"])
-def test_credentials_that_expire(storage: S3Storage, proxy: FaultProxy, code: str) -> None:
+def test_expired_credentials_are_named(storage: S3Storage, proxy: FaultProxy, code: str) -> None:
     storage.put("a", b"")
     proxy.plan = always(Answer(400, code), "PUT")
     with pytest.raises(StorageError, match="the AWS credentials have expired; renew them"):
@@ -349,7 +353,7 @@ def test_credentials_that_expire(storage: S3Storage, proxy: FaultProxy, code: st
         storage.stat("a")
 
 
-def test_encryption_is_asked_for(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
+def test_encryption_is_requested(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
     client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
     storage = S3Storage(root, client, sse="AES256")
     storage.put("a", b"content")
@@ -368,7 +372,7 @@ def test_encryption_is_asked_for(root: str, s3_server: SeaweedServer, proxy: Fau
     assert proxy.requests[-1].headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/x"
 
 
-def test_payload_is_neither_signed_nor_asked_leave_for(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_the_payload_is_sent_unsigned_and_at_once(storage: S3Storage, proxy: FaultProxy) -> None:
     stage(storage, "a", DATA)
     headers = proxy.requests[0].headers
     assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
@@ -425,7 +429,7 @@ def test_boto3_is_not_imported_before_it_is_needed(root: str) -> None:
     assert run_python(code, root).stdout.strip() == "[]"
 
 
-def test_missing_key_names_the_object(direct: S3Storage, root: str) -> None:
+def test_the_error_for_a_missing_key_names_it(direct: S3Storage, root: str) -> None:
     with pytest.raises(ArtifactNotFound, match=f"cannot read {root}/a: nothing is stored there"):
         direct.get("a")
 
@@ -438,13 +442,13 @@ def test_old_boto3_is_refused(root: str, s3_server: SeaweedServer, monkeypatch: 
         S3Storage(root, s3_server.client).put("a", b"")
 
 
-def test_config_of_a_caller_wins() -> None:
+def test_the_callers_config_takes_precedence() -> None:
     config: Any = client_config(read_timeout=5, s3={"addressing_style": "path"})
     assert (config.read_timeout, config.connect_timeout) == (5, 5)
     assert config.s3 == {"addressing_style": "path"}
 
 
-def test_a_save_leaves_its_buffers_to_nobody(direct: S3Storage, tmp_path: Path) -> None:
+def test_buffers_are_freed_after_a_save(direct: S3Storage, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(os.urandom(8 * MIB))
 
     def buffers() -> int:

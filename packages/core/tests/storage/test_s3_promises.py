@@ -35,7 +35,7 @@ PROBE = "mf.artifacts/probe"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_requests, "_PAUSE", 0.001)
+    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.001)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def methods(proxy: FaultProxy) -> list[str]:
     return [request.method for request in proxy.requests]
 
 
-def test_put_if_absent_is_asked_for_once(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
+def test_put_if_absent_is_tested_once(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
     def opened() -> S3Storage:
         return S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))
 
@@ -89,7 +89,9 @@ def test_put_if_absent_is_asked_for_once(root: str, s3_server: SeaweedServer, pr
 def check_refused(storage: S3Storage, endpoint: str) -> None:
     storage.put("kept", b"content")
     for _ in range(2):
-        with pytest.raises(StorageError, match=rf"{endpoint} wrote {PROBE} a second time.*Use a server") as caught:
+        with pytest.raises(
+            StorageError, match=rf"{endpoint} ignores If-None-Match \(it wrote {PROBE} a second time.*Use a server"
+        ) as caught:
             storage.require_put_if_absent()
         assert len(str(caught.value).splitlines()) == 1
         assert storage.root in str(caught.value)
@@ -106,7 +108,7 @@ def test_rclone_is_named(rclone: S3Server) -> None:
     check_refused(S3Storage(f"{rclone.root}/{uuid4().hex}", rclone.client), rclone.endpoint)
 
 
-def test_a_server_that_came_to_keep_conditions_is_relied_on(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_a_server_that_no_longer_ignores_conditions_is_accepted(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = ignores_conditions()
     with pytest.raises(StorageError, match="a second time"):
         storage.require_put_if_absent()
@@ -116,7 +118,7 @@ def test_a_server_that_came_to_keep_conditions_is_relied_on(storage: S3Storage, 
 
 @pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize("times", [1, 2])
-def test_lost_answers_do_not_mislead_the_question(
+def test_the_test_of_put_if_absent_survives_lost_answers(
     storage: S3Storage, proxy: FaultProxy, times: int, after: int
 ) -> None:
     proxy.plan = loses_conditional_answers(times, after)
@@ -124,13 +126,13 @@ def test_lost_answers_do_not_mislead_the_question(
     assert len(proxy.requests) > 2
 
 
-def test_a_probe_that_may_not_be_written_says_so(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_a_probe_that_may_not_be_written_is_an_error(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = lambda request: Answer(403, "AccessDenied") if request.method == "PUT" else None
     with pytest.raises(StorageError, match=f"cannot write {storage.root}/{PROBE}: access denied"):
         storage.require_put_if_absent()
 
 
-def test_a_local_storage_is_not_asked(tmp_path: Path) -> None:
+def test_a_local_storage_is_not_tested(tmp_path: Path) -> None:
     open_storage(tmp_path / "root").require_put_if_absent()
     assert list(tmp_path.iterdir()) == []
 
@@ -141,7 +143,7 @@ def at(endpoint: str | None, region: str = "us-east-1") -> S3Storage:
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1", "us-iso-east-1"])
-def test_aws_is_not_asked(region: str) -> None:
+def test_aws_is_not_tested(region: str) -> None:
     # A request would fail: the keys are none.
     at(None, region).require_put_if_absent()
 
@@ -166,7 +168,7 @@ def test_only_aws_own_hosts_are_trusted(endpoint: str, trusted: bool) -> None:
 
 
 @pytest.mark.parametrize("answered", ["2001-02-03T04:05:06.000Z", None])
-def test_a_copy_that_does_not_renew_is_no_renewal(
+def test_touch_is_false_where_a_copy_does_not_change_the_time(
     storage: S3Storage, proxy: FaultProxy, direct: S3Storage, answered: str | None
 ) -> None:
     storage.put("a", b"content")
@@ -181,7 +183,7 @@ def test_a_copy_that_does_not_renew_is_no_renewal(
         assert storage.touch("b", 0.0) is False
 
 
-def test_a_server_that_does_not_copy_renews_nothing(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_touch_is_false_where_the_server_does_not_copy(storage: S3Storage, proxy: FaultProxy) -> None:
     storage.put("a", b"content")
     proxy.plan = lambda request: Answer(501, "NotImplemented") if "x-amz-copy-source" in request.headers else None
     assert storage.touch("a") is False
@@ -200,7 +202,7 @@ UNSUPPORTED = [
 
 
 @pytest.mark.parametrize(("status", "code"), UNSUPPORTED)
-def test_a_server_without_batches_is_asked_key_by_key(
+def test_a_server_without_batches_gets_one_request_a_key(
     storage: S3Storage, proxy: FaultProxy, direct: S3Storage, status: int, code: str
 ) -> None:
     keys = [f"a/{number}" for number in range(30)]
@@ -217,7 +219,7 @@ def test_a_server_without_batches_is_asked_key_by_key(
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (400, "ExpiredToken"), (503, "SlowDown")])
-def test_other_refusals_of_batches_are_told(storage: S3Storage, proxy: FaultProxy, status: int, code: str) -> None:
+def test_other_refusals_of_batches_are_errors(storage: S3Storage, proxy: FaultProxy, status: int, code: str) -> None:
     proxy.plan = refuses_batches(status, code)
     with pytest.raises(StorageError, match=r"cannot delete s3://.*/a: "):
         storage.delete(["a", "b"])
@@ -227,7 +229,7 @@ def test_other_refusals_of_batches_are_told(storage: S3Storage, proxy: FaultProx
     assert methods(proxy)[-1] == "POST"
 
 
-def test_the_first_error_of_single_deletes_is_told(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
+def test_the_first_error_of_single_deletes_is_raised(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
     for number in range(100):
         direct.put(f"a/{number}", b"")
     refuse = refuses_batches()
@@ -245,7 +247,7 @@ def test_the_first_error_of_single_deletes_is_told(storage: S3Storage, proxy: Fa
     assert direct.stat("a/7") is not None
 
 
-def test_no_right_to_delete_is_told(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
+def test_a_missing_permission_to_delete_is_named(storage: S3Storage, proxy: FaultProxy, direct: S3Storage) -> None:
     direct.put("a", b"content")
     proxy.plan = forbids_deletes()
     with pytest.raises(StorageError, match=rf"cannot delete {storage.root}/a: access denied"):
@@ -289,7 +291,7 @@ def test_a_digest_that_no_server_compares_is_compared_by_the_reader(
     assert not (tmp_path / "loaded" / "weights").exists()
 
 
-def test_versions_that_a_bucket_keeps(moto: S3Server, s3_server: SeaweedServer) -> None:
+def test_a_versioned_bucket_is_recognised(moto: S3Server, s3_server: SeaweedServer) -> None:
     client = moto.client()
     for name, status in (("enabled-bucket", "Enabled"), ("suspended-bucket", "Suspended"), ("plain-bucket", None)):
         client.create_bucket(Bucket=name)
@@ -303,7 +305,9 @@ def test_versions_that_a_bucket_keeps(moto: S3Server, s3_server: SeaweedServer) 
 @pytest.mark.parametrize(
     ("status", "code"), [(403, "AccessDenied"), (501, "NotImplemented"), (405, "MethodNotAllowed")]
 )
-def test_versions_that_nobody_may_ask_for(storage: S3Storage, proxy: FaultProxy, status: int, code: str) -> None:
+def test_a_bucket_whose_versioning_is_secret_counts_as_unversioned(
+    storage: S3Storage, proxy: FaultProxy, status: int, code: str
+) -> None:
     proxy.plan = lambda request: Answer(status, code)
     assert storage.keeps_versions() is False
     assert len(proxy.requests) == 1
@@ -324,7 +328,7 @@ def test_a_prefix_with_an_empty_part_is_literal(moto: S3Server) -> None:
 def test_no_attempt_begins_after_the_patience(
     root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(s3_requests, "_PAUSE", 1.0)
+    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 1.0)
     client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
     storage = open_storage(root, client=client, patience=patience)
     proxy.plan = lambda request: Answer(503, "SlowDown")

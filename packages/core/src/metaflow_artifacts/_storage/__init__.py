@@ -1,4 +1,4 @@
-"""Places that keep objects: `open_storage` gives the one that a root names."""
+"""Storages of objects: on disk and in S3. `open_storage` opens the one that a root names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from metaflow_artifacts._storage.base import PATIENCE, ObjectInfo, Reader, Staged, Storage
+from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo, Reader, Staged, Storage
 from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import InvalidInput
 
@@ -22,7 +22,7 @@ def open_storage(
     client: Callable[[], Any] | None = None,
     sse: str | None = None,
     sse_kms_key_id: str | None = None,
-    patience: float = PATIENCE,
+    patience: float = PATIENCE_S,
     sync: bool = False,
 ) -> Storage:
     """The storage below `root`: `s3://bucket/prefix`, or the path of a directory, which need not exist yet.

@@ -1,4 +1,4 @@
-"""What the store needs of a place that keeps objects, and nothing more.
+"""The interface of a storage of objects: what the store needs of it, and nothing more.
 
 Objects are written once and whole: a reader sees all of an object or none of it. Keys are relative,
 `/`-separated and made of printable ASCII (the store percent-encodes what users choose). `docs/format.md`
@@ -20,10 +20,10 @@ from typing import ClassVar, Protocol
 from metaflow_artifacts._storage.names import PROBE
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["PATIENCE", "ObjectInfo", "Reader", "Staged", "Storage"]
+__all__ = ["PATIENCE_S", "ObjectInfo", "Reader", "Staged", "Storage"]
 
-PATIENCE = 40.0
-"""Seconds after which a storage begins no new attempt of a request that failed, unless it is told otherwise."""
+PATIENCE_S = 40.0
+"""Default number of seconds after which a storage makes no new attempt of a request that failed."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Reader(Protocol):
 
 
 class Staged(Protocol):
-    """Bytes on their way into the storage under a name that is not known yet."""
+    """An object that is being written, whose key is not known yet."""
 
     def write(self, block: memoryview, /) -> None:
         """Append a block; it is copied, so the caller may reuse the buffer."""
         ...
 
     def commit(self, key: str, sha256: bytes) -> None:
-        """Make what was written the object `key`, whole and at once, replacing what is there.
+        """Store what was written as the object `key`, atomically, replacing what is there.
 
-        `sha256` is the digest of all blocks. It is handed to a server, and not all servers verify it: what is read
-        must be verified by its reader.
+        `sha256` is the digest of all blocks. It is sent to a server, but not every server verifies it. So readers
+        must verify what they read.
         """
         ...
 
@@ -73,25 +73,25 @@ class Storage(ABC):
     """Seconds that two objects' times must differ by to tell which was written first."""
 
     threads: int
-    """How many requests at once serve this storage best."""
+    """The number of concurrent requests that is fastest with this storage."""
 
     _refuses_existing_keys = False
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write an object whole and at once, replacing what is there."""
+        """Write an object atomically, replacing what is there."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless the key exists, atomically among any number of writers.
 
-        Returns False, and changes nothing, where the key exists. A server may not keep this promise: see
+        Returns False, and changes nothing, where the key exists. Not every server keeps this promise: see
         `require_put_if_absent`.
         """
 
     @property
     def trusts_put_if_absent(self) -> bool:
-        """Whether this storage is known to keep the promise of `put_if_absent`, so that it need not be asked."""
+        """Whether this storage is known to keep the promise of `put_if_absent`, so that no test is needed."""
         return False
 
     @property
@@ -102,26 +102,27 @@ class Storage(ABC):
     def require_put_if_absent(self) -> None:
         """Make sure that `put_if_absent` refuses a key that exists, before anything relies on it.
 
-        The fixed key `mf.artifacts/probe` is written with `put_if_absent`: refused, all is well, with one request.
-        Accepted, it was the first to come, and the same again must be refused. A storage object asks once, whatever
-        its threads do, and `trusts_put_if_absent` spares even that. Raises StorageError, each time that it is called,
-        where the second write was accepted too: nothing of the user's was overwritten. Errors of the requests
-        themselves are raised as they come.
+        The fixed key `mf.artifacts/probe` is written with `put_if_absent`. If that is refused, the storage keeps its
+        promise; this is the usual case, and costs one request. If it is accepted, the key may have been new: a second
+        write must be refused. A storage object tests this once for all its threads, and not at all where
+        `trusts_put_if_absent` is true. Raises StorageError where the second write was accepted too; no object of the
+        user was overwritten then. Raises the errors of the requests.
         """
         if self._refuses_existing_keys or self.trusts_put_if_absent:
             return
-        # One lock an object and process: a child of fork must not wait for a thread that only its parent has.
+        # One lock for each object and process: a forked child must not wait for a thread that only its parent has.
         with self.__dict__.setdefault(f"_probing_{os.getpid()}", threading.Lock()):
             if self._refuses_existing_keys:
                 return
-            # Content that differs: put_if_absent must not take the first write for a lost answer of the second.
+            # Two different contents: put_if_absent returns True for a key with equal content, which an attempt whose
+            # answer was lost may have written.
             if any(not self.put_if_absent(PROBE, uuid.uuid4().bytes) for _ in range(2)):
                 self._refuses_existing_keys = True
                 return
         raise StorageError(
-            f"cannot save to {self.root}: {self.server} wrote {PROBE} a second time, although it was told to write it"
-            " only where it does not exist, so that saves at one time could overwrite each other; nothing else was"
-            " written. Use a server that keeps If-None-Match (AWS S3, MinIO, SeaweedFS), or another datastore root"
+            f"cannot save to {self.root}: {self.server} ignores If-None-Match (it wrote {PROBE} a second time), so"
+            " saves that run at the same time could overwrite each other; nothing else was written. Use a server that"
+            " supports If-None-Match (AWS S3, MinIO, SeaweedFS), or another datastore root"
         )
 
     @abstractmethod
@@ -137,7 +138,7 @@ class Storage(ABC):
 
     @abstractmethod
     def stage(self, size: int) -> AbstractContextManager[Staged]:
-        """Take about `size` bytes whose key is decided once they were read; without a commit nothing remains."""
+        """Write an object of about `size` bytes, whose key is given at the commit. Without a commit nothing remains."""
 
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo | None:
@@ -145,7 +146,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix` (any string, not only whole path parts), in no set order.
+        """All objects whose key starts with `prefix` (any string, not only whole path parts), in any order.
 
         Temporary objects of writers are never listed.
         """
@@ -159,29 +160,29 @@ class Storage(ABC):
         """Set an object's time to now, without sending its content.
 
         True only if the object's time is now later than `after`, in seconds since the epoch by the storage's clock
-        (see ObjectInfo). False where the key does not exist, where the storage does not move the time, or where this
-        user may not renew the object: the caller then writes the object again.
+        (see ObjectInfo). False where the key does not exist, where the storage does not change the time, or where this
+        user has no permission to change it. The caller then writes the object again.
         """
 
     def now(self) -> float:
-        """The time by the clock that sets the objects' times, as well as it can be told; seconds since the epoch."""
+        """The time by the clock that sets the objects' times, as exactly as it is known; seconds since the epoch."""
         return time.time()
 
     def keeps_versions(self) -> bool:
-        """Whether objects that are deleted or replaced stay stored as old versions, and cost what they did."""
+        """Whether objects that are deleted or replaced stay stored as old versions, which still cost space."""
         return False
 
     def is_settled(self, info: ObjectInfo) -> bool:
-        """Whether the object's bytes are past what a power failure of this machine could have cut.
+        """Whether the object is so new that no power failure of this machine can have damaged it.
 
-        One that is not settled must be read and verified before it is trusted; `touch` settles it then.
+        An object that is not settled must be read and verified before it is trusted; then `touch` settles it.
         """
         return True
 
     def leftovers(self) -> Iterator[ObjectInfo]:
-        """Temporary objects of writers that are at work or were killed; `delete` takes their keys.
+        """Temporary objects of writers that are still writing or were killed; `delete` accepts their keys.
 
-        None where a storage needs no temporary objects.
+        Empty where a storage needs no temporary objects.
         """
         return iter(())
 
@@ -191,4 +192,4 @@ class Storage(ABC):
 
     @abstractmethod
     def url(self, key: str) -> str:
-        """The full address of a key, for people and for references."""
+        """The full address of a key, for messages and for references."""

@@ -29,10 +29,10 @@ from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageErr
 
 __all__ = ["LocalStorage"]
 
-# The clock may have been set, and the file system mounted, a while after the start of the machine.
 _CLOCK_SECONDS = 5.0
-"""How long it is taken as known by how much the file system's clock differs from this machine's."""
+"""How long a measured difference between the file system's clock and this machine's is used."""
 _SETTLE_SECONDS = 60.0
+"""How long after the start of the machine its clock may be set, and the file system be mounted."""
 
 
 class LocalStorage(Storage):
@@ -42,20 +42,20 @@ class LocalStorage(Storage):
     linked, where the key must not exist). So readers and other writers see all of an object or none of it, and a
     writer that is killed leaves only a temporary file (see `leftovers`).
 
-    Without `sync`, nothing is synced to the disk: a killed process loses nothing, since what it had written is the
-    kernel's, but after a power failure an object may be empty or cut short. `is_settled` tells which objects may be.
-    With `sync`, an object's content is on the disk before the object is put in place, and its name when the write
-    returns.
+    Without `sync`, nothing is synced to the disk. A killed process loses nothing, since the kernel still writes out
+    what it has accepted; but after a power failure an object may be empty or truncated. `is_settled` tells which
+    objects may be. With `sync`, an object's content is on the disk before the object gets its name, and the name is
+    on the disk when the write returns.
 
-    Symbolic links to directories are followed for keys and in listings, each real directory once. A link that leads
-    nowhere is an error, since what it led to may be on a disk that is not mounted.
+    Symbolic links to directories are followed for keys and in listings, each real directory once. A dangling link is
+    an error, since its target may be on a disk that is not mounted.
     """
 
     stages_in_memory: ClassVar[bool] = False
 
     def __init__(self, root: str | os.PathLike[str], sync: bool = False) -> None:
         self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
-        # More would only take turns: at hashing, and with small files at the interpreter's lock.
+        # More threads are no faster: they compete for cores to hash, and with small files for the interpreter's lock.
         self.threads = min(4, max(2, os.cpu_count() or 1))
         self._sync = sync
         self._synced: set[str] = set()
@@ -74,25 +74,25 @@ class LocalStorage(Storage):
         with self._temporary_file(target) as file:
             file.write(memoryview(data), target)
             file.finish(target, sync=self._sync)
-            self._place(os.replace, file.name, target)
+            self._put_in_place(os.replace, file.name, target)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         target = self._path(key, writing=True)
-        # The usual answer for a retry, without writing anything.
+        # Most keys that exist are refused here, without writing anything.
         if os.path.lexists(target):
             return self._lost_to(target)
         with self._temporary_file(target) as file:
             file.write(memoryview(data), target)
             file.finish(target, sync=self._sync)
             try:
-                self._place(os.link, file.name, target)
+                self._put_in_place(os.link, file.name, target)
             except StorageError as error:
                 number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
                 if number == errno.EEXIST:
-                    # A network file system may have made the link and lost the answer, and then tried again.
+                    # A network file system may have made the link, lost the answer, and made the request again.
                     return _is_same_file(file.name, target) or self._lost_to(target)
                 if number in NO_LINKS:
-                    return self._place_in_turn(key, file.name, target)
+                    return self._put_in_place_by_claim(key, file.name, target)
                 raise
         return True
 
@@ -167,7 +167,7 @@ class LocalStorage(Storage):
             os.utime(path)
             status = os.stat(path)
         except OSError as error:
-            # Only its owner, or who may write to it, can renew a file; who may write to the directory can replace it.
+            # Only the owner of a file, or who may write to it, can set its time. The caller writes it again.
             if error.errno in MISSING | DENIED:
                 return False
             raise_error(error, "refresh the time of", path)
@@ -181,7 +181,7 @@ class LocalStorage(Storage):
         return time.time() + lead
 
     def _file_time(self) -> float:
-        # No directory is made for this: reading a store must not write to where none is.
+        # No directory is made for this: reading must not create a store.
         try:
             file = TemporaryFile(self._temporary_name())
         except OSError:
@@ -225,7 +225,7 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _temporary_file(self, target: str) -> Iterator[TemporaryFile]:
-        """A new file that is gone at the end unless it was renamed."""
+        """A new file, which is removed at the end unless it was renamed."""
         name = self._temporary_name()
         file = in_directory(lambda: TemporaryFile(name), self._temporary, target)
         try:
@@ -233,14 +233,14 @@ class LocalStorage(Storage):
         finally:
             file.discard()
 
-    def _place(self, operation: Callable[[str, str], None], name: str, target: str) -> None:
+    def _put_in_place(self, operation: Callable[[str, str], None], name: str, target: str) -> None:
         directory = os.path.dirname(target)
 
         def place() -> None:
             try:
                 operation(name, target)
             except FileNotFoundError:
-                # The directory is made anew, and so may those above it be.
+                # The directory is created again, and perhaps those above it are.
                 self._synced.clear()
                 raise
 
@@ -252,7 +252,7 @@ class LocalStorage(Storage):
                 raise_error(error, "write", target)
 
     def _sync_names(self, directory: str) -> None:
-        """Sync a directory, and those above it that this storage has not synced yet: they may be new as well."""
+        """Sync a directory, and those above it that this storage has not synced yet, since they may be new too."""
         sync_directory(directory)
         for above in parents(directory):
             if directory in self._synced:
@@ -260,7 +260,7 @@ class LocalStorage(Storage):
             try:
                 sync_directory(above)
             except PermissionError:
-                # It is not this user's, so it was there before.
+                # It belongs to another user, so it existed before.
                 return
             finally:
                 self._synced.add(directory)
@@ -271,11 +271,11 @@ class LocalStorage(Storage):
             raise StorageError(f"cannot write {target}: {REASONS[errno.EISDIR]}")
         return False
 
-    def _place_in_turn(self, key: str, name: str, target: str) -> bool:
-        """Where the file system has no hard links: look and rename while no other writer does.
+    def _put_in_place_by_claim(self, key: str, name: str, target: str) -> bool:
+        """Put a file in place where the file system has no hard links: check and rename while no other writer does.
 
-        A lock says at once that its holder died, and not every file system has one. Claims are there in either case,
-        so that machines that lock and machines that cannot do not pass each other by.
+        A lock ends when its holder dies, but not every file system has locks. So each writer makes a claim too, in
+        either case: machines with and without locks exclude each other.
         """
         claim = Claim(self._temporary, key, self.now)
         while True:
@@ -289,7 +289,7 @@ class LocalStorage(Storage):
                         if decided:
                             return self._lost_to(target)
                         if claim.holds():
-                            self._place(os.replace, name, target)
+                            self._put_in_place(os.replace, name, target)
                             decided = True
                             return True
                 finally:
@@ -326,7 +326,7 @@ class _StagedFile:
     def commit(self, key: str, sha256: bytes) -> None:
         target = self._storage._path(key, writing=True)
         self._file.finish(target, sync=self._storage._sync)
-        self._storage._place(os.replace, self._file.name, target)
+        self._storage._put_in_place(os.replace, self._file.name, target)
 
 
 def _is_same_file(name: str, target: str) -> bool:

@@ -1,4 +1,7 @@
-"""Taking turns at one key where the file system has no hard links: claims, files that one writer alone can create."""
+"""Mutual exclusion of the writers of one key, where the file system has no hard links.
+
+A claim is a file that only one writer can create.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _WAIT_SECONDS = 0.01
 
 
 def uptime() -> float:
-    """Seconds since this machine started; where the system tells, with those that it slept."""
+    """Seconds since this machine started, including those that it slept, where the system counts them."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -26,7 +29,7 @@ class Claim:
 
     A claim is a file that is created with O_EXCL, `.claim-<hash of the key>.<number>`. Whoever creates it looks at the
     target, puts its object there within _HOLD_SECONDS or not at all, and removes the claim. A claim older than
-    _DEAD_SECONDS belongs to a writer that died: it is passed over, and the claim of the next number decides.
+    _DEAD_SECONDS belongs to a writer that died: it is ignored, and the claim with the next number counts.
 
     Why no two writers hold claims that both count: the claims of one number exclude each other by O_EXCL. A writer
     holds number n+1 only if it found n dead. While the target is missing, a claim is removed only by its own holder,

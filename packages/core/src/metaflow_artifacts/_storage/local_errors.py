@@ -1,4 +1,4 @@
-"""What an operating system's errors mean to the user of a store."""
+"""Messages for the errors of the operating system."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PASSING = frozenset({errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.E
 
 
 def raise_error(error: OSError, action: str, path: str, key: str | None = None) -> NoReturn:
-    """Raise what the error means, chained to it. With `key`, a path that is missing is an artifact not found."""
+    """Raise the ArtifactError for an OSError. With `key`, a missing path raises ArtifactNotFound."""
     number = error.errno
     if key is not None and number in MISSING:
         raise ArtifactNotFound(f"nothing is stored at {path}; check the key {key!r} and the datastore") from error

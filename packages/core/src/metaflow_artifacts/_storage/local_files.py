@@ -15,16 +15,16 @@ __all__ = ["FileReader", "TemporaryFile", "in_directory", "open_file", "parents"
 
 _T = TypeVar("_T")
 
-# Not to wait for a writer where somebody left a named pipe; files are not concerned.
+# O_NONBLOCK: opening a named pipe must not wait for a writer. It has no effect on files.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
-# Another process may remove an empty directory between its making and its use; this often, it is a fault.
-_ATTEMPTS = 20
+# Another process may remove an empty directory before it is used.
+_DIRECTORY_ATTEMPTS = 20
 
 
 def open_file(path: str) -> int:
-    """A descriptor to read from."""
+    """Open a file for reading: a descriptor."""
     return os.open(path, _READ)
 
 
@@ -48,7 +48,7 @@ class FileReader:
             while done < wanted:
                 count = os.preadv(self._fd, [buffer[done:wanted]], self._position)
                 if not count:
-                    # Shorter than when it was opened: objects are replaced, never rewritten.
+                    # The file became shorter since it was opened, which no writer of a store does.
                     self.remaining = done
                     break
                 done += count
@@ -60,10 +60,10 @@ class FileReader:
 
 
 class TemporaryFile:
-    """A new file that is to be finished, and then renamed or linked into place.
+    """A new file that is written and closed, and then renamed or linked to its key.
 
-    Some file systems (NFS, those with quotas) tell only at the close that what was written is not stored. Therefore a
-    file is closed, and the error is raised, before it is put in place.
+    Some file systems (NFS, those with quotas) report only at the close that the content was not stored. So a file is
+    closed, and that error raised, before it gets its name.
     """
 
     def __init__(self, name: str) -> None:
@@ -72,7 +72,7 @@ class TemporaryFile:
         self._fd = os.open(name, _CREATE, 0o666)
 
     def write(self, data: memoryview, target: str) -> None:
-        """Append a block of what is to lie at `target`."""
+        """Append a block. Errors name `target`, the path that the file will have."""
         try:
             while len(data):
                 data = data[os.write(self._fd, data) :]
@@ -106,11 +106,11 @@ class TemporaryFile:
 
 def in_directory(operation: Callable[[], _T], directory: str, path: str) -> _T:
     """Run `operation`, which makes an entry of `directory`, making the directory first where it is missing."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_DIRECTORY_ATTEMPTS):
         try:
             return operation()
         except FileNotFoundError as error:
-            if attempt == _ATTEMPTS - 1:
+            if attempt == _DIRECTORY_ATTEMPTS - 1:
                 raise_error(error, "write", path)
         except OSError as error:
             raise_error(error, "write", path)
@@ -127,12 +127,12 @@ def in_directory(operation: Callable[[], _T], directory: str, path: str) -> _T:
 
 
 def sync_directory(path: str) -> None:
-    """Bring the names in a directory to the disk."""
+    """Sync the names in a directory to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as error:
-        # Some file systems do not sync directories: their names are safe, or cannot be made so.
+        # Some file systems cannot sync directories.
         if error.errno != errno.EINVAL:
             raise
     finally:

@@ -1,4 +1,4 @@
-"""The files below a directory, through symbolic links, each real directory once."""
+"""Listing the files below a directory: symbolic links are followed, and each real directory is read once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["refuse_broken_links", "walk"]
 def walk(directory: str, prefix: str, start: str, hidden: str) -> Iterator[ObjectInfo]:
     """The files below `directory` whose names there begin with `start`; `prefix` begins their keys.
 
-    `hidden` is a directory that is passed over. Links are followed, so that a listing shows what a key reaches. Real
-    directories come first, so that what lies in the store has its own key, and not that of a link to it. Directories
-    are told apart by their real paths: some file systems give several of them one inode number. Raises StorageError
-    for a link that leads nowhere: what it led to may be on a disk that is not mounted.
+    `hidden` is a directory that is left out. Links are followed, so that a listing shows every key that can be read.
+    Real directories are read before links, so that an object is listed under its real path rather than under a link.
+    Directories are identified by their real paths, since some file systems give several of them one inode number.
+    Raises StorageError for a dangling link: its target may be on a disk that is not mounted.
     """
     seen = {os.path.realpath(hidden)}
     # Directories yet to be read, as (path, real path, prefix, start of names); those behind links in a second list.
@@ -29,7 +29,7 @@ def walk(directory: str, prefix: str, start: str, hidden: str) -> Iterator[Objec
     linked: list[tuple[str, str]] = []
     while pending or linked:
         if not pending:
-            # The first by name, whatever order the file system has.
+            # In the order of names, which does not depend on the file system.
             linked.sort(reverse=True)
             path, above = linked.pop()
             pending.append((path, os.path.realpath(path), above, ""))
@@ -60,7 +60,7 @@ def _read(path: str, prefix: str, start: str, directories: list[str], links: lis
                         continue
                     status = entry.stat()
                 except OSError as error:
-                    # A file may vanish meanwhile.
+                    # The file may have been removed since.
                     if is_link and is_key(key):
                         refuse_broken_links(f"{path}/{entry.name}")
                     if error.errno in MISSING or (is_link and error.errno == errno.ELOOP):
@@ -77,7 +77,7 @@ def _read(path: str, prefix: str, start: str, directories: list[str], links: lis
 
 
 def refuse_broken_links(path: str) -> None:
-    """Raise StorageError where `path`, which was not found, lies behind a symbolic link that leads nowhere."""
+    """Raise StorageError where `path`, which was not found, is a dangling symbolic link or lies behind one."""
     while not os.path.lexists(path):
         above = os.path.dirname(path)
         if above == path:

@@ -1,4 +1,4 @@
-"""Which keys a storage takes: one rule for all backends, so that what one has saved every other can hold."""
+"""Which keys a storage accepts: one rule for all backends, so that a store can be copied to any other."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from metaflow_artifacts.errors import InvalidReference
 __all__ = ["PROBE", "TEMPORARY", "check_key", "check_prefix", "is_key"]
 
 # A part is a file name on a disk (255 bytes there), a whole key one on S3 (1024 bytes with the root's prefix).
-_PART_LIMIT = 255
-_KEY_LIMIT = 800
+_MAX_PART_CHARS = 255
+_MAX_KEY_CHARS = 800
 
 
 def _fault(key: str) -> str | None:
@@ -17,8 +17,8 @@ def _fault(key: str) -> str | None:
         return f"is a {type(key).__name__}, not a string"
     if not key:
         return "is empty"
-    if len(key) > _KEY_LIMIT:
-        return f"has {len(key)} characters, at most {_KEY_LIMIT} are allowed"
+    if len(key) > _MAX_KEY_CHARS:
+        return f"has {len(key)} characters, at most {_MAX_KEY_CHARS} are allowed"
     if not key.isascii() or not key.isprintable() or "\\" in key:
         return "holds a backslash, or characters other than printable ASCII"
     for part in key.split("/"):
@@ -26,8 +26,8 @@ def _fault(key: str) -> str | None:
             return "has an empty part (it starts or ends with '/', or holds '//')"
         if part in {".", ".."}:
             return f"has a part {part!r}"
-        if len(part) > _PART_LIMIT:
-            return f"has a part of {len(part)} characters, at most {_PART_LIMIT} are allowed"
+        if len(part) > _MAX_PART_CHARS:
+            return f"has a part of {len(part)} characters, at most {_MAX_PART_CHARS} are allowed"
     return None
 
 
@@ -44,7 +44,7 @@ def _shown(key: object) -> str:
 def check_key(key: str, *, writing: bool = False) -> None:
     """Raise InvalidReference unless `key` is one that every storage can hold below its root.
 
-    With `writing`, keys below the place of temporary objects are refused as well.
+    With `writing`, keys of temporary objects are refused as well.
     """
     fault = _fault(key)
     if fault is None and writing and key.startswith(TEMPORARY):
@@ -57,7 +57,7 @@ def check_prefix(prefix: str) -> None:
     """Raise InvalidReference where no key can start with `prefix`; an empty one is the start of all keys."""
     key = prefix
     if isinstance(prefix, str) and prefix.rpartition("/")[2] in {"", ".", ".."}:
-        # 'a/', 'a/.' and 'a/..' are the starts of keys; 'a//' and '../' are not.
+        # Keys can start with 'a/', 'a/.' and 'a/..', but not with 'a//' and '../'.
         key += "x"
     fault = _fault(key)
     if fault is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from metaflow_artifacts._storage.base import PATIENCE, ObjectInfo, Storage
+from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo, Storage
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
 from metaflow_artifacts._storage.s3_client import THREADS, Body, client_config
 from metaflow_artifacts._storage.s3_deletes import Deletes
@@ -29,10 +29,10 @@ from metaflow_artifacts.errors import (
 
 __all__ = ["S3Storage", "client_config"]
 
-_WHOLE_BODY = 256 << 10
+_WHOLE_BODY_BYTES = 256 << 10
 
 # The host names of S3 itself, in all of AWS's partitions.
-_AWS = (
+_AWS_HOSTS = (
     ".amazonaws.com",
     ".amazonaws.com.cn",
     ".amazonaws.eu",
@@ -58,7 +58,7 @@ class S3Storage(Storage):
     all threads of a process and is made at the first request, anew after a fork. `sse` (`AES256`, `aws:kms`) and
     `sse_kms_key_id` ask for server-side encryption of all that is written.
 
-    A request that fails in a way that passes is made again; no new attempt begins later than `patience` seconds after
+    A request that fails for a reason that may pass is retried; no attempt begins later than `patience` seconds after
     the first one. Then TransientStorageError is raised.
     """
 
@@ -71,7 +71,7 @@ class S3Storage(Storage):
         *,
         sse: str | None = None,
         sse_kms_key_id: str | None = None,
-        patience: float = PATIENCE,
+        patience: float = PATIENCE_S,
     ) -> None:
         self.bucket, self._prefix = _parse(root)
         self.root = f"s3://{self.bucket}/{self._prefix}".removesuffix("/")
@@ -89,16 +89,16 @@ class S3Storage(Storage):
         return f"S3Storage({self.root!r})"
 
     def connect(self) -> None:
-        """Make the client before the first request needs it, which takes some 60 ms; nothing is sent.
+        """Make the client before the first request, which takes some 60 ms. Nothing is sent.
 
-        Where it cannot be made, the first request tries again and says why.
+        Where it cannot be made, nothing is raised: the first request tries again, and raises.
         """
         self._requests.connect()
 
     @property
     def trusts_put_if_absent(self) -> bool:
         host = urlsplit(self.server).hostname or ""
-        return host.endswith(_AWS)
+        return host.endswith(_AWS_HOSTS)
 
     @property
     def server(self) -> str:
@@ -112,7 +112,7 @@ class S3Storage(Storage):
         try:
             self._put_verified(key, memoryview(data), hashlib.sha256(data).digest(), IfNoneMatch="*")
         except _AlreadyThere as error:
-            # Where an answer was lost, the object that is in the way may be the one that the first attempt wrote.
+            # If an answer was lost, the object that exists may be the one that the first attempt wrote.
             return error.retried and self.get(key) == data
         return True
 
@@ -139,7 +139,7 @@ class S3Storage(Storage):
 
     @contextlib.contextmanager
     def stage(self, size: int) -> Iterator[StagedObject]:
-        # Kept for the thread's next object: the first touch of 16 MiB costs as much as copying them.
+        # Reused for the thread's next object: the first use of 16 MiB of memory takes as long as copying them.
         buffer: mmap.mmap | None = self._local.__dict__.pop("buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = memory(size)
@@ -158,7 +158,7 @@ class S3Storage(Storage):
             except StorageError as error:
                 if code_of(error.__cause__) not in {"AccessDenied", "400"}:
                     raise
-                # The answer to HEAD has no body; the one to GET says why it was refused.
+                # The answer to HEAD has no body. The answer to GET has one, which says why it was refused.
                 self.get(key, 0, 1)
                 answer = self._requests.make("read", key, head)
         except ArtifactNotFound:
@@ -214,7 +214,7 @@ class S3Storage(Storage):
         if modified is None:
             info = self.stat(key)
             return info is not None and info.modified > after
-        # Some servers answer with a fraction of a second that the object's own time does not have.
+        # Some servers answer with fractions of a second, which the stored time does not have.
         return int(modified.timestamp()) > after
 
     def keeps_versions(self) -> bool:
@@ -230,7 +230,7 @@ class S3Storage(Storage):
         return f"{self.root}/{key}"
 
     def _put_verified(self, key: str, data: memoryview, sha256: bytes, **options: str) -> None:
-        """Write an object under its digest, which a server may compare with the bytes that arrive; some do not."""
+        """Write an object and send its digest, which most servers compare with the bytes that arrive."""
         check_key(key, writing=True)
         checksum = b64encode(sha256).decode()
         fields = {"Bucket": self.bucket, "Key": self._prefix + key, **self._written, **options}
@@ -238,7 +238,7 @@ class S3Storage(Storage):
 
         def request(client: Any) -> None:
             again = next(attempts) > 0
-            large = Body(data) if len(data) > _WHOLE_BODY else None
+            large = Body(data) if len(data) > _WHOLE_BODY_BYTES else None
             try:
                 client.put_object(Body=bytes(data) if large is None else large, ChecksumSHA256=checksum, **fields)
             except faults() as error:
@@ -256,7 +256,7 @@ class S3Storage(Storage):
         if start < 0 or (length is not None and length < 0):
             raise InvalidInput(f"range of {key!r}: start {start} and length {length} must not be negative")
         fields = {"Bucket": self.bucket, "Key": self._prefix + key}
-        # No range is empty, in HTTP: one byte tells whether the object exists.
+        # HTTP has no empty ranges. One byte shows whether the object exists.
         ranged = start > 0 or length is not None
         if ranged:
             fields["Range"] = f"bytes={start}-" + ("" if length is None else str(start + max(length, 1) - 1))
@@ -277,9 +277,9 @@ class S3Storage(Storage):
         return answer
 
     def _demand_bucket(self, key: str) -> None:
-        """Raise unless the bucket exists: the answer to HEAD does not tell which of the two is missing.
+        """Raise unless the bucket exists: the answer to HEAD does not say whether the key or the bucket is missing.
 
-        The listing is of this key alone: credentials may be allowed to list below the root only, or nowhere.
+        Only this key is listed, since credentials may allow listing below the root only, or nowhere.
         """
         if self._requests.answered:
             return
@@ -306,7 +306,7 @@ def _head(where: dict[str, str], client: Any) -> Any:
 def _list(where: dict[str, str], client: Any) -> Any:
     page = client.list_objects_v2(**where)
     if "Objects" not in page:
-        # botocore takes an answer without a body for one that says nothing: here, that nothing is stored.
+        # botocore parses an answer without a body as an empty one: here, as an empty listing.
         raise TransientStorageError(
             f"cannot list s3://{where['Bucket']}/{where['Prefix']}: the server sent less than it announced; try again"
         )
@@ -314,7 +314,7 @@ def _list(where: dict[str, str], client: Any) -> Any:
 
 
 def _parse(root: str) -> tuple[str, str]:
-    """Bucket and prefix of a root; the prefix is literal but for slashes at its ends, as Metaflow takes it."""
+    """Bucket and prefix of a root. The prefix is used as it is, without slashes at its ends, as Metaflow does."""
     bucket, _, path = root.removeprefix("s3://").partition("/")
     path = path.strip("/")
     if not root.startswith("s3://") or not bucket or not root.isprintable():

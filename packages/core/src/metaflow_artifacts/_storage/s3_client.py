@@ -1,4 +1,4 @@
-"""How this project's boto3 clients are set up, and the objects that they send."""
+"""The settings of boto3 clients, and what this project changes in how they send and parse."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from metaflow_artifacts.errors import StorageError
 __all__ = ["THREADS", "Body", "client_config", "default_client", "prepare"]
 
 THREADS = 8
-"""Requests at once: S3 gives one connection some 50 to 100 MB/s, and each save thread holds one chunk in memory."""
+"""Concurrent requests: one connection to S3 carries some 50 to 100 MB/s, and each saving thread holds a chunk."""
 
 _CONNECT_SECONDS = 5
-# With the attempts that S3Storage makes, a server that stalls is given up within a minute.
+# With the attempts that S3Storage makes, a save or load from a server that stalls fails within a minute.
 _READ_SECONDS = 18
-# One call to send() must end within the connect timeout, however large it is. In blocks, a link of 50 kB/s suffices.
-_BLOCK = 256 << 10
-_OLDEST = (1, 36)
+# One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
+# 50 kB/s is fast enough.
+_BLOCK_BYTES = 256 << 10
+_OLDEST_BOTOCORE = (1, 36)
 
 
 def client_config(**options: Any) -> Any:
     """A botocore Config under which large objects are sent without being hashed twice; `options` win.
 
-    The chunks' own SHA-256 is what S3 verifies, so the payload is neither signed nor summed up again. Requests are
-    not repeated by botocore, but by S3Storage, which also repeats what fails while a body is read.
+    S3 verifies the SHA-256 of a chunk, so the payload needs no signature and no other checksum. S3Storage retries
+    requests, and botocore does not: S3Storage also retries what fails while a body is read.
     """
     from botocore.config import Config
 
@@ -46,7 +47,7 @@ def client_config(**options: Any) -> Any:
 
 def default_client() -> Any:
     """A client as boto3 is configured; `METAFLOW_S3_ENDPOINT_URL` names the endpoint where it is set."""
-    # boto3's own client is the same, and its import also loads what this project makes no use of.
+    # boto3 makes the same client, and its import also loads what this project does not use.
     from botocore.session import Session
 
     endpoint = os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None
@@ -54,12 +55,12 @@ def default_client() -> Any:
 
 
 def prepare(client: Any) -> Any:
-    """Fit any boto3 S3 client for S3Storage. Raises StorageError where boto3 is too old for conditional writes."""
+    """Prepare any boto3 S3 client for S3Storage. Raises StorageError where boto3 is too old for conditional writes."""
     import botocore
 
     version = tuple(int(part) for part in botocore.__version__.split(".")[:2])
-    if version < _OLDEST:
-        needed = ".".join(map(str, _OLDEST))
+    if version < _OLDEST_BOTOCORE:
+        needed = ".".join(map(str, _OLDEST_BOTOCORE))
         raise StorageError(f"boto3 {botocore.__version__} is too old for the s3 datastore: install boto3>={needed}")
     events = client.meta.events
     events.register("before-sign.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts-put")
@@ -68,13 +69,13 @@ def prepare(client: Any) -> Any:
 
 
 def _send_at_once(request: Any, **_: Any) -> None:
-    # botocore asks leave before it sends a file-like body, which costs a round trip for each object.
+    # botocore sends `Expect: 100-continue` with a file-like body, which costs a round trip for each object.
     del request.headers["Expect"]
 
 
 def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    # botocore takes 0.1 ms for each entry, four times as long as the request itself: what it need not parse is taken
-    # from it, and goes through as `Objects`.
+    # botocore needs 0.1 ms for each entry, four times as long as the request takes. So the entries are parsed here, and
+    # removed from what botocore parses. `Objects` of the answer has them.
     if response_dict["status_code"] != 200:
         return
     try:
@@ -123,7 +124,7 @@ class Body:
         return len(self._data)
 
     def read(self, size: int = -1) -> memoryview:
-        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK)
+        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK_BYTES)
         block = self._data[self._position : end]
         self._position += len(block)
         return block
@@ -136,5 +137,5 @@ class Body:
         return self._position
 
     def close(self) -> None:
-        """Let go of the buffer: botocore keeps what it has sent in a cycle of references for a while."""
+        """Release the buffer: botocore keeps what it has sent in a reference cycle for a while."""
         self._data = memoryview(b"")

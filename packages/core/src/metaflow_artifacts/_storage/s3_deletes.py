@@ -1,4 +1,4 @@
-"""How objects are deleted from a bucket: a thousand with one request, or one by one where the server refuses that."""
+"""Deleting objects from a bucket: a thousand with one request, or one by one where the server refuses that."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from metaflow_artifacts.errors import ArtifactNotFound, StorageError
 
 __all__ = ["Deletes"]
 
-_BATCH = 1000
+_BATCH_KEYS = 1000
 
 
 class Deletes:
     """Deletes objects below `prefix`, with up to `threads` requests at once.
 
-    DeleteObjects is not offered by every server, and some want a Content-MD5 that boto3 no longer sends. Such a server
-    is asked key by key from its first refusal on.
+    Not every server has DeleteObjects, and some require a Content-MD5, which boto3 no longer sends. After the first
+    refusal of a server, each key is deleted with a request for it alone.
     """
 
     def __init__(self, requests: Requests, prefix: str, threads: int) -> None:
@@ -34,7 +34,7 @@ class Deletes:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; a key that does not exist is no error. Raises the first error of a request."""
         remaining = iter(keys)
-        while batch := list(itertools.islice(remaining, _BATCH)):
+        while batch := list(itertools.islice(remaining, _BATCH_KEYS)):
             for key in batch:
                 check_key(key)
             if not self._one_by_one:
@@ -56,14 +56,14 @@ class Deletes:
             answer = client.delete_objects(Bucket=self._requests.bucket, Delete={"Objects": objects, "Quiet": True})
             failed = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             if failed:
-                # Only these are tried again, and the first of them is what the user is told.
+                # A further attempt deletes these alone; the error names the first of them.
                 objects[:] = [{"Key": error["Key"]} for error in failed]
-                place = self._requests.place("delete", failed[0]["Key"][len(self._prefix) :])
-                raise explain(ClientError({"Error": failed[0]}, "DeleteObjects"), place)
+                context = self._requests.context("delete", failed[0]["Key"][len(self._prefix) :])
+                raise explain(ClientError({"Error": failed[0]}, "DeleteObjects"), context)
 
         self._requests.make("delete", objects[0]["Key"][len(self._prefix) :], request)
 
     def _delete_one(self, key: str) -> None:
-        place = {"Bucket": self._requests.bucket, "Key": self._prefix + key}
+        target = {"Bucket": self._requests.bucket, "Key": self._prefix + key}
         with contextlib.suppress(ArtifactNotFound):
-            self._requests.make("delete", key, lambda client: client.delete_object(**place))
+            self._requests.make("delete", key, lambda client: client.delete_object(**target))

@@ -1,4 +1,4 @@
-"""What botocore's errors mean to the user of a store: one line, and whether trying again may help."""
+"""Messages for the errors of botocore, in one line, and whether a retry may help."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from metaflow_artifacts.errors import (
     TransientStorageError,
 )
 
-__all__ = ["Place", "code_of", "explain", "faults", "is_unsupported", "was_retried"]
+__all__ = ["RequestContext", "code_of", "explain", "faults", "is_unsupported", "was_retried"]
 
 
-class Place(NamedTuple):
-    """What a request was about, for its error message."""
+class RequestContext(NamedTuple):
+    """What the error message of a request names."""
 
     action: str
     url: str
@@ -42,7 +42,7 @@ _REASONS = {
     "InsufficientStorage": "the storage behind {endpoint} is full; free space there, or choose another datastore",
     "NotImplemented": "{endpoint} does not support this request (conditional writes are needed)",
     "SlowDown": "{endpoint} asks to slow down; try again later, or with fewer tasks at once",
-    "BadDigest": "the content changed on its way; try again",
+    "BadDigest": "the content was changed in transit; try again",
 }
 _ALIASES = {
     "403": "AccessDenied",
@@ -88,7 +88,7 @@ _PERMANENT = frozenset({"NotImplemented", "InsufficientStorage"})
 
 
 def faults() -> tuple[type[Exception], ...]:
-    """What a request to S3 raises where it fails."""
+    """The exceptions that a failed request to S3 raises."""
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError
 
@@ -109,7 +109,7 @@ def was_retried(error: BaseException) -> bool:
 
 
 def is_unsupported(error: BaseException | None) -> bool:
-    """Whether the server refused this kind of request as such, so that another way may serve."""
+    """Whether the server refuses this kind of request, so that the caller should use another kind."""
     answer: dict[str, Any] = getattr(error, "response", None) or {}
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     code = code_of(error)
@@ -118,12 +118,14 @@ def is_unsupported(error: BaseException | None) -> bool:
     return status in _UNSUPPORTED and told
 
 
-def explain(error: Exception, place: Place) -> ArtifactError:
+def explain(error: Exception, context: RequestContext) -> ArtifactError:
     """The error to raise, chained to `error`."""
     from botocore.exceptions import ClientError
 
     reason, passing, kind = _answer(error) if isinstance(error, ClientError) else _failure(error)
-    message = f"cannot {place.action} {place.url}: {reason.format(bucket=place.bucket, endpoint=place.endpoint)}"
+    message = (
+        f"cannot {context.action} {context.url}: {reason.format(bucket=context.bucket, endpoint=context.endpoint)}"
+    )
     return TransientStorageError(message) if passing else kind(message)
 
 

@@ -1,4 +1,4 @@
-"""An S3 object while it is read, and one while it is made ready to be written."""
+"""S3 objects that are being read or written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ObjectReader", "StagedObject", "memory"]
 
 
 class ObjectReader:
-    """Reads an object from one answer, and continues in another where that broke off.
+    """Reads an object. Where an answer breaks off, a further request reads the rest.
 
     `get(client, start, length, etag)` requests a range of the object: None where the range holds nothing.
     """
@@ -59,12 +59,12 @@ class ObjectReader:
 
     def _read(self, buffer: memoryview) -> int:
         try:
-            # botocore's readinto reads into a buffer of its own too, and old versions have none.
+            # Not readinto: botocore's readinto copies as well, and old versions do not have it.
             data = self._body.read(len(buffer))
             count = len(data)
             buffer[:count] = data
         except faults() as error:
-            raise explain(error, self._requests.place("read", self._key)) from error
+            raise explain(error, self._requests.context("read", self._key)) from error
         if not count:
             raise TransientStorageError(f"cannot read {self._url}: the server sent less than it announced; try again")
         self._position += count
@@ -79,7 +79,7 @@ class ObjectReader:
             except faults() as error:
                 if code_of(error) in {"PreconditionFailed", "412"}:
                     raise TransientStorageError(
-                        f"cannot read {self._url}: it was replaced meanwhile; read it anew"
+                        f"cannot read {self._url}: it was replaced while it was read; read it again"
                     ) from error
                 raise
 
@@ -120,12 +120,12 @@ class StagedObject:
         self._put(key, data, sha256)
 
     def close(self) -> mmap.mmap:
-        """The buffer, to be used again."""
+        """The buffer, for reuse."""
         return self._buffer
 
 
 def memory(size: int) -> mmap.mmap:
-    """A buffer that goes back to the system with the thread that has it: malloc would keep some for each thread."""
+    """A buffer whose memory goes back to the system when it is freed; malloc would keep some for each thread."""
     buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Advice only: kernels without huge pages refuse it.

@@ -1,4 +1,4 @@
-"""Requests to one bucket: the client that makes them, and when they are made again."""
+"""Requests to one bucket: the client that makes them, and their retries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from metaflow_artifacts._storage.s3_client import default_client, prepare
-from metaflow_artifacts._storage.s3_errors import Place, code_of, explain, faults
+from metaflow_artifacts._storage.s3_errors import RequestContext, code_of, explain, faults
 from metaflow_artifacts.errors import StorageError, TransientStorageError
 
 __all__ = ["Requests"]
@@ -20,11 +20,11 @@ __all__ = ["Requests"]
 _T = TypeVar("_T")
 
 _ATTEMPTS = 7
-_ATTEMPTS_TO_SEND = 3
-_PAUSE = 0.2
-_LONGEST_PAUSE = 5.0
+_DIGEST_ATTEMPTS = 3
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
 
-# One lock for the making of clients; a child of fork gets a new one, for its parent's may be held for ever.
+# One lock for making clients. A forked child gets a new one: its parent's lock may be held for ever.
 _making = threading.Lock()
 
 
@@ -59,24 +59,24 @@ class Requests:
             self.client("reach", "")
 
     def make(self, action: str, key: str, request: Callable[[Any], _T], began: float | None = None) -> _T:
-        """Make a request, again where its failure may pass. Raises an ArtifactError.
+        """Make a request, and retry it where it failed for a reason that may pass. Raises an ArtifactError.
 
-        `began` is the monotonic time from which patience counts, where something was tried before.
+        `began` is the monotonic time from which `patience` counts; without it, now.
         """
         began = time.monotonic() if began is None else began
         for attempt in itertools.count(1):
             try:
                 result = request(self.client(action, key))
             except faults() as error:
-                failure = explain(error, self.place(action, key))
+                failure = explain(error, self.context(action, key))
                 seconds = self.pause(attempt, began)
-                # Wrong bytes are hardly ever the network's fault: the buffer changed, or the digest is of another.
-                futile = attempt >= _ATTEMPTS_TO_SEND and code_of(error) == "BadDigest"
+                # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
+                futile = attempt >= _DIGEST_ATTEMPTS and code_of(error) == "BadDigest"
                 if futile or seconds is None or not isinstance(failure, TransientStorageError):
                     try:
                         raise failure from error
                     finally:
-                        # Break the cycle exception, traceback, frame, which would keep buffers alive.
+                        # Break the reference cycle of error, traceback and frame, which would keep buffers alive.
                         del failure
             except TransientStorageError:
                 seconds = self.pause(attempt, began)
@@ -89,14 +89,14 @@ class Requests:
         raise AssertionError("unreachable")
 
     def pause(self, attempt: int, began: float) -> float | None:
-        """Seconds to wait after so many attempts before the next one, or None where there is to be none."""
-        # At random, so that tasks that failed together do not come back together.
-        seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE, _PAUSE * 2 ** (attempt - 1))
+        """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one."""
+        # Random, so that tasks that failed at the same time do not retry at the same time.
+        seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
         late = time.monotonic() - began + seconds > self._patience
         return None if attempt >= _ATTEMPTS or late else seconds
 
     def client(self, action: str, key: str) -> Any:
-        """This process's client; `action` and `key` are for the error where it cannot be made."""
+        """The client of this process. The error for one that cannot be made names `action` and `key`."""
         held = self._client
         if held is not None and held[0] == os.getpid():
             return held[1]
@@ -115,12 +115,12 @@ class Requests:
         try:
             return prepare(self._make_client())
         except BotoCoreError as error:
-            raise explain(error, Place(action, f"{self.root}/{key}", self.bucket, "the endpoint")) from error
+            raise explain(error, RequestContext(action, f"{self.root}/{key}", self.bucket, "the endpoint")) from error
         except ValueError as error:
             # What botocore raises for an endpoint that is not a URL.
             raise StorageError(f"{where}: no S3 client can be made ({error}); check the endpoint") from error
 
-    def place(self, action: str, key: str) -> Place:
-        """What a request is about, for its error message."""
+    def context(self, action: str, key: str) -> RequestContext:
+        """What the error message of a request names."""
         endpoint = self._client[1].meta.endpoint_url if self._client else "the endpoint"
-        return Place(action, f"{self.root}/{key}", self.bucket, endpoint)
+        return RequestContext(action, f"{self.root}/{key}", self.bucket, endpoint)

@@ -1,4 +1,4 @@
-"""Many small calls at once, in threads that live as long as one such run."""
+"""Many short calls in several threads."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _T = TypeVar("_T")
 def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) -> None:
     """Make the call for each item, `threads` calls at once, and raise the first error.
 
-    After an error no further call begins; those under way are waited for. The caller's own thread takes part, so that
-    all is done where no thread can be started any more, such as at the interpreter's end.
+    After an error no further call begins, and those that have begun are waited for. The caller's thread makes calls
+    too, so this also works where no thread can be started any more, such as at the interpreter's exit.
     """
     remaining = iter(items)
     errors: list[BaseException] = []
@@ -51,5 +51,5 @@ def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) ->
         try:
             raise errors[0]
         finally:
-            # Break the cycle error, traceback, frame, list.
+            # Break the reference cycle of error, traceback, frame and list, which would keep buffers alive.
             errors.clear()

@@ -21,7 +21,7 @@ from metaflow_artifacts._layout import TOMBSTONES
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.listing import checkpoints, filename, read_listed
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.gc_marks import SKEW
+from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
 from metaflow_artifacts.errors import ArtifactError, CorruptArtifact, LaterFormat
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
@@ -95,7 +95,7 @@ def latest_checkpoints(
         while waiting:
             # An object that was copied has a later time than its created_on. It has an earlier one only by as much as
             # clocks differ.
-            limit = ready[0][0].created - SKEW if ready else waiting[-1].modified
+            limit = ready[0][0].created - CLOCK_SKEW_S if ready else waiting[-1].modified
             batch = []
             while waiting and waiting[-1].modified >= limit:
                 batch.append(waiting.pop())

@@ -1,1 +1,1 @@
-"""Content between files and a storage: chunks, saving, loading, and the marks by which gc and saves agree."""
+"""Moving content between files and a storage: chunks, saving, loading, and the marks that coordinate gc with saves."""

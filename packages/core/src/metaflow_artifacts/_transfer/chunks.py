@@ -1,4 +1,4 @@
-"""Chunks as objects of a storage: whether one is stored and will stay, writing it, reading it with a check.
+"""Chunks as objects of a storage: finding them, protecting them from gc, writing them, reading and verifying them.
 
 A chunk is an object named by the SHA-256 of its content, shared by all that is saved below a root.
 """
@@ -32,21 +32,23 @@ __all__ = [
 REFRESH_AFTER = 24 * 3600.0
 """Seconds after which a save that needs a chunk again renews its time, so that `gc` leaves it alone."""
 READ_ATTEMPTS = 4
-"""How often a chunk is read whose bytes are wrong."""
+"""How often a chunk is read while its bytes are wrong."""
 
-_BLOCK = 512 << 10
+_BLOCK_BYTES = 512 << 10
 _RETRY_WINDOW_S = 5.0
 """A chunk is read again only if it failed within this time; the storage has already retried slower failures."""
 
 
 def chunk_key(sha256: str) -> str:
-    """Where the chunk of this digest (hex) is stored."""
+    """The key of the chunk with this digest (hex)."""
     return f"{CHUNKS}{sha256[:2]}/{sha256[2:]}"
 
 
 def is_stored(storage: Storage, chunk: Chunk, refresh_after: float = REFRESH_AFTER) -> bool:
-    """Whether a chunk is stored with its size, and new enough that `gc` leaves it alone for long; an old one is
-    renewed. A save that was told so may name the chunk in its manifest, if `are_safe_from_gc` agrees."""
+    """Whether a chunk is stored with its size, and safe from `gc` for a while; the time of an old one is renewed.
+
+    If so, a save may name the chunk in its manifest, provided that `are_safe_from_gc` is true before the commit.
+    """
     return _probe_chunk(storage, chunk, refresh_after) is not _Presence.ABSENT
 
 
@@ -64,7 +66,7 @@ def _probe_chunk(storage: Storage, chunk: Chunk, refresh_after: float) -> _Prese
         if storage.now() - info.modified < refresh_after:
             return _Presence.YOUNG
     elif not _has_its_content(storage, chunk):
-        # A power failure has cut it, or filled it with zeros: it is written again.
+        # A power failure has truncated it or filled it with zeros: the caller writes it again.
         return _Presence.ABSENT
     return _Presence.RENEWED if storage.touch(info.key, info.modified) else _Presence.ABSENT
 
@@ -80,11 +82,11 @@ def _has_its_content(storage: Storage, chunk: Chunk) -> bool:
 def are_safe_from_gc(
     storage: Storage, chunks: Sequence[Chunk], since: float | None, refresh_after: float = REFRESH_AFTER
 ) -> bool:
-    """Whether a manifest may name these chunks, each of which was stored, or found to be, after the time `since`
-    (seconds since the epoch; None where it is not known).
+    """Whether a manifest may name these chunks, each of which was stored, or was found stored, after `since`.
 
-    The last question before a commit. One listing, where no `gc` deletes at the same time and `since` is not
-    long ago; else a look at each chunk. False where one is gone: its content is to be stored again.
+    `since` is in seconds since the epoch; None where it is not known. This is called right before the commit of the
+    manifest. It costs one listing where no `gc` runs and `since` is recent, else it checks each chunk. False where a
+    chunk is gone: its content must be stored again.
     """
     distinct = list(dict.fromkeys(chunks))
     while since is None or wait_for_gc(storage, since) or storage.now() - since > refresh_after:
@@ -101,7 +103,7 @@ def are_safe_from_gc(
 
 
 def put_chunk(storage: Storage, data: bytes | memoryview, refresh_after: float = REFRESH_AFTER) -> tuple[Chunk, bool]:
-    """Store content that is in memory as one chunk; False beside it where it was stored already."""
+    """Store content from memory as one chunk. Returns the chunk, and whether it was new to the storage."""
     digest = hashlib.sha256(data)
     chunk = Chunk(digest.hexdigest(), len(data))
     if is_stored(storage, chunk, refresh_after):
@@ -113,9 +115,9 @@ def put_chunk(storage: Storage, data: bytes | memoryview, refresh_after: float =
 
 
 def read_chunk(storage: Storage, chunk: Chunk, take: Callable[[memoryview], None], restart: Callable[[], None]) -> None:
-    """Give the blocks of a chunk to `take`, then make sure that they were right.
+    """Pass the blocks of a chunk to `take`, and verify them.
 
-    Data passed to `take` is unverified until this returns; `restart` is called before each try. Raises
+    Data passed to `take` is unverified until this returns; `restart` is called before each attempt. Raises
     CorruptArtifact where the chunk is missing, of another size, or does not have the content of its name.
     """
     key = chunk_key(chunk.sha256)
@@ -146,14 +148,14 @@ def missing(storage: Storage, chunk: Chunk) -> CorruptArtifact:
 
 
 def damaged(storage: Storage, chunk: Chunk, what: str, found: Sequence[str]) -> CorruptArtifact:
-    """The error for content that was wrong in every read; `found` are the digests of what came.
+    """The error for content that was wrong in every read; `found` are the digests of what was read.
 
     Corruption in transit differs between reads; corruption at rest does not.
     """
     url = storage.url(chunk_key(chunk.sha256))
     if len(set(found)) > 1:
         return CorruptArtifact(
-            f"{url}: {what} comes with other bytes at each read: something between the storage and this process "
+            f"{url}: {what} has different bytes at each read: something between the storage and this process "
             "changes them; check the network and proxies, and load again"
         )
     return CorruptArtifact(
@@ -163,12 +165,12 @@ def damaged(storage: Storage, chunk: Chunk, what: str, found: Sequence[str]) -> 
 
 
 def _drain(reader: Reader, size: int, take: Callable[[memoryview], None]) -> str:
-    """The digest (hex) of what was taken; where that was not `size` bytes, a text that is no digest."""
+    """The digest (hex) of what was read; if that was not `size` bytes, a text that no digest equals."""
     digest = hashlib.sha256()
-    block = memoryview(bytearray(min(_BLOCK, size + 1)))
+    block = memoryview(bytearray(min(_BLOCK_BYTES, size + 1)))
     left = size
     while count := reader.readinto(block):
-        # More than the manifest says is not taken: it would run into what lies behind.
+        # Bytes beyond `size` are not passed on: they would overwrite what follows in the file.
         if count > left:
             return f"{digest.hexdigest()} over the first of more than {size} bytes"
         digest.update(block[:count])

@@ -1,12 +1,12 @@
-"""What lets `gc` delete while saves run: marks in the store that a save looks for before it commits.
+"""gc marks: objects in the store by which `gc` can delete while saves run. A save looks for them before it commits.
 
-`gc` looks at a chunk's time once more and then deletes it, and no storage does both in one step. A save that
-renews the chunk in between would name one that is about to go. So `gc` deletes in short batches and keeps an
-`open` mark in the store during each. A save whose chunks are in place looks for marks, waits for the batches that
-are under way, and looks at its chunks again. `docs/format.md` has the proof.
+`gc` checks a chunk's time again and then deletes it, and no storage does both in one step. A save that renews the
+chunk between the two would name a chunk that is about to be deleted. So `gc` deletes in short batches, and keeps an
+`open` mark in the store during each batch. A save that has stored its chunks looks for marks, waits for the batches
+that are running, and checks its chunks again. `docs/format.md` has the proof.
 
-A listing is not of one moment: it can miss the `done` mark that was not there yet when it began, and the `open` mark
-that is gone when it ends. So a `run` mark stays from before the first batch until long after the last.
+A listing is not a snapshot: it can miss a `done` mark that did not exist when it began, and an `open` mark that was
+removed before it ended. So a `run` mark exists from before the first batch until long after the last one.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from metaflow_artifacts.errors import ArtifactError
 
 __all__ = ["GcMarks", "wait_for_gc"]
 
-LEASE = 120.0
-"""Seconds that a batch's mark holds a save up, where `gc` was killed. It begins to delete within a quarter of them;
-the rest is more than a storage tries to delete for."""
-SKEW = 900.0
-"""Seconds that the clocks of writers and of the storage may differ by; S3 refuses requests beyond that."""
+LEASE_S = 120.0
+"""How long a save waits for the mark of a dead gc. A live gc starts its deletes within a quarter of this time, and a
+storage retries a delete for less than the rest."""
+CLOCK_SKEW_S = 900.0
+"""The largest difference between the clocks of writers and of the storage; S3 refuses requests beyond it."""
 
 _RUN, _OPEN, _DONE = ".run", ".open", ".done"
-_POLL = 0.05
+_POLL_S = 0.05
 
 
 class GcMarks:
-    """One run of `gc`, as other processes see it."""
+    """The gc marks of one run of `gc`."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -43,7 +43,10 @@ class GcMarks:
 
     @contextmanager
     def batch(self) -> Iterator[Callable[[], bool]]:
-        """A stretch of looking and deleting. Gives a function that tells whether it may still delete."""
+        """Mark one batch: `gc` checks and deletes chunks in the block.
+
+        Yields a function that returns whether the batch may still delete.
+        """
         began = _elapsed()
         mark, before = f"{GC_MARKS}{self._run}.{self._batches}", f"{GC_MARKS}{self._run}.{self._batches - 1}"
         run = f"{GC_MARKS}{self._run}{_RUN}"
@@ -52,44 +55,44 @@ class GcMarks:
         self._batches += 1
         self._storage.put(mark + _OPEN, b"")
         try:
-            yield lambda: _elapsed() - began < LEASE / 4
+            yield lambda: _elapsed() - began < LEASE_S / 4
         finally:
-            # In this order: the `run` mark has a new time before the batch has ended, and at every moment there is an
-            # `open` or a `done` mark.
+            # The order matters: the `run` mark is renewed before the batch ends, and an `open` or a `done` mark exists
+            # at every moment.
             self._storage.put(run, b"")
             self._storage.put(mark + _DONE, b"")
             _remove(self._storage, [mark + _OPEN, before + _DONE])
 
 
 def _elapsed() -> float:
-    """Seconds since some moment, by a clock that also counts while the machine sleeps: the others are awake."""
+    """Seconds since a fixed moment, by a clock that goes on while the machine sleeps, since other machines do not."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     if sys.platform == "darwin":
-        # There, time.monotonic stands still in sleep, and this clock does not.
+        # On macOS, time.monotonic stops during sleep, and this clock does not.
         return time.clock_gettime(time.CLOCK_MONOTONIC)
     return time.monotonic()
 
 
 def _remove(storage: Storage, marks: list[str]) -> None:
-    # A mark that stays harms nobody: the `done` mark beside an `open` one counts, and a later gc removes both. Whoever
-    # saves may have no right to delete.
+    # A mark that stays does no harm: saves ignore an `open` mark that has a `done` mark, and a later gc removes both.
+    # The credentials of a save may not allow deletes.
     with suppress(ArtifactError):
         storage.delete(marks)
 
 
 def wait_for_gc(storage: Storage, since: float) -> bool:
-    """Whether a `gc` may have deleted anything since the time `since` (seconds since the epoch).
+    """Wait for the batches that are running. Returns whether a `gc` may have deleted anything since `since`.
 
-    Returns when the batches that were under way have ended: the `open` mark is gone, or the `done` mark is there.
-    One whose marks stay otherwise for longer than a live `gc` would leave them is taken for dead.
+    `since` is in seconds since the epoch. A batch has ended when its `open` mark is gone or its `done` mark exists. If
+    neither happens within LEASE_S, its gc was killed: the batch gets a `done` mark.
     """
-    # The time that a listing has of a `run` mark may be that of its batch's beginning.
-    marks = {info.key for info in storage.list(GC_MARKS) if info.modified > since - SKEW - LEASE}
+    # A listing may show the time that a `run` mark had when its batch began.
+    marks = {info.key for info in storage.list(GC_MARKS) if info.modified > since - CLOCK_SKEW_S - LEASE_S}
     waiting = _under_way(marks)
-    end = time.monotonic() + LEASE
+    end = time.monotonic() + LEASE_S
     while waiting and time.monotonic() < end:
-        time.sleep(_POLL)
+        time.sleep(_POLL_S)
         waiting &= _under_way({info.key for info in storage.list(GC_MARKS)})
     for key in waiting:
         storage.put(key.removesuffix(_OPEN) + _DONE, b"")

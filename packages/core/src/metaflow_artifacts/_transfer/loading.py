@@ -19,8 +19,8 @@ from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["fetch_chunks", "read_range"]
 
-_HELD = 64 << 20
-"""Bytes of a file that are held in memory to be verified at once."""
+_MAX_HELD_BYTES = 64 << 20
+"""The largest file that is read into memory to be verified alone."""
 
 
 def fetch_chunks(
@@ -29,20 +29,20 @@ def fetch_chunks(
     chunks: Sequence[Chunk],
     directory: str,
     wanted: set[int],
-    transfer: Progress,
+    progress: Progress,
 ) -> None:
-    """Write the files with the numbers in `wanted` below `directory`, an empty directory of the caller's.
+    """Write the files with the numbers in `wanted` below `directory`, which is the caller's and holds no files.
 
-    Directories are there already. Every byte is verified before this returns; where it raises, what lies in
-    the directory is not to be used.
+    The directories of the files exist already. Every byte is verified before this relocks. If it raises, the content
+    of `directory` must not be used.
     """
     parts = segments([file.size for file in files], [chunk.size for chunk in chunks])
-    turns = {number: threading.Lock() for number in wanted}
+    locks = {number: threading.Lock() for number in wanted}
 
     def job(chunk: Chunk, mine: list[Segment]) -> Callable[[], None]:
         def run() -> None:
-            _Writer(files, mine, directory, turns).write(storage, chunk)
-            transfer.add(sum(part.length for part in mine if part.file in wanted))
+            _Writer(files, mine, directory, locks).write(storage, chunk)
+            progress.add(sum(part.length for part in mine if part.file in wanted))
 
         return run
 
@@ -53,15 +53,18 @@ def fetch_chunks(
 
 
 def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start: int, end: int) -> bytes:
-    """The bytes from `start` to `end` of a file, verified. Reads the file alone where its own digest is known,
-    else the chunks that hold the range. Raises as `read_chunk` does."""
+    """The bytes from `start` to `end` of a file, verified.
+
+    Reads only the file where the manifest has its digest, else the chunks that hold the range. Raises the errors of
+    `read_chunk`.
+    """
     content = bytearray()
     begin = 0
     for chunk in chunks:
         first, last = max(file.offset + start, begin), min(file.offset + end, begin + chunk.size)
         if first < last:
             alone = begin <= file.offset and file.offset + file.size <= begin + chunk.size
-            if file.sha256 is not None and alone and file.size < min(chunk.size, _HELD):
+            if file.sha256 is not None and alone and file.size < min(chunk.size, _MAX_HELD_BYTES):
                 return _read_packed(storage, chunk, file, file.offset - begin)[start:end]
             piece = _Piece(first - begin, last - begin)
             read_chunk(storage, chunk, piece.take, piece.restart)
@@ -71,7 +74,7 @@ def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start
 
 
 class _Piece:
-    """Keeps the bytes from `start` to `end` of what it is given, and no others."""
+    """Keeps the bytes from `start` to `end` of what it takes."""
 
     def __init__(self, start: int, end: int) -> None:
         self.start = start
@@ -101,17 +104,17 @@ def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> by
 
 
 class _Writer:
-    """Deals the blocks of one chunk out to the files whose parts it holds."""
+    """Writes the blocks of one chunk to the files whose parts it holds."""
 
     def __init__(
-        self, files: Sequence[FileEntry], parts: list[Segment], directory: str, turns: dict[int, threading.Lock]
+        self, files: Sequence[FileEntry], parts: list[Segment], directory: str, locks: dict[int, threading.Lock]
     ) -> None:
-        """`turns` has a lock for each file that is wanted: Linux lets one thread at a time write to a file, and the
-        others would spin until it is done, on cores that have something to hash."""
+        """`locks` has a lock for each file that is wanted. Linux lets one thread at a time write to a file; without the
+        locks the other threads would spin, on cores that could hash."""
         self.files = files
         self.parts = parts
         self.directory = directory
-        self.turns = turns
+        self.locks = locks
         self._restart()
 
     def write(self, storage: Storage, chunk: Chunk) -> None:
@@ -126,7 +129,7 @@ class _Writer:
         self._left = 0
 
     _file: Any = None
-    _turn: threading.Lock
+    _file_lock: threading.Lock
 
     def _close(self) -> None:
         if self._file is not None:
@@ -139,15 +142,15 @@ class _Writer:
                 self._close()
                 part = next(self._next)
                 self._left = part.length
-                if part.file in self.turns:
-                    self._turn = self.turns[part.file]
+                if part.file in self.locks:
+                    self._file_lock = self.locks[part.file]
                     self._file = create(
                         os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode
                     )
                     seek(self._file, part.start)
             count = min(self._left, len(block))
             if self._file is not None:
-                with self._turn:
+                with self._file_lock:
                     write_all(self._file, block[:count])
             self._left -= count
             block = block[count:]

@@ -1,4 +1,4 @@
-"""Counting what a transfer moves, for those who watch it."""
+"""Counting the bytes of a save or load, for progress bars and logs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """The bytes of one save or load. Safe to be read from any thread while it goes on.
+    """The bytes of one save or load. Any thread may read it while the save or load runs.
 
-    `watch`, where given, is called with the transfer after each step, from the threads that do the work.
+    `watch`, where given, is called with this object after each step, in the threads that do the work.
     """
 
     def __init__(self, watch: Callable[[Progress], None] | None = None) -> None:
         self.total = 0
         """Bytes of content."""
         self.done = 0
-        """Bytes of content that are dealt with so far."""
+        """Bytes of content that are saved or loaded so far."""
         self.stored = 0
         """Bytes that were new to the store and had to be written (saves only)."""
         self._watch = watch
@@ -30,12 +30,12 @@ class Progress:
             self.total, self.done, self.stored = total, 0, 0
 
     def more(self, total: int) -> None:
-        """`total` bytes of content are dealt with once more, since files changed."""
+        """Add to `total`: files changed, and this many bytes are read again."""
         with self._lock:
             self.total += total
 
     def add(self, done: int, stored: int = 0) -> None:
-        """`done` more bytes are dealt with, `stored` of which were written to the store."""
+        """Add to `done`; `stored` of these bytes were written to the store."""
         with self._lock:
             self.done += done
             self.stored += stored

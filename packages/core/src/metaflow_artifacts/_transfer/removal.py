@@ -1,7 +1,7 @@
-"""Removal of directories that this project has made, and of nothing outside of them.
+"""Removing directories that this project has made, and nothing outside of them.
 
-Modes are changed and names removed through descriptors of the directories themselves. No link is followed, and a
-directory that is moved away meanwhile takes nothing else in.
+Modes are changed and names removed through descriptors of the directories. So no link is followed, and nothing else
+is removed if another process moves a directory at the same time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["allow_owner", "remove_tree"]
 def remove_tree(path: str) -> None:
     """Remove the directory `path` with all that is in it, read-only directories too.
 
-    Nothing is done where `path` is missing, a link or a file. Links in it are removed, and what they lead to stays as
-    it is; so does the mode of the directory that `path` is in. Other file systems that are mounted in it stay. What
-    cannot be removed stays too: nothing is raised.
+    Nothing is done where `path` is missing, a link or a file. Links in it are removed, and their targets do not change.
+    The mode of the parent of `path` does not change. File systems that are mounted in it are left alone. What cannot
+    be removed stays, and nothing is raised.
     """
     path = path.rstrip(os.sep) or path
     if os.open not in os.supports_dir_fd or os.scandir not in os.supports_fd:
@@ -44,7 +44,7 @@ def allow_owner(path: str) -> None:
 
 
 def _open(name: str, parent: int | None = None, device: int | None = None) -> int:
-    """A descriptor of the directory `name` in `parent`, which its owner may change from now on.
+    """A descriptor of the directory `name` in `parent`. Its mode is changed so that its owner may change it.
 
     Raises OSError where it is a link or a file, or lies on another device than `device`.
     """
@@ -53,7 +53,7 @@ def _open(name: str, parent: int | None = None, device: int | None = None) -> in
         fd = os.open(name, os.O_RDONLY | flags, dir_fd=parent)
     except PermissionError:
         if hasattr(os, "O_PATH"):
-            # Linux has no chmod that leaves links alone, but a descriptor that needs no permission.
+            # Linux has no chmod that does not follow links, but opening with O_PATH needs no permission.
             handle = os.open(name, os.O_PATH | flags, dir_fd=parent)
             try:
                 os.chmod(f"/proc/self/fd/{handle}", 0o700)
@@ -82,7 +82,7 @@ def _empty(top: int) -> None:
         except OSError:
             continue
         try:
-            # The directories in it are moved up to `top`: a tree of any depth takes two descriptors.
+            # The directories in it are moved up to `top`, so a tree of any depth needs two descriptors.
             waiting += [moved for inner in _remove_files(fd) if (moved := _move_up(inner, fd, top))]
         finally:
             os.close(fd)
@@ -91,7 +91,7 @@ def _empty(top: int) -> None:
 
 
 def _remove_files(directory: int) -> list[str]:
-    """Remove all but directories; the names of these."""
+    """Remove all but directories. Returns the names of the directories."""
     try:
         with os.scandir(directory) as entries:
             found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -105,13 +105,13 @@ def _remove_files(directory: int) -> list[str]:
 
 
 def _move_up(name: str, directory: int, top: int) -> str | None:
-    """Rename a directory into `top`; its new name there, None where it cannot be moved."""
+    """Move a directory into `top`. Returns its new name, None where it cannot be moved."""
     moved = uuid.uuid4().hex
     try:
         try:
             os.rename(name, moved, src_dir_fd=directory, dst_dir_fd=top)
         except PermissionError:
-            # To be moved, a directory itself must allow changes.
+            # A directory can be moved only if its own mode allows changes.
             os.close(_open(name, directory))
             os.rename(name, moved, src_dir_fd=directory, dst_dir_fd=top)
     except OSError:

@@ -1,4 +1,4 @@
-"""What is to be saved: a walk over a file or directory, before a byte of content is read."""
+"""Finding what to save: a walk over a file or directory, before any content is read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from metaflow_artifacts.errors import InvalidInput, SourceError, warn
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]
 
-_NAMED = 5
-"""How many of the entries that are left out a warning names."""
+_NAMED_ENTRIES = 5
+"""How many of the entries that are left out the warning names."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source:
     files: list[SourceFile] = field(default_factory=list)
     dirs: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    """What is left out, with the reason: pipes, sockets, devices, links that lead nowhere."""
+    """What is left out, with the reason: pipes, sockets, devices, dangling links."""
     is_file: bool = False
     """Whether the path to save is itself a file."""
 
@@ -59,8 +59,8 @@ class Source:
 def scan(path: str | os.PathLike[str]) -> Source:
     """Find everything below `path`; links are followed, a file becomes a directory holding it under its name.
 
-    Left out are directories of loads that were killed (`.metaflow_artifacts_…`), and, with one ArtifactWarning that
-    names them, pipes, sockets, devices and links that lead nowhere. Raises SourceError for a path that does not exist
+    Directories of loads that were killed (`.metaflow_artifacts_…`) are left out. So are pipes, sockets, devices and
+    dangling links, with one ArtifactWarning that names them. Raises SourceError for a path that does not exist
     or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -146,7 +146,7 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
 
 
 def _stat(location: str, source: Source) -> os.stat_result | None:
-    """The status of what `location` leads to; None where it leads nowhere, or was removed since it was listed."""
+    """The status of `location`, through links; None where it is a dangling link, or was removed since the listing."""
     try:
         return os.stat(location)
     except OSError as error:
@@ -176,6 +176,6 @@ def _kind(mode: int) -> str:
 
 def _warn(location: str, skipped: list[str]) -> None:
     if skipped:
-        more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-        named = "; ".join(skipped[:_NAMED])
-        warn(f"saved {location!r} without what is no file: {named}{more}")
+        more = f"; and {len(skipped) - _NAMED_ENTRIES} more" if len(skipped) > _NAMED_ENTRIES else ""
+        named = "; ".join(skipped[:_NAMED_ENTRIES])
+        warn(f"saved {location!r} without some entries that are not files: {named}{more}")

@@ -1,9 +1,9 @@
-"""Files read while others may write to them: what is saved of each is one state that it had.
+"""Reading files that others may write to: each file is saved in one state that it had.
 
-A file is read from one descriptor. Before that is closed, size and times of change must be what the walk found. A write
-in the same tick of the kernel's clock as the last one does not change the time, so nothing is read before that tick has
-passed, or small content is read twice. Not seen are writes through a memory map to pages that were changed before, and
-what a network file system hides; `docs/format.md` says so.
+A file is read from one descriptor. When all is read, its size and times must still be those that the walk found. A
+write within the same tick of the kernel's clock as the previous one does not change the time. So a file is not read
+before that tick has passed, or small content is read twice. Some writes are not detected: those through a memory map to
+pages that were dirty before, and those that a network file system hides (see `docs/format.md`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,27 @@ from typing import Any
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts.errors import SourceError
 
-__all__ = ["BLOCK", "ROUNDS", "Changed", "OpenSource", "is_young", "keeps_changing", "read_inline", "wait_for_tick"]
+__all__ = [
+    "BLOCK_BYTES",
+    "FILE_ATTEMPTS",
+    "Changed",
+    "OpenSource",
+    "is_young",
+    "keeps_changing",
+    "read_inline",
+    "wait_for_tick",
+]
 
-BLOCK = 512 << 10
-"""Bytes that are read, hashed and written in one go: they stay in the processor's cache."""
-ROUNDS = 4
-"""How often a file that changes while it is read is read in all."""
+BLOCK_BYTES = 512 << 10
+"""How much is read, hashed and written at a time: so little that it stays in the processor's cache."""
+FILE_ATTEMPTS = 4
+"""How often a file is read that changes each time."""
 _TICK_NS = 10_000_000
-"""By how much a file's time may lag behind the clock: one tick of a kernel at 100 Hz, in nanoseconds."""
+"""How far a file's time may lag behind the clock: one tick of a kernel at 100 Hz."""
 _COARSE_NS = 2_000_000_000
 """The same on file systems that keep whole seconds; FAT keeps even ones."""
 
-# Not to wait for a writer where a pipe takes the place of the file; files are not concerned.
+# O_NONBLOCK: if a pipe has replaced the file, opening it must not wait for a writer. It has no effect on files.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -43,10 +52,10 @@ class Changed(Exception):
 
 
 def keeps_changing(file: SourceFile) -> SourceError:
-    """The error for a file that was changed in every round."""
+    """The error for a file that changed in every attempt."""
     return SourceError(
-        f"{file.location!r} was changed while it was saved, {ROUNDS} times in a row; save it when nothing writes to "
-        "it, or save a copy"
+        f"{file.location!r} was changed while it was saved, {FILE_ATTEMPTS} times in a row; save it when nothing writes"
+        " to it, or save a copy"
     )
 
 
@@ -57,7 +66,7 @@ class OpenSource:
     """One file, open for as long as parts of it are read, by any threads.
 
     `parts` is how many parts will be read; after the last one, or at `close`, the file is closed. With `may_grow`, a
-    file that is appended to all the time is taken as far as the walk found it, if these bytes read the same twice.
+    file that grows is accepted with the size that the walk found, if these bytes are the same in a second read.
     """
 
     __slots__ = ("_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_parts")
@@ -90,8 +99,10 @@ class OpenSource:
             at += count
 
     def finish(self, start: int, length: int, sha256: str) -> None:
-        """One part was read and has this digest (hex). After the last one, raises Changed unless all parts are of one
-        state."""
+        """Record that a part was read and has this digest (hex).
+
+        After the last part, raises Changed unless all parts are from one state of the file.
+        """
         with self._lock:
             self._digests[start] = length, sha256
             if len(self._digests) < self._parts:
@@ -122,20 +133,20 @@ class OpenSource:
         except OSError as error:
             raise self._unreadable(error) from error
         if now.st_ino != file.inode:
-            # Another file took its place before it was opened.
+            # Another file was renamed to this path before it was opened.
             raise Changed(self._number)
         if self._may_grow and now.st_size > file.size:
             self._demand_same_beginning()
             return
         same = now.st_size == file.size and now.st_mtime_ns == file.mtime_ns
-        # Another name, or another file under this name: the open one stays as it is, and only this time moves.
+        # A hard link, or a rename of another file to this path, changes ctime and not the content.
         renamed = now.st_nlink != file.links
         if not same or (now.st_ctime_ns != file.ctime_ns and not renamed):
             raise Changed(self._number)
 
     def _demand_same_beginning(self) -> None:
-        """What was read of a file that grew, such as a log, must still be there."""
-        buffer = memoryview(bytearray(BLOCK))
+        """Raise Changed unless what was read of a file that grew, such as a log, is still its beginning."""
+        buffer = memoryview(bytearray(BLOCK_BYTES))
         for start, (length, sha256) in self._digests.items():
             digest = hashlib.sha256()
             for block in self.blocks(start, length, buffer):
@@ -153,13 +164,15 @@ def _is_young(file: SourceFile, now_ns: int) -> bool:
 
 
 def is_young(file: SourceFile) -> bool:
-    """Whether a write may still come that leaves the file's time as it is."""
+    """Whether a further write might not change the file's time."""
     return _is_young(file, time.time_ns())
 
 
 def wait_for_tick(files: Iterable[SourceFile]) -> None:
-    """Return when every further write to `files` will change their times: at once for all but the youngest files,
-    else after 10 ms; after 2 s where a file system keeps whole seconds."""
+    """Return when every further write to `files` will change their times.
+
+    This is at once for all but the youngest files, else after 10 ms; after 2 s where a file system keeps whole seconds.
+    """
     end = time.monotonic() + 2 * _COARSE_NS / 1e9
     young = list(files)
     while (young := [file for file in young if _is_young(file, time.time_ns())]) and time.monotonic() < end:
@@ -167,9 +180,9 @@ def wait_for_tick(files: Iterable[SourceFile]) -> None:
 
 
 def read_inline(source: Source, limit: int) -> bytes | None:
-    """The content of all files, small enough to be held; None where they have become larger than `limit` bytes.
+    """The content of all files, concatenated; None where they have become larger than `limit` bytes.
 
-    A file that changed is looked at anew, and its entry in `source` replaced. Raises SourceError.
+    A file that changes is read again, and its entry in `source` is replaced. Raises SourceError.
     """
     contents: dict[int, bytes] = {}
     rounds = [0] * len(source.files)
@@ -178,10 +191,10 @@ def read_inline(source: Source, limit: int) -> bytes | None:
             if number in contents:
                 continue
             try:
-                contents[number] = _read_whole(file, number, may_grow=rounds[number] == ROUNDS - 1)
+                contents[number] = _read_whole(file, number, may_grow=rounds[number] == FILE_ATTEMPTS - 1)
             except Changed:
                 rounds[number] += 1
-                if rounds[number] == ROUNDS:
+                if rounds[number] == FILE_ATTEMPTS:
                     raise keeps_changing(file) from None
                 source.files[number] = look_again(file, source)
                 break
@@ -197,7 +210,7 @@ def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
     young = _is_young(file, time.time_ns())
     try:
         content = _read(opened, file.size)
-        # A write now may leave the file's time as it is: a second read tells.
+        # A write now might not change the file's time: compare with a second read.
         if young and _read(opened, file.size) != content:
             raise Changed(number)
         opened.finish(0, file.size, hashlib.sha256(content).hexdigest())

@@ -1,8 +1,8 @@
-"""The directory an artifact is loaded into: nothing in it changes until all of the artifact is there.
+"""The directory that an artifact is loaded into: nothing in it changes until all of the artifact is loaded.
 
-Files are gathered in a private directory inside of the target, so on the same file system, and moved into
-place by renames once every byte was verified. Nothing that the target held before is followed, changed or
-removed, but for files of the same path, which are replaced.
+Files are written to a staging directory inside of the target, which is on the same file system. When every byte is
+verified, they are renamed into the target. Files of the same paths are replaced. Nothing else that the target held is
+changed or removed, and no link in it is followed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metaflow_artifacts.errors import InvalidInput, TargetError
 __all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
-"""How the private directory is called; one that a killed load left behind may be removed."""
+"""How the name of the staging directory begins. One that a killed load has left may be removed."""
 
 
 def is_path(text: object) -> bool:
@@ -37,7 +37,7 @@ def is_path(text: object) -> bool:
 
 @contextmanager
 def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
-    """An empty directory whose content moves into `path` when the block ends, or vanishes where it raises.
+    """An empty directory whose content is moved into `path` when the block ends, and removed where it raises.
 
     `path` is made where it does not exist. Raises TargetError where it is a file, cannot be written, or holds a
     directory where the artifact has a file, a file where it has a directory, or a link where it has a directory.
@@ -62,7 +62,7 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
         for directory in reversed(made):
             try:
                 os.rmdir(directory)
-            except OSError:  # not empty: somebody else uses it by now
+            except OSError:  # not empty: another process uses it
                 break
         raise
 
@@ -97,37 +97,37 @@ def _make(target: str) -> list[str]:
 
 
 def _moves(stage: str, target: str) -> Iterator[tuple[str, str]]:
-    """The renames that bring all of `stage` into `target`, whole directories where the target has none."""
+    """The renames that move all of `stage` into `target`: whole directories where the target does not have them."""
     with os.scandir(stage) as entries:
         ours = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_directory in ours:
-        source, place = os.path.join(stage, name), os.path.join(target, name)
+        source, target_path = os.path.join(stage, name), os.path.join(target, name)
         try:
-            there = os.lstat(place)
+            there = os.lstat(target_path)
         except FileNotFoundError:
-            yield source, place
+            yield source, target_path
             continue
         if is_directory:
             if not stat.S_ISDIR(there.st_mode):
                 kind = "a link" if stat.S_ISLNK(there.st_mode) else "a file"
                 raise TargetError(
-                    f"cannot load into {target!r}: {place!r} is {kind} and the artifact has a directory there; "
+                    f"cannot load into {target!r}: {target_path!r} is {kind} and the artifact has a directory there; "
                     "remove it or choose another path"
                 )
-            yield from _moves(source, place)
+            yield from _moves(source, target_path)
         elif stat.S_ISDIR(there.st_mode):
             raise TargetError(
-                f"cannot load into {target!r}: {place!r} is a directory and the artifact has a file there; "
+                f"cannot load into {target!r}: {target_path!r} is a directory and the artifact has a file there; "
                 "remove it or choose another path"
             )
         else:
-            yield source, place
+            yield source, target_path
 
 
 def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
     """Make the directories that `files` lie in, and `dirs`, below `stage`.
 
-    Raises TargetError where the file system takes two of the names for one (case, Unicode form) or refuses one.
+    Raises TargetError where two of the names are the same for the file system (case, Unicode form), or it refuses one.
     """
     made = {""}
     names: dict[str, str] = {}
@@ -140,7 +140,9 @@ def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
         try:
             os.mkdir(os.path.join(stage, path))
         except FileExistsError:
-            raise TargetError(f"this file system takes {path!r} and another directory for one: {_ELSEWHERE}") from None
+            raise TargetError(
+                f"{path!r} and another directory are the same for this file system: {_OTHER_FILE_SYSTEM}"
+            ) from None
         except OSError as error:
             raise TargetError(f"cannot make the directory {path!r}: {error.strerror}; choose another path") from error
         made.add(path)
@@ -149,17 +151,17 @@ def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
         make(path.rpartition("/")[0])
         twin = names.setdefault(path.casefold() if path.isascii() else _folded(path), path)
         if twin != path and _one_name(stage, twin, path):
-            raise TargetError(f"this file system takes {path!r} and {twin!r} for one file: {_ELSEWHERE}")
+            raise TargetError(f"{path!r} and {twin!r} are the same file for this file system: {_OTHER_FILE_SYSTEM}")
     for path in dirs:
         make(path)
 
 
 def _folded(path: str) -> str:
-    """What the paths have in common that some file system takes for one."""
+    """Equal for all paths that are the same for some file system."""
     return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", path).casefold())
 
 
-_ELSEWHERE = "load onto one that tells capital letters and Unicode forms apart"
+_OTHER_FILE_SYSTEM = "load onto a file system that distinguishes capital letters and Unicode forms"
 
 
 def _one_name(stage: str, a: str, b: str) -> bool:
@@ -171,7 +173,7 @@ def _one_name(stage: str, a: str, b: str) -> bool:
 
 
 def create(location: str, mode: int) -> Any:
-    """Open a file for writing, made with the execute bits of `mode` and what the umask leaves of the rest."""
+    """Open a new file for writing. Its mode is that of any new file, with the execute bits of `mode`."""
 
     def opener(path: str, flags: int) -> int:
         return os.open(path, flags & ~os.O_TRUNC, 0o666 | (mode & 0o111))
@@ -179,24 +181,24 @@ def create(location: str, mode: int) -> Any:
     try:
         return open(location, "wb", buffering=0, opener=opener)
     except OSError as error:
-        raise TargetError(f"cannot write {location!r}: {error.strerror}; {_ROOM}") from error
+        raise TargetError(f"cannot write {location!r}: {error.strerror}; {_MAKE_ROOM}") from error
 
 
-_ROOM = "make room and access there, or choose another path"
+_MAKE_ROOM = "make room and access there, or choose another path"
 
 
 def seek(file: Any, position: int) -> None:
-    """Go to a position in bytes of an unbuffered file. Raises TargetError naming the file."""
+    """Move to a position in bytes of an unbuffered file. Raises TargetError, which names the file."""
     try:
         file.seek(position)
     except OSError as error:
-        raise TargetError(f"cannot write {file.name!r} at byte {position}: {error.strerror}; {_ROOM}") from error
+        raise TargetError(f"cannot write {file.name!r} at byte {position}: {error.strerror}; {_MAKE_ROOM}") from error
 
 
 def write_all(file: Any, block: memoryview) -> None:
-    """Write all of a block to an unbuffered file. Raises TargetError naming the file."""
+    """Write all of a block to an unbuffered file. Raises TargetError, which names the file."""
     try:
         while block:
             block = block[file.write(block) :]
     except OSError as error:
-        raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_ROOM}") from error
+        raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_MAKE_ROOM}") from error

@@ -1,4 +1,4 @@
-"""Calls that run in several threads at once, and end together."""
+"""Calls in several threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["in_threads"]
 
 
 def in_threads(threads: int, calls: Iterator[Callable[[], None]]) -> None:
-    """Run calls, at most `threads` at once; the first failure is raised, and what has not begun is dropped."""
+    """Make the calls, at most `threads` at once. Raises the first error; calls that have not begun are not made."""
     with ThreadPoolExecutor(threads, thread_name_prefix="metaflow-artifacts") as pool:
         running: set[Future[None]] = set()
         try:

@@ -1,4 +1,4 @@
-"""Writers that race for the same keys, in threads and in processes of their own."""
+"""Writers that race for the same keys, in threads and in processes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from metaflow_artifacts._storage.base import Storage
 
 __all__ = ["race_in_processes", "race_in_threads"]
 
-_SECONDS = 120
+_TIMEOUT_S = 120
 
 
-def race_in_threads(storage: Storage, place: str, writers: int, rounds: int) -> list[tuple[str, bytes]]:
-    """All writers put each of the keys `<place>/<round>` at the same time; the key and content of each that won."""
-    return _race(storage, place, writers, rounds, threading.Barrier(writers))
+def race_in_threads(storage: Storage, prefix: str, writers: int, rounds: int) -> list[tuple[str, bytes]]:
+    """All writers put each of the keys `<prefix>/<round>` at the same time. Returns key and content of the winners."""
+    return _race(storage, prefix, writers, rounds, threading.Barrier(writers))
 
 
 def race_in_processes(
-    opener: Callable[[], Storage], place: str, processes: int, threads: int, rounds: int
+    opener: Callable[[], Storage], prefix: str, processes: int, threads: int, rounds: int
 ) -> list[tuple[str, bytes]]:
-    """As `race_in_threads`, of `threads` threads in each of some processes that open the storage themselves."""
+    """As `race_in_threads`, with `threads` threads in each of several processes, which open the storage themselves."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes * threads)
     results: Any = context.SimpleQueue()
     workers = [
-        context.Process(target=_worker, args=(opener, place, threads, rounds, barrier, results))
+        context.Process(target=_worker, args=(opener, prefix, threads, rounds, barrier, results))
         for _ in range(processes)
     ]
     for worker in workers:
@@ -43,27 +43,27 @@ def race_in_processes(
             wins.extend(outcome)
     finally:
         for worker in workers:
-            worker.join(_SECONDS)
+            worker.join(_TIMEOUT_S)
             worker.kill()
             worker.join()
     return wins
 
 
-def _worker(opener: Callable[[], Storage], place: str, threads: int, rounds: int, barrier: Any, results: Any) -> None:
+def _worker(opener: Callable[[], Storage], prefix: str, threads: int, rounds: int, barrier: Any, results: Any) -> None:
     try:
-        results.put(_race(opener(), place, threads, rounds, barrier))
+        results.put(_race(opener(), prefix, threads, rounds, barrier))
     except Exception as error:
         results.put(f"{type(error).__name__}: {error}")
 
 
-def _race(storage: Storage, place: str, threads: int, rounds: int, barrier: Any) -> list[tuple[str, bytes]]:
+def _race(storage: Storage, prefix: str, threads: int, rounds: int, barrier: Any) -> list[tuple[str, bytes]]:
     def write(_: int) -> list[tuple[str, bytes]]:
         mine = uuid.uuid4().hex.encode()
         wins = []
         try:
             for number in range(rounds):
-                key = f"{place}/{number}"
-                barrier.wait(_SECONDS)
+                key = f"{prefix}/{number}"
+                barrier.wait(_TIMEOUT_S)
                 if storage.put_if_absent(key, mine):
                     wins.append((key, mine))
         except BaseException:

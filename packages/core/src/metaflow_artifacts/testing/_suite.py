@@ -1,4 +1,4 @@
-"""What the parts of the conformance suite share: the hooks that a backend gives, and helpers."""
+"""The base of the conformance suite: the hooks that a backend implements, and helpers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Suite", "about", "read_blocks", "stage"]
 
 
 class Suite:
-    """A backend's fixture and hooks."""
+    """The fixture and the hooks that a backend implements."""
 
     many = 10_000
-    """How many objects the listing of many makes; more than the backend lists in one request."""
+    """How many objects the test of long listings makes: more than the backend lists in one request."""
 
     broken: ClassVar[dict[str, str]] = {}
-    """Names of tests that this backend does not pass, and why. They run, and one that passes is an error."""
+    """Names of tests that this backend fails, and why. They run, and must fail."""
 
     unreliable: ClassVar[dict[str, str]] = {}
-    """Names of tests that this backend passes only where it has luck with a race, and why."""
+    """Names of tests that this backend passes or fails depending on a race, and why."""
 
     @pytest.fixture(autouse=True)
     def _expect_broken_promises(self, request: pytest.FixtureRequest) -> None:
@@ -35,7 +35,7 @@ class Suite:
 
     @pytest.fixture
     def storage(self) -> Storage:
-        """An empty storage, of a root that no other test has."""
+        """An empty storage, whose root no other test uses."""
         raise NotImplementedError
 
     def raw_put(self, storage: Storage, key: str, data: bytes) -> None:
@@ -47,7 +47,7 @@ class Suite:
         raise NotImplementedError
 
     def raw_keys(self, storage: Storage) -> set[str]:
-        """The keys of all that lies below the root, temporary objects too, without the storage."""
+        """The keys of all objects below the root, including temporary ones, without the storage."""
         raise NotImplementedError
 
     def reopen(self, storage: Storage) -> Callable[[], Storage]:
@@ -56,7 +56,7 @@ class Suite:
 
 
 def about(info: ObjectInfo) -> Any:
-    """An ObjectInfo that equals one of the same object, whose time may be given more or less exactly."""
+    """An ObjectInfo that equals others of the same object, whose times may be rounded."""
     return _SameObject(info)
 
 
@@ -80,7 +80,7 @@ class _SameObject:
 def read_blocks(
     storage: Storage, key: str, start: int = 0, length: int | None = None, block: int = 1 << 20
 ) -> list[bytes]:
-    """An object, or a range of it, as `open` gives it: block by block, the last one empty."""
+    """The blocks of an object, or of a range of it, as `open` reads them; the last one is empty."""
 
     def blocks() -> Iterator[bytes]:
         buffer = memoryview(bytearray(block))
@@ -93,7 +93,7 @@ def read_blocks(
 
 
 def stage(storage: Storage, key: str, data: bytes) -> None:
-    """Write an object by way of `stage`."""
+    """Write an object with `stage`."""
     with storage.stage(len(data)) as staged:
         staged.write(memoryview(data))
         staged.commit(key, hashlib.sha256(data).digest())

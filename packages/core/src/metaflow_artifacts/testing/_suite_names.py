@@ -1,4 +1,4 @@
-"""Conformance: which keys there are, and how they are listed."""
+"""Conformance: keys and listings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HOSTILE_KEYS = [
     "a" * 256,
     "/".join(["a" * 100] * 9),
 ]
-"""Keys that every operation of every storage refuses with InvalidReference, whatever lies in the storage."""
+"""Keys that every operation of every storage refuses with InvalidReference, whatever the storage contains."""
 
 ODD_KEYS = [
     " ",
@@ -56,14 +56,14 @@ ODD_KEYS = [
     "l" * 255,
     "/".join(["d" * 70] * 11),
 ]
-"""Keys that look dangerous and are not: every storage carries them as they are."""
+"""Keys that look dangerous and are allowed: every storage stores them unchanged."""
 
 
 class NameTests(Suite):
-    def test_list_by_prefix(self, storage: Storage) -> None:
+    def test_list_finds_the_keys_with_the_prefix(self, storage: Storage) -> None:
         keys = {"a", "ab/1", "ab/12", "ab/2/x", "ab/2/y", "abc/1", "b/ab"}
         for key in keys:
-            # A disk cannot hold both `a` and `a/b`, and no two keys of the store are so.
+            # A disk cannot hold both `a` and `a/b`. No key of the store is a prefix of another in this way.
             self.raw_put(storage, key, key.encode())
         for prefix in (
             "",
@@ -85,7 +85,7 @@ class NameTests(Suite):
             assert sorted(info.key for info in found) == sorted(key for key in keys if key.startswith(prefix))
             assert all(info.size == len(info.key) and info.modified > 0 for info in found)
 
-    def test_list_of_an_empty_root(self, storage: Storage) -> None:
+    def test_list_of_an_empty_root_is_empty(self, storage: Storage) -> None:
         assert list(storage.list("")) == []
         assert list(storage.list("a/b")) == []
         assert list(storage.leftovers()) == []
@@ -106,7 +106,7 @@ class NameTests(Suite):
             storage.delete([info.key for info in storage.leftovers()])
             assert list(storage.leftovers()) == []
 
-    def test_list_and_delete_many(self, storage: Storage) -> None:
+    def test_list_and_delete_find_all_of_many_objects(self, storage: Storage) -> None:
         keys = {f"many/{number:05}" for number in range(self.many)}
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda key: self.raw_put(storage, key, b"x"), keys))
@@ -116,7 +116,7 @@ class NameTests(Suite):
         storage.delete(info.key for info in found)
         assert self.raw_keys(storage) == set()
 
-    def test_listing_while_objects_go(self, storage: Storage) -> None:
+    def test_list_finds_all_objects_that_stay_while_others_are_deleted(self, storage: Storage) -> None:
         for number in range(20):
             self.raw_put(storage, f"a/{number}", b"x")
         stay = {f"a/{number}" for number in range(0, 20, 2)}
@@ -127,7 +127,7 @@ class NameTests(Suite):
         assert stay <= seen
 
     @pytest.mark.parametrize("key", ODD_KEYS)
-    def test_odd_keys(self, storage: Storage, key: str) -> None:
+    def test_odd_keys_are_stored_unchanged(self, storage: Storage, key: str) -> None:
         storage.put(key, key.encode())
         assert self.raw_keys(storage) == {key}
         assert self.raw_get(storage, key) == key.encode()
@@ -139,16 +139,16 @@ class NameTests(Suite):
         storage.delete([key])
         assert self.raw_keys(storage) == set()
 
-    def test_url_of_a_key(self, storage: Storage) -> None:
+    def test_url_is_the_root_and_the_key(self, storage: Storage) -> None:
         assert storage.url("a/b") == f"{storage.root}/a/b"
         assert not storage.root.endswith("/")
 
 
 class RefusalTests(Suite):
-    """Names that no storage takes. No server sees them: one backend of a kind stands for all."""
+    """Keys that no storage accepts. They are never sent to a server, so one backend of each kind is enough."""
 
     @pytest.mark.parametrize("key", HOSTILE_KEYS, ids=ascii)
-    def test_hostile_keys(self, storage: Storage, key: str) -> None:
+    def test_hostile_keys_are_refused(self, storage: Storage, key: str) -> None:
         storage.put("a/keep", b"content")
         calls: list[Callable[[], Any]] = [
             lambda: storage.put(key, b"x"),
@@ -169,11 +169,11 @@ class RefusalTests(Suite):
     @pytest.mark.parametrize(
         "prefix", ["/", "//", "../", "a/../", "a//", "./", "a/./", "a\0", "\n", "caf\u00e9"], ids=ascii
     )
-    def test_hostile_prefixes(self, storage: Storage, prefix: str) -> None:
+    def test_hostile_prefixes_are_refused(self, storage: Storage, prefix: str) -> None:
         with pytest.raises(InvalidReference):
             list(storage.list(prefix))
 
-    def test_nothing_is_written_among_temporary_objects(self, storage: Storage) -> None:
+    def test_keys_of_temporary_objects_are_not_written(self, storage: Storage) -> None:
         calls: list[Callable[[], Any]] = [
             lambda: storage.put("mf.artifacts/tmp/x", b"x"),
             lambda: storage.put_if_absent("mf.artifacts/tmp/x", b"x"),

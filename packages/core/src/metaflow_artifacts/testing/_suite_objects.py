@@ -21,7 +21,7 @@ class ObjectTests(Suite):
         assert self.raw_get(storage, "a/b") == b"content"
         assert self.raw_keys(storage) == {"a/b"}
 
-    def test_get_reads_what_lies_there(self, storage: Storage) -> None:
+    def test_get_reads_what_is_stored(self, storage: Storage) -> None:
         self.raw_put(storage, "a/b", b"content")
         assert storage.get("a/b") == b"content"
 
@@ -30,7 +30,7 @@ class ObjectTests(Suite):
         storage.put("a/b", b"new")
         assert self.raw_get(storage, "a/b") == b"new"
 
-    def test_empty_object(self, storage: Storage) -> None:
+    def test_an_empty_object_can_be_read_and_listed(self, storage: Storage) -> None:
         storage.put("a/empty", b"")
         assert self.raw_get(storage, "a/empty") == b""
         assert storage.get("a/empty") == b""
@@ -41,7 +41,7 @@ class ObjectTests(Suite):
         assert info.size == 0
         assert [found.key for found in storage.list("")] == ["a/empty"]
 
-    def test_missing_object(self, storage: Storage) -> None:
+    def test_a_missing_object_is_not_found(self, storage: Storage) -> None:
         storage.put("a/b", b"")
         for key in ("a/c", "c", "a/b2", "a"):
             with pytest.raises(ArtifactNotFound, match=key):
@@ -59,7 +59,7 @@ class ObjectTests(Suite):
         ("start", "length"),
         [(0, None), (0, 0), (0, 1), (0, 26), (0, 99), (5, None), (5, 0), (5, 3), (25, 1), (25, 9), (26, None), (99, 5)],
     )
-    def test_ranges(self, storage: Storage, start: int, length: int | None) -> None:
+    def test_ranges_end_with_the_object(self, storage: Storage, start: int, length: int | None) -> None:
         data = b"abcdefghijklmnopqrstuvwxyz"
         self.raw_put(storage, "alphabet", data)
         wanted = data[start:] if length is None else data[start : start + length]
@@ -74,7 +74,7 @@ class ObjectTests(Suite):
             with pytest.raises(InvalidInput):
                 read_blocks(storage, "a", start, length)
 
-    def test_large_object_in_blocks(self, storage: Storage) -> None:
+    def test_a_large_object_is_read_in_blocks(self, storage: Storage) -> None:
         data = hashlib.sha256(b"seed").digest() * (600 << 10) + b"odd"
         with storage.stage(1 << 20) as staged:
             for at in range(0, len(data), 1_000_003):
@@ -88,7 +88,7 @@ class ObjectTests(Suite):
             b"".join(read_blocks(storage, "large", 12_345_678, 3_000_000)) == data[12_345_678 : 12_345_678 + 3_000_000]
         )
 
-    def test_reading_only_the_beginning(self, storage: Storage) -> None:
+    def test_a_reader_may_stop_after_the_beginning(self, storage: Storage) -> None:
         self.raw_put(storage, "large", b"x" * (8 << 20))
         for _ in range(3):
             with storage.open("large") as reader:
@@ -96,7 +96,7 @@ class ObjectTests(Suite):
                 assert reader.readinto(block) == 10
         assert storage.get("large", 0, 3) == b"xxx"
 
-    def test_staged_object_appears_at_the_commit(self, storage: Storage) -> None:
+    def test_a_staged_object_appears_at_the_commit(self, storage: Storage) -> None:
         with storage.stage(6) as staged:
             staged.write(memoryview(b"con"))
             staged.write(memoryview(b"tent"))
@@ -106,7 +106,7 @@ class ObjectTests(Suite):
             assert self.raw_get(storage, "a/b") == b"content"
         assert self.raw_keys(storage) == {"a/b"}
 
-    def test_staged_block_is_taken_before_write_returns(self, storage: Storage) -> None:
+    def test_a_staged_block_is_copied_before_write_returns(self, storage: Storage) -> None:
         block = bytearray(b"first")
         with storage.stage(10) as staged:
             staged.write(memoryview(block))
@@ -131,12 +131,12 @@ class ObjectTests(Suite):
             staged.commit("a/b", hashlib.sha256(b"new").digest())
         assert self.raw_get(storage, "a/b") == b"new"
 
-    def test_commit_of_nothing(self, storage: Storage) -> None:
+    def test_commit_without_a_write_stores_an_empty_object(self, storage: Storage) -> None:
         with storage.stage(0) as staged:
             staged.commit("a/b", hashlib.sha256(b"").digest())
         assert self.raw_get(storage, "a/b") == b""
 
-    def test_stages_beside_and_after_each_other(self, storage: Storage) -> None:
+    def test_several_objects_can_be_staged_at_once(self, storage: Storage) -> None:
         with storage.stage(5) as first, storage.stage(5) as second:
             first.write(memoryview(b"first"))
             second.write(memoryview(b"second"))
@@ -151,17 +151,17 @@ class ObjectTests(Suite):
             "third": b"3rd",
         }
 
-    def test_digests_are_verified_on_the_way(self, storage: Storage) -> None:
-        """Not a promise that anything rests on: a backend that does not verify them names this test in `broken`."""
+    def test_wrong_digests_are_refused(self, storage: Storage) -> None:
+        """Nothing relies on this promise. A backend that does not verify digests names this test in `broken`."""
         for size in (10, 1 << 20):
             with storage.stage(size) as staged:
                 staged.write(memoryview(b"x" * size))
-                with pytest.raises(StorageError, match="changed on its way"):
+                with pytest.raises(StorageError, match="changed in transit"):
                     staged.commit("a/b", hashlib.sha256(b"something else").digest())
         assert self.raw_keys(storage) == set()
 
-    def test_stat(self, storage: Storage) -> None:
-        # S3 cuts its times to whole seconds; clocks of servers are not this machine's.
+    def test_stat_gives_size_and_time(self, storage: Storage) -> None:
+        # S3 has whole seconds, and the clock of a server may differ.
         before = time.time() - 60
         storage.put("a/b", b"content")
         info = storage.stat("a/b")
@@ -170,7 +170,7 @@ class ObjectTests(Suite):
         assert before < info.modified < time.time() + 60
         assert list(storage.list("a/")) == [about(info)]
 
-    def test_touch_renews_the_time_and_nothing_else(self, storage: Storage) -> None:
+    def test_touch_changes_the_time_and_nothing_else(self, storage: Storage) -> None:
         for key, data in (("small", b"content"), ("large", b"0123456789abcdef" * (1 << 20)), ("empty", b"")):
             storage.put(key, data)
             first = storage.stat(key)
@@ -188,7 +188,7 @@ class ObjectTests(Suite):
             assert modified > first.modified
             assert self.raw_get(storage, key) == data
 
-    def test_delete(self, storage: Storage) -> None:
+    def test_delete_removes_what_exists(self, storage: Storage) -> None:
         for key in ("a/1", "a/2", "a/3", "b"):
             self.raw_put(storage, key, b"x")
         storage.delete(["a/1", "a/3", "never", "a/never", "a"])

@@ -1,4 +1,4 @@
-"""Conformance: writers and readers at once."""
+"""Conformance: concurrent writers and readers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["RaceTests"]
 
 
 class RaceTests(Suite):
-    def test_put_if_absent(self, storage: Storage) -> None:
+    def test_put_if_absent_refuses_a_key_that_exists(self, storage: Storage) -> None:
         assert storage.put_if_absent("a/b", b"first") is True
         assert storage.put_if_absent("a/b", b"second") is False
         assert self.raw_get(storage, "a/b") == b"first"
@@ -27,30 +27,32 @@ class RaceTests(Suite):
         assert storage.put_if_absent("a/b", b"") is True
         assert storage.put_if_absent("a/b", b"") is False
 
-    def test_put_if_absent_of_a_large_object(self, storage: Storage) -> None:
+    def test_put_if_absent_refuses_a_large_object_that_exists(self, storage: Storage) -> None:
         data = b"0123456789abcdef" * (100 << 10)
         assert storage.put_if_absent("a", data) is True
         assert storage.put_if_absent("a", data[1:]) is False
         assert self.raw_get(storage, "a") == data
 
     @pytest.mark.parametrize("key", ODD_KEYS)
-    def test_put_if_absent_of_odd_keys(self, storage: Storage, key: str) -> None:
+    def test_put_if_absent_refuses_odd_keys_that_exist(self, storage: Storage, key: str) -> None:
         assert storage.put_if_absent(key, b"first") is True
         assert storage.put_if_absent(key, b"second") is False
         assert self.raw_get(storage, key) == b"first"
 
-    def test_put_if_absent_is_required(self, storage: Storage) -> None:
+    def test_require_put_if_absent_accepts_this_storage(self, storage: Storage) -> None:
         for _ in range(2):
             storage.require_put_if_absent()
             self.reopen(storage)().require_put_if_absent()
         assert self.raw_keys(storage) <= {"mf.artifacts/probe"}
 
     @pytest.mark.parametrize(("writers", "rounds"), [(2, 40), (20, 4)])
-    def test_one_of_many_threads_wins(self, storage: Storage, writers: int, rounds: int) -> None:
+    def test_exactly_one_of_many_threads_wins(self, storage: Storage, writers: int, rounds: int) -> None:
         self.check_race(storage, race_in_threads(storage, "race", writers, rounds), rounds)
 
     @pytest.mark.parametrize(("processes", "threads", "rounds"), [(2, 1, 40), (4, 5, 4)])
-    def test_one_of_many_processes_wins(self, storage: Storage, processes: int, threads: int, rounds: int) -> None:
+    def test_exactly_one_of_many_processes_wins(
+        self, storage: Storage, processes: int, threads: int, rounds: int
+    ) -> None:
         wins = race_in_processes(self.reopen(storage), "race", processes, threads, rounds)
         self.check_race(storage, wins, rounds)
 
@@ -60,7 +62,7 @@ class RaceTests(Suite):
         assert {key: self.raw_get(storage, key) for key, _ in wins} == dict(wins)
         assert self.raw_keys(storage) == {key for key, _ in wins}
 
-    def test_many_writers_of_the_same_content(self, storage: Storage) -> None:
+    def test_many_writers_of_the_same_content_leave_one_object(self, storage: Storage) -> None:
         data = b"content" * 100_000
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: stage(storage, "a/b/c", data), range(32)))
@@ -86,7 +88,7 @@ class RaceTests(Suite):
             try:
                 while not stop.is_set() and not writing.done():
                     assert storage.get("a") in contents
-                    # A reader that is told of the change must begin again; it never gets both.
+                    # A reader may get an error because of the change, but never a mixture.
                     with suppress(StorageError):
                         assert b"".join(read_blocks(storage, "a", block=200_000)) in contents
                     info = storage.stat("a")

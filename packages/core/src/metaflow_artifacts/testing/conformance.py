@@ -1,4 +1,4 @@
-"""What every storage backend must do, as tests: a backend's own tests subclass `StorageConformance`.
+"""The conformance suite of storage backends: the tests of a backend subclass `StorageConformance`.
 
 ```python
 class TestMyStorage(StorageConformance):
@@ -12,9 +12,9 @@ class TestMyStorage(StorageConformance):
     def reopen(self, storage): ...
 ```
 
-The raw hooks reach the objects past the backend, so that a fault in writing cannot hide behind the same fault in
-reading. The tests need nothing but an empty storage each, and no order. A promise that a server is known to break is
-named in the class's `broken`: its tests run, and must fail.
+The raw hooks reach the objects without the backend, so that a bug in writing cannot hide behind the same bug in
+reading. Each test needs an empty storage; the tests may run in any order. Tests of a promise that a server is known to
+break are named in the class's `broken`: they run, and must fail.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["HOSTILE_KEYS", "ODD_KEYS", "ServerConformance", "StorageConformance"
 
 
 class ServerConformance(ObjectTests, NameTests, RaceTests):
-    """What a server has a part in: for one more server of a kind that `StorageConformance` tests already."""
+    """The tests that depend on the server: for a further server of a kind that `StorageConformance` tests already."""
 
 
 class StorageConformance(ServerConformance, RefusalTests):
-    """Subclass it, give the fixture and the hooks of `Suite`, and run it under pytest."""
+    """All tests. Subclass it, implement the fixture and the hooks of `Suite`, and run it with pytest."""

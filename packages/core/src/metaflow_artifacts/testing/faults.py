@@ -1,4 +1,4 @@
-"""What goes wrong between a program and its datastore, on order: a proxy before an S3 server, a disk that is full.
+"""Faults between a program and its datastore that a test chooses: a proxy before an S3 server, a disk that is full.
 
 ```python
 with FaultProxy(server.endpoint) as proxy:
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """The request does not reach the server; this is what is answered."""
+    """The proxy sends this answer; the request does not reach the server."""
 
     status: int
     code: str
@@ -61,10 +61,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Cut:
-    """The server's answer ends after so many bytes of its body, under its full Content-Length.
+    """The server's answer ends after `after` bytes of its body; its Content-Length says the full size.
 
-    With `reset`, the connection is reset there, with `stall` it stays open and silent until the proxy stops, else it
-    is closed as if all had been said.
+    With `reset`, the connection is reset there. With `stall`, it stays open and silent until the proxy stops. Else it
+    is closed.
     """
 
     after: int
@@ -74,12 +74,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Lose:
-    """The server does what it is asked, and the connection is reset before its answer."""
+    """The server carries out the request, and the connection is reset before its answer."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """The connection is reset when `after` bytes of the request's body have arrived; the server hears nothing."""
+    """The connection is reset after `after` bytes of the request's body; the request does not reach the server."""
 
     after: int = 0
 
@@ -91,7 +91,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Damage:
-    """One byte of the body changes on its way: of the answer's, or with `sent` of the request's."""
+    """One byte of the answer's body is changed; with `sent`, one of the request's body."""
 
     at: int = 0
     sent: bool = False
@@ -99,9 +99,9 @@ class Damage:
 
 @dataclass(frozen=True)
 class Strip:
-    """The server sees the request without these headers (lower case), signed anew with the keys of the proxy.
+    """The server gets the request without these headers (lower case), signed again with the keys of the proxy.
 
-    With `damage`, the byte of the body at that place changes as well.
+    With `damage`, the byte of the body at that position is changed too.
     """
 
     headers: frozenset[str]
@@ -112,11 +112,11 @@ Fault = Answer | Cut | Lose | Refuse | Stall | Damage | Strip
 
 
 class FaultProxy:
-    """An HTTP proxy on a free port of 127.0.0.1 that hands requests to `upstream` as they are, but for faults.
+    """An HTTP proxy on a free port of 127.0.0.1 that passes requests to `upstream` unchanged, except for faults.
 
-    `plan` is called for each request, in the thread of its connection, and returns a fault or None. `requests`
-    are those that arrived, over so many `connections`; `received` and `sent` count the bytes of bodies from and to the
-    client. `keys`, access key and secret key of the server, are needed for Strip.
+    `plan` is called for each request, in the thread of its connection, and returns a fault or None. `requests` has the
+    requests that arrived, and `connections` counts their connections. `received` and `sent` count the bytes of bodies
+    from and to the client. `keys`, access key and secret key of the server, are needed for Strip.
     """
 
     def __init__(self, upstream: str, keys: tuple[str, str] | None = None) -> None:
@@ -188,7 +188,7 @@ class FaultProxy:
             server.close()
 
     def _exchange(self, client: socket.socket, source: BinaryIO, server: http.client.HTTPConnection) -> bool:
-        """One request and its answer; False where the connection is over."""
+        """One request and its answer; False where the connection ends."""
         line = source.readline()
         if not line:
             return False
@@ -274,7 +274,7 @@ class FaultProxy:
             self._stopped.wait()
             return False
         if cut and cut.reset:
-            # What a reset overtakes is lost: give the client time to take what comes before it.
+            # A reset discards what the client has not read: give it time to read what was sent before.
             self._stopped.wait(0.05)
             return _reset(client)
         return cut is None
@@ -296,14 +296,12 @@ def _damaged(data: bytes, at: int) -> bytes:
 @contextlib.contextmanager
 def small_disk(directory: str | os.PathLike[str], size: int) -> Iterator[Path]:
     """Mount an empty file system of `size` bytes at `directory`, in memory. Needs root; raises OSError without."""
-    place = Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True
-    )
+    disk = Path(directory)
+    disk.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True, text=True)
     if done.returncode:
-        raise OSError(f"cannot mount a small disk at {place}: {done.stderr.strip()}")
+        raise OSError(f"cannot mount a small disk at {disk}: {done.stderr.strip()}")
     try:
-        yield place
+        yield disk
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)

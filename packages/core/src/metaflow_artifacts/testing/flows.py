@@ -1,5 +1,4 @@
-"""Real Metaflow runs for tests: flow files, run in subprocesses with this interpreter, in a datastore of
-their own."""
+"""Running flow files with Metaflow in tests: in subprocesses, with this interpreter and a separate local datastore."""
 
 from __future__ import annotations
 
@@ -16,21 +15,20 @@ from typing import Any
 
 __all__ = ["FlowRunner", "Result", "emit"]
 
-_SECONDS = 300
+_TIMEOUT_S = 300
 _FACT = "FACT "
 _PREFIX = re.compile(r"^\S+ \S+ \[(?P<task>[^\] ]+)(?: \(pid \d+\))?\] ")
 _RUN_ID = re.compile(r"\(run-id (\S+)\)")
 
 
 def emit(name: str, value: Any) -> None:
-    """In a flow: print `value`, anything that JSON holds, so that the test finds it in
-    `Result.facts(name)`."""
+    """In a flow: print `value`, which can be written as JSON, for the test to read with `Result.facts(name)`."""
     print(_FACT + json.dumps([name, value]), flush=True)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A process that has ended: a run of a flow, or a script."""
+    """The result of a process: a run of a flow, or a script."""
 
     returncode: int
     output: str
@@ -49,7 +47,7 @@ class Result:
         return [_PREFIX.sub("", line) for line in self.output.splitlines()]
 
     def lines_of(self, step: str) -> list[str]:
-        """What the tasks of one step have written, in order."""
+        """What the tasks of one step have printed, in order."""
         found = []
         for line in self.output.splitlines():
             match = _PREFIX.match(line)
@@ -71,13 +69,14 @@ class Result:
 
 @dataclass
 class FlowRunner:
-    """Runs flows and scripts with the working directory, the local datastore and the temporary files below
-    `directory`, as the user `tester`, whatever the machine's own Metaflow and AWS settings are."""
+    """Runs flows and scripts as the user `tester`, without the machine's Metaflow and AWS settings.
+
+    The working directory, the local datastore and the temporary files are below `directory`.
+    """
 
     directory: Path
     environment: Mapping[str, str | None] = field(default_factory=dict)
-    """Variables besides, such as `SeaweedServer.environment()` and METAFLOW_DEFAULT_DATASTORE; None unsets
-    one."""
+    """Further variables, such as `SeaweedServer.environment()` and METAFLOW_DEFAULT_DATASTORE; None unsets one."""
 
     def __post_init__(self) -> None:
         for folder in (self.work, self.temporary, self.directory / "home"):
@@ -124,8 +123,10 @@ class FlowRunner:
     def run(
         self, flow: str | os.PathLike[str], *arguments: str, fails: bool = False, top: tuple[str, ...] = ()
     ) -> Result:
-        """Run a flow file to its end: `python FLOW <top> run <arguments>`. Its success, or with `fails` its
-        failure, is asserted."""
+        """Run a flow file to its end: `python FLOW <top> run <arguments>`.
+
+        Asserts that it succeeds, or with `fails` that it fails.
+        """
         return self.command(flow, *top, "run", *arguments, fails=fails)
 
     def command(self, flow: str | os.PathLike[str], *arguments: str, fails: bool = False) -> Result:
@@ -133,12 +134,14 @@ class FlowRunner:
         return self._finish([sys.executable, os.fspath(flow), *arguments], fails)
 
     def python(self, code: str, *arguments: str, fails: bool = False) -> Result:
-        """Run a script in a process of its own, as a notebook would."""
+        """Run a script in a separate process, as a notebook would."""
         return self._finish([sys.executable, "-c", code, *arguments], fails)
 
     def start(self, flow: str | os.PathLike[str], *arguments: str) -> subprocess.Popen[str]:
-        """Begin a command of a flow file and return at once: to be watched, or killed. It leads a process
-        group, so that `os.killpg` ends its tasks too."""
+        """Start a command of a flow file and return at once, so that the test can watch or kill it.
+
+        It leads a process group, so `os.killpg` kills its tasks too.
+        """
         return subprocess.Popen(
             [sys.executable, os.fspath(flow), *arguments],
             cwd=self.work,
@@ -158,7 +161,7 @@ class FlowRunner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=_SECONDS,
+                timeout=_TIMEOUT_S,
             )
             output.seek(0)
             result = Result(done.returncode, output.read())
@@ -166,5 +169,5 @@ class FlowRunner:
         return result
 
     def leftovers(self, prefix: str = "metaflow_") -> list[str]:
-        """Names of temporary files and directories of ours that outlived their task."""
+        """Names of temporary files and directories with this prefix that still exist."""
         return sorted(path.name for path in self.temporary.iterdir() if path.name.startswith(prefix))

@@ -1,7 +1,7 @@
-"""moto as an S3 server for tests: the PyPI package `moto`, in a process of its own, on loopback.
+"""moto as an S3 server for tests: the PyPI package `moto`, in a separate process, on loopback.
 
-It keeps all in memory. It takes keys as S3 does (SeaweedFS drops an empty part), has versioned buckets, and verifies no
-digests.
+It keeps all objects in memory. It accepts the keys that S3 accepts (SeaweedFS drops empty parts), has versioned
+buckets, and verifies no digests.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["moto_server"]
 def moto_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts") -> Iterator[S3Server]:
     """Run a server with its log in `directory`, on a free port of 127.0.0.1, and stop it at the end.
 
-    When the block begins, `bucket` exists and takes objects. Raises RuntimeError, with the end of the server's log,
+    When the block begins, `bucket` exists and accepts objects. Raises RuntimeError, with the end of the server's log,
     where it does not start.
     """
-    place = Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
+    home = Path(directory)
+    home.mkdir(parents=True, exist_ok=True)
 
     def start() -> S3Server:
         (port,) = free_ports(1)
-        log = place / "moto.log"
+        log = home / "moto.log"
         process = launch([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log)
-        return S3Server(f"http://127.0.0.1:{port}", "any-access-key", "any-secret-key", bucket, place, log, process)
+        return S3Server(f"http://127.0.0.1:{port}", "any-access-key", "any-secret-key", bucket, home, log, process)
 
     with running(start) as server:
         yield server

@@ -1,4 +1,4 @@
-"""Servers that break a promise, as plans for FaultProxy: what docs/format.md asks of a storage, each one broken.
+"""Plans for FaultProxy by which a server breaks one promise that docs/format.md requires of a storage.
 
 ```python
 with FaultProxy(server.endpoint, (server.access_key, server.secret_key)) as proxy:
@@ -32,7 +32,7 @@ _LONG_AGO = "2001-02-03T04:05:06.000Z"
 
 
 def together(*plans: Plan) -> Plan:
-    """The first fault that one of the plans has for a request."""
+    """A plan that gives the first fault that one of the plans gives."""
 
     def plan(request: Request) -> Fault | None:
         return next((fault for one in plans if (fault := one(request)) is not None), None)
@@ -41,13 +41,13 @@ def together(*plans: Plan) -> Plan:
 
 
 def ignores_conditions() -> Plan:
-    """A server that writes whatever If-None-Match says: rclone, s3rver, the JuiceFS gateway. Needs the proxy's keys."""
+    """A server that ignores If-None-Match: rclone, s3rver, the JuiceFS gateway. Needs the proxy's keys."""
     fault = Strip(frozenset({"if-none-match"}))
     return lambda request: fault if "if-none-match" in request.headers else None
 
 
 def loses_conditional_answers(times: int = 1, after: int = 0) -> Plan:
-    """The connection breaks before the answers to so many conditional writes, `after` so many that are answered."""
+    """The connection breaks before the answers to `times` conditional writes, after `after` that are answered."""
     left = [None] * after + [Lose()] * times
     lock = threading.Lock()
 
@@ -61,7 +61,7 @@ def loses_conditional_answers(times: int = 1, after: int = 0) -> Plan:
 def copies_without_renewing(answered: str | None = _LONG_AGO) -> Plan:
     """A server where copying an object onto itself does nothing: s3rver, the JuiceFS gateway.
 
-    `answered` is the time that it says in its answer; with None, it says none.
+    `answered` is the time in its answer; with None, the answer has no time.
     """
     said = f"<LastModified>{answered}</LastModified>" if answered else ""
     fault = Answer(200, "", body=f'<CopyObjectResult><ETag>"0"</ETag>{said}</CopyObjectResult>')
@@ -69,7 +69,7 @@ def copies_without_renewing(answered: str | None = _LONG_AGO) -> Plan:
 
 
 def refuses_batches(status: int = 400, code: str = "MissingContentMD5") -> Plan:
-    """A server that does not take DeleteObjects as boto3 sends it."""
+    """A server that refuses DeleteObjects as boto3 sends it."""
     return lambda request: Answer(status, code) if _is_batch(request) else None
 
 
@@ -83,7 +83,7 @@ def takes_wrong_digests(damage: int = 0) -> Plan:
 
 
 def lists_only_below(prefix: str) -> Plan:
-    """Credentials that may list below one prefix of the bucket and nowhere else."""
+    """Credentials that allow listing below one prefix of the bucket only."""
 
     def plan(request: Request) -> Fault | None:
         query = parse_qs(urlsplit(request.path).query)
@@ -95,7 +95,7 @@ def lists_only_below(prefix: str) -> Plan:
 
 
 def forbids_deletes() -> Plan:
-    """Credentials without the right to delete."""
+    """Credentials without the permission to delete."""
     fault = Answer(403, "AccessDenied")
     return lambda request: fault if request.method == "DELETE" or _is_batch(request) else None
 

@@ -1,6 +1,6 @@
 """Pytest fixtures for tests that need a real S3 server: `-p metaflow_artifacts.testing.pytest_plugin`, or the name
-in `pytest_plugins` of the root conftest. Each server runs as long as the tests do; use a prefix of your own in its
-bucket."""
+in `pytest_plugins` of the root conftest. Each server runs until the tests end, and they share its bucket: use a prefix
+that no other test uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.register_assert_rewrite(*(f"metaflow_artifacts.testing._suite_{part}" for
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
-    """SeaweedFS, which keeps what docs/format.md asks of a storage."""
+    """SeaweedFS, which offers all that docs/format.md requires of a storage."""
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
 

