@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,3 +89,48 @@ def test_parents_of_all_processes_are_known(tmp_path: Path) -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert "loaded by the child" in journal.parents()
+
+
+@pytest.mark.parametrize("call", ["flock", "pwrite"])
+def test_a_disk_that_is_full_or_has_no_locks_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fcntl if call == "flock" else os, call, fails)
+    assert Journal(str(tmp_path)).draw_number() is None
+
+
+def test_a_number_that_a_power_failure_has_cut_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "next_number").write_bytes(bytes(3))
+    assert Journal(str(tmp_path)).draw_number() is None
+
+
+def test_a_child_that_is_forked_while_a_number_is_drawn_keeps_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(str(tmp_path))
+    children: list[int] = []
+    real = os.pread
+
+    def fork_and_read(fd: int, count: int, offset: int) -> bytes:
+        if not children:
+            child = os.fork()
+            if not child:
+                time.sleep(600)
+                os._exit(0)
+            children.append(child)
+        return real(fd, count, offset)
+
+    monkeypatch.setattr(os, "pread", fork_and_read)
+    try:
+        assert journal.draw_number() == 0
+        # Without the lock's release, this waits for the child to end.
+        fd = os.open(tmp_path / "next_number", os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

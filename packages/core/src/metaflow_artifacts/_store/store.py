@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -361,7 +361,9 @@ class Store:
         """
         parsed = ParsedReference.of(reference)
         if parsed.artifact is not None:
-            self.head(parsed)
+            # A damaged artifact can be deleted; one that took the key since cannot, by the old reference.
+            with suppress(CorruptArtifact):
+                self.head(parsed)
         self._delete(parsed)
 
     def delete_checkpoints(self, keys: Iterable[CheckpointKey]) -> Iterator[CheckpointKey]:
