@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -44,7 +45,7 @@ nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "uv"
 nox.options.sessions = [
     "lint",
-    *(f"core-{python}" for python in HERE),
+    f"core-{CURRENT}",
     f"model-{CURRENT}",
     f"checkpoint-{CURRENT}",
     f"hf-{CURRENT}",
@@ -52,6 +53,10 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
+LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "examples"]
+
+PARALLEL = ("-n", "2", "--dist", "loadgroup")
+"""Two tests at once: those that run flows or ask servers wait more than they compute."""
 
 
 @functools.cache
@@ -61,6 +66,13 @@ def build_wheels() -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([find_uv_bin(), "build", "-q", "--all-packages", "--out-dir", folder], cwd=ROOT, check=True)
     return folder
+
+
+def pinned_requirements(group: str) -> list[str]:
+    """The requirements of a dependency group, at the versions that are held for development."""
+    pyproject = nox.project.load_toml(ROOT / "pyproject.toml")
+    held = {pin.split("==")[0]: pin for pin in pyproject["tool"]["uv"]["constraint-dependencies"]}
+    return [held.get(name, name) for name in pyproject["dependency-groups"][group]]
 
 
 def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] = ()) -> None:
@@ -78,28 +90,72 @@ def core(session: nox.Session) -> None:
     install(session, "metaflow-artifacts", groups=("test", "servers") if session.python == CURRENT else ("test",))
     slow = ("--ignore=packages/core/tests/faults", "--ignore=packages/core/tests/storage", "-k", "not s3")
     chosen = session.posargs or (() if session.python == CURRENT else slow)
-    session.run("pytest", "packages/core/tests", f"--ignore={MF_TESTS}", *chosen)
+    session.run("pytest", *PARALLEL, "packages/core/tests", f"--ignore={MF_TESTS}", *chosen)
 
 
 @nox.session(python=PYTHONS)
 def model(session: nox.Session) -> None:
     """The tests of metaflow-artifacts-model, and of the part of core that needs Metaflow."""
     install(session, "metaflow-artifacts-model", groups=("test",))
-    session.run("pytest", "packages/metaflow-model/tests", MF_TESTS, *session.posargs)
+    session.run("pytest", *PARALLEL, "packages/metaflow-model/tests", MF_TESTS, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def checkpoint(session: nox.Session) -> None:
     """The tests of metaflow-artifacts-checkpoint, and a training of plain numpy that is killed."""
     install(session, "metaflow-artifacts-checkpoint", groups=("test",))
-    session.run("pytest", "packages/metaflow-checkpoint/tests", "tests/examples/test_numpy.py", *session.posargs)
+    tests = ("packages/metaflow-checkpoint/tests", "tests/examples/test_numpy.py")
+    session.run("pytest", *PARALLEL, *tests, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def hf(session: nox.Session) -> None:
     """The tests of metaflow-artifacts-hf."""
     install(session, "metaflow-artifacts-hf", groups=("test",))
-    session.run("pytest", "packages/metaflow-hf/tests", *session.posargs)
+    session.run("pytest", *PARALLEL, "packages/metaflow-hf/tests", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Which lines of core its fast tests run: without S3, without the fault suite."""
+    install(session, "metaflow-artifacts", groups=("test",))
+    chosen = (f"--ignore={MF_TESTS}", "--ignore=packages/core/tests/faults", "-k", "not s3")
+    report = ("--cov=metaflow_artifacts", "--cov-report=term:skip-covered")
+    session.run("pytest", "packages/core/tests", *chosen, *report, *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The tests of all packages on the lowest versions that they ask for, in an environment without our pins."""
+    wheels = build_wheels()
+    paths = [str(next(wheels.glob(f"{name.replace('-', '_')}-*.whl"))) for name in DISTRIBUTIONS]
+    pinned = [requirement for group in ("test",) for requirement in pinned_requirements(group)]
+    lowest_direct = ("--no-config", "--resolution=lowest-direct", f"--find-links={wheels}")
+    session.install(*lowest_direct, "--refresh-package=metaflow-artifacts", *paths, *pinned)
+    session.run("uv", "pip", "list", external=True)
+    session.run("pytest", *PARALLEL, "packages/core/tests", "-k", "not faults and not storage", *session.posargs)
+    others = [f"packages/metaflow-{name}/tests" for name in ("model", "checkpoint", "hf")]
+    session.run("pytest", *PARALLEL, *others, *session.posargs)
+
+
+@nox.session
+def kills(session: nox.Session) -> None:
+    """Saves, loads, deletes and gc runs, killed at each request to S3, and at 100 random moments on disk."""
+    install(session, "metaflow-artifacts", groups=("test", "servers"))
+    environment = {"PYTHONPATH": str(ROOT / "packages" / "core" / "tests" / "faults")}
+    server = ("-m", "metaflow_artifacts.testing.seaweedfs", "python")
+    for scenario in ("save", "checkpoint", "load", "gc", "delete", "retain"):
+        for store, before, after in (("local", (), ("--random", "100")), (f"s3://artifacts/{scenario}", server, ())):
+            with tempfile.TemporaryDirectory() as work:
+                campaign = ("-m", "faultlib.kills", scenario, store, f"{work}/kills", *after)
+                session.run("python", *before, *campaign, env=environment)
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """What is not needed at every change: other Pythons, lowest versions, many kills, the training examples."""
+    for name in LONG:
+        session.notify(name)
 
 
 @nox.session

@@ -1,12 +1,12 @@
-"""Time the packages here against metaflow-checkpoint 0.2.14 and a raw loop, in turns, and print medians and ratios.
+"""Time the packages here, metaflow-checkpoint 0.2.14 and a plain loop in turn; print medians and ratios.
 
     nox -s benchmark -- local                  the local datastore
     nox -s benchmark -- s3                     S3: starts SeaweedFS with its data on disk
-    nox -s benchmark -- s3 --data /dev/shm     the same with its data in memory: the client's share shows
+    nox -s benchmark -- s3 --data /dev/shm     the same with its data in memory, not on disk
 
 Options: --mib 256 (size of the large payloads), --rounds 3, --work DIR (default: a temporary directory),
 --without-peer (on S3 it takes minutes a round).
-Ratios are of one run on one machine; seconds are not portable.
+Compare ratios of one run: seconds differ from machine to machine.
 """
 
 from __future__ import annotations

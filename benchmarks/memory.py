@@ -4,8 +4,8 @@
     nox -s installed -- python benchmarks/memory.py s3 --gib 1 8
     nox -s installed -- python benchmarks/memory.py local --files 100000
 
-Needs three times the size in disk space. The data of the large file repeats every 64 chunks on disk and is different
-in each, so that nothing is left out for being stored already.
+Needs three times the size in disk space. The large file is one random block, repeated, with a number at the
+beginning of each copy: so each chunk is new to the store.
 """
 
 from __future__ import annotations

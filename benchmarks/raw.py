@@ -1,11 +1,11 @@
-"""The same bytes moved by a plain loop: the least that a save and a load can cost on this machine.
+"""The same bytes moved by a plain loop, which `compare.py` runs beside the packages.
 
     python raw.py --datastore local|s3 run --payload DIR --out FILE --target DIR|s3://bucket/prefix
 
-A flow like the one of `workload.py`, so that both find the machine in the same state: what pages of memory cost depends
-on who had them before. Local: `copy_file_range`, 16 MiB a call, with as many threads as the store uses. S3: put from
-files and get into files, in objects of 16 MiB, with boto3 as it comes but for a connection a thread. No hashing, no
-verification, no names.
+It is a flow like the one of `workload.py`, so that both run in the same state of the machine: the time to get a page
+of memory depends on which process had it before. Local: `copy_file_range`, 16 MiB in each call, with as many threads
+as the store uses. S3: put from files and get into files, in objects of 16 MiB, with boto3's defaults and one
+connection for each thread. Nothing is hashed and nothing is verified.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What it costs to have a local save on the disk before its commit: seconds with the option `sync`, and without.
+"""What the option `sync` of a local store costs: seconds to save with it, and without.
 
 python benchmarks/sync.py [--rounds 10] [--data DIRECTORY]
 """

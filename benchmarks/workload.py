@@ -51,7 +51,7 @@ class Workload(FlowSpec):
     def load(self):
         timer = Timer()
         for name, reference in self.references.items():
-            # Then into the memory that is free again: what the system has to find first costs the same, whoever asks.
+            # The second load gets the memory that the first one gave back, as the other programs' second loads do.
             for metric in (f"{name}.load", f"{name}.load_again"):
                 shutil.rmtree(timer(metric, current.model.load, reference))
         self.results.update(timer.seconds, **{"peak.load_mib": peak_mib()})

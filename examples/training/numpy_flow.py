@@ -26,7 +26,7 @@ class NumpyFlow(FlowSpec):
             state = np.load(path)
             weights, velocity, epoch = state["weights"], state["velocity"], int(state["epoch"])
             rng.bit_generator.state = json.loads(str(state["rng"]))
-            print("going on after epoch", epoch)
+            print("resumes after epoch", epoch)
 
         while epoch < self.epochs:
             for batch in np.array_split(rng.permutation(len(inputs)), 20):

@@ -65,7 +65,7 @@ class RotatingFlow(FlowSpec):
         trainer = Trainer(current.checkpoint.directory, keep=2, on_save=on_save)
         if current.checkpoint.is_loaded:
             trainer.resume()
-            print("going on after step", trainer.done)
+            print("resumes after step", trainer.done)
         trainer.train(self.steps, self.pause)
         self.result = [trainer.values[:20], trainer.checkpoints()]
         self.next(self.end)

@@ -30,7 +30,7 @@ class TorchFlow(FlowSpec):
             optimiser.load_state_dict(state["optimiser"])
             torch.set_rng_state(state["rng"])
             epoch = state["epoch"]
-            print("going on after epoch", epoch)
+            print("resumes after epoch", epoch)
 
         while epoch < self.epochs:
             for batch in torch.randperm(len(inputs)).split(100):

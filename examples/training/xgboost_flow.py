@@ -44,7 +44,7 @@ class XGBoostFlow(FlowSpec):
         if current.checkpoint.is_loaded:
             model = xgb.Booster(model_file=os.path.join(current.checkpoint.directory, "model.ubj"))
             done = model.num_boosted_rounds()
-            print("going on after round", done)
+            print("resumes after round", done)
 
         model = xgb.train(
             {"max_depth": 4, "eta": 0.2, "seed": 0, "nthread": 1},

@@ -110,7 +110,7 @@ def _count(address: str) -> int:
 
 
 def assert_final(browser: webdriver.Chrome, result: Result) -> None:
-    """The second attempt's card: what it went on from and why, and all that it saved."""
+    """The second attempt's card: what it resumed from and why, and all that it saved."""
     loaded = result.facts("loaded")[1]
     saved = [one for one in result.facts("saved") if one["attempt"] == 1]
     assert state_of(browser) == "done"
@@ -129,9 +129,9 @@ def assert_final(browser: webdriver.Chrome, result: Result) -> None:
     assert [row["created (UTC)"] for row in rows] == [
         one["created_on"][:19].replace("T", " ") for one in reversed(saved)
     ]
-    assert {row["size"] for row in rows} == {"16.9 MB"}
+    assert {row["size"] for row in rows} == {"16.1 MiB"}
     # The frozen part was stored by the first attempt.
-    assert {row["new bytes stored"] for row in rows} == {"100 kB"}
+    assert {row["new bytes stored"] for row in rows} == {"97.7 KiB"}
     assert all(0 <= float(row["seconds"]) < 60 for row in rows)
     assert [row["latest"] for row in rows[-2:]] == ["no", "yes"]
     assert rows[-1]["metadata"] == "epoch 0, loss 0.125, note <b>not bold</b> & more"
@@ -152,9 +152,9 @@ def assert_failed(browser: webdriver.Chrome, result: Result) -> None:
     """The first attempt's card: complete too, though Metaflow makes no final card of a task that failed."""
     assert state_of(browser) == "failed"
     assert browser.find_element(By.TAG_NAME, "h2").text == "Loaded: nothing"
-    assert facts_of(browser, 0)["why"].startswith("the first attempt starts anew")
+    assert facts_of(browser, 0)["why"].startswith("the first attempt starts from the beginning")
     assert [row["number"] for row in rows_of(browser)] == ["3", "2", "1", "0"]
-    assert rows_of(browser)[-1]["new bytes stored"] == "16.9 MB"
+    assert rows_of(browser)[-1]["new bytes stored"] == "16.1 MiB"
 
 
 def assert_reads_well(browser: webdriver.Chrome) -> None:

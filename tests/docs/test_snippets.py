@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("packages/*/README.md")),
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
 ]
 HUB = ROOT / "packages" / "metaflow-hf" / "tests" / "hub.py"
 REPOS = ("models/google-bert/bert-base-uncased", "models/openai-community/gpt2", "datasets/stanfordnlp/imdb")
@@ -73,7 +73,7 @@ def run(home: Path, hub: str, *arguments: str) -> None:
 def test_the_snippets_of_a_page_run(page: Path, home: Path, hub: str) -> None:
     scripts: list[str] = []
     for number, text in enumerate(snippets(page)):
-        # A bucket is stood in for by a directory.
+        # There is no bucket here: a directory takes its place.
         text = text.replace("s3://bucket/prefix", str(home / "bucket"))
         if "FlowSpec" in text:
             flow = home / f"flow{number}.py"

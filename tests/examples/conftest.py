@@ -54,7 +54,7 @@ def survives(either: FlowRunner) -> Callable[[str, str, str], tuple[Any, Any]]:
         assert "[@checkpoint] Loading the following checkpoint:" in output
         # It had done so much, and went on from there.
         before = max(int(number) for number in re.findall(r"(?:epoch|round|step) (\d+):", output.split("(retry)")[0]))
-        after = re.search(r"going on after \w+ (\d+)", output)
+        after = re.search(r"resumes after \w+ (\d+)", output)
         assert after is not None
         assert int(after[1]) >= before, output
         run_id = re.search(r"run-id (\w+)", output)

@@ -264,6 +264,53 @@ def test_a_larger_file_that_replaces_it_is_not_mistaken_for_growth(
     assert count[0] == ROUNDS
 
 
+@pytest.mark.parametrize("path", ["inline", "packed"], indirect=True)
+def test_many_files_that_change_once_are_read_again(
+    store: Store, path: Path, tmp_path: Path, interfere: Callable[..., None]
+) -> None:
+    others = [path.parent / f"z{number}.bin" for number in range(2 * ROUNDS)]
+    for other in others:
+        other.write_bytes(b"A" * 1000)
+    interfere(lambda: [replace(other, b"B" * 1001) for other in others])
+    saved_state(store, path, tmp_path)
+    for other in others:
+        assert (tmp_path / "out" / other.name).read_bytes() in (b"A" * 1000, b"B" * 1001)
+
+
+@pytest.mark.parametrize("path", ["inline", "packed"], indirect=True)
+def test_a_log_that_grows_costs_no_other_file_its_tries(
+    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the same pack, before the other file.
+    log = path.parent / "s.log"
+    log.write_bytes(b"begin")
+    real, replaced = OpenSource.blocks, [False]
+
+    def blocks(self: OpenSource, *part: Any) -> Iterator[memoryview]:
+        yield from real(self, *part)
+        if self._file.location == str(log):
+            append(log, b"more")
+            if not replaced[0]:
+                replaced[0] = True
+                replace(path, b"B" * 500)
+
+    monkeypatch.setattr(OpenSource, "blocks", blocks)
+    assert saved_state(store, path, tmp_path) == b"B" * 500
+    assert (tmp_path / "out" / "s.log").read_bytes().startswith(b"begin")
+
+
+@pytest.mark.parametrize("path", ["inline", "packed"], indirect=True)
+def test_a_temporary_file_that_is_renamed_meanwhile_is_left_out(
+    store: Store, path: Path, tmp_path: Path, interfere: Callable[..., None]
+) -> None:
+    """As a trainer does: `last.pt.tmp` is written, and takes the place of `last.pt`."""
+    temporary = path.parent / "zz.tmp"
+    temporary.write_bytes(b"T" * 700)
+    interfere(lambda: os.replace(temporary, path))
+    assert saved_state(store, path, tmp_path) in (b"A" * 1000, b"T" * 700)
+    assert not (tmp_path / "out" / "zz.tmp").exists()
+
+
 class FakeTime:
     """A clock that stands still but for `sleep`."""
 
@@ -301,7 +348,7 @@ def test_small_content_is_read_twice_where_a_write_would_not_move_the_time(
 ) -> None:
     monkeypatch.setattr(source, "os", FrozenTimes(path.stat().st_ctime_ns))
     monkeypatch.setattr(source, "time", FakeTime(1_700_000_000_504_000_000))
-    monkeypatch.setattr(source, "look_again", lambda file: file)
+    monkeypatch.setattr(source, "look_again", lambda file, source: file)
     after = b"B" * path.stat().st_size
     interfere(lambda: rewrite(path, after))
     assert saved_state(store, path, tmp_path) == after
@@ -528,6 +575,35 @@ def test_what_a_killed_load_left_is_not_saved(store: Store, tmp_path: Path) -> N
     manifest = store.manifest(store.save_model(root))
     assert [file.path for file in manifest.files] == ["weights"]
     assert list(manifest.dirs) == ["sub"]
+
+
+def test_a_file_whose_name_begins_like_ours_is_saved(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / ".metaflow_artifacts_config.json").write_text("{}")
+    manifest = store.manifest(store.save_model(tmp_path / "source"))
+    assert [file.path for file in manifest.files] == [".metaflow_artifacts_config.json"]
+
+
+def test_a_directory_of_which_nothing_is_kept_is_saved_as_empty(store: Store, tmp_path: Path) -> None:
+    for name in ("pipes", "links", "stages"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+    os.mkfifo(tmp_path / "source" / "pipes" / "pipe")
+    (tmp_path / "source" / "links" / "link").symlink_to("gone")
+    (tmp_path / "source" / "stages" / ".metaflow_artifacts_x").mkdir()
+    with pytest.warns(ArtifactWarning):
+        saved = store.save_model(tmp_path / "source")
+    assert list(store.manifest(saved).dirs) == ["links", "pipes", "stages"]
+
+
+def test_warnings_that_are_errors_cost_no_save(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "source").mkdir()
+    os.mkfifo(tmp_path / "source" / "pipe")
+    # In these tests, every warning is an error.
+    saved = store.save_model(tmp_path / "source", metadata={"when": object})
+    assert store.info(saved)["key"] == saved["key"]
+    assert "ArtifactWarning: saved" in capsys.readouterr().err
 
 
 def test_links_that_lead_up_are_an_error_and_a_file_may_have_many_names(store: Store, tmp_path: Path) -> None:

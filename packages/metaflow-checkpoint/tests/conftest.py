@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from metaflow_artifacts.testing.flows import FlowRunner
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+# pytest's importlib mode adds no directory to the path; tests share the module stored_task.
+sys.path.insert(0, str(Path(__file__).parent))
 
 FLOWS = Path(__file__).parent / "flows"
 

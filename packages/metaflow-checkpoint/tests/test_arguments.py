@@ -1,4 +1,4 @@
-"""What stands after `path` in a save is told by its type, by position in any order and mixed with keywords."""
+"""The arguments after `path` in a save are told apart by their types, in any order and mixed with keywords."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ M = {"epoch": 3}
         ((M, False, "best"), {}, ("best", M, False)),
         ((None, False), {}, (None, None, False)),
         ((M,), {"name": "best"}, ("best", M, None)),
-        # Both, and what else there may be.
+        # Combinations of both orders, and unusual values.
         ((False,), {}, (None, None, False)),
         (({},), {}, (None, {}, None)),
         ((), {"name": "best", "metadata": M, "latest": True}, ("best", M, True)),
@@ -76,7 +76,7 @@ def test_each_call_means_one_thing(positional: tuple[Any, ...], keywords: dict[s
         ((), {"latest": 2}, "latest is a bool"),
     ],
 )
-def test_what_makes_no_sense_is_told(positional: tuple[Any, ...], keywords: dict[str, Any], message: str) -> None:
+def test_a_wrong_argument_is_named(positional: tuple[Any, ...], keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         save_arguments(positional, **keywords)
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Which steps get the card, that it leaves the step's own cards alone, and that it stays small."""
+"""Steps with a card get a second one for their checkpoints, which stays small, and leaves the first one alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cards_of(result: Result, step: str) -> dict[tuple[str, str | None], str]:
     return {(kind, name): html for kind, name, html in result.facts(step)}
 
 
-def test_steps_with_a_card_get_one_more(runner: FlowRunner, flows: Path) -> None:
+def test_steps_with_a_card_get_a_second_one(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "cards_flow.py")
     assert "WARNING" not in result.output
     assert "Card render failed" not in result.output
@@ -43,21 +43,21 @@ def test_steps_with_a_card_get_one_more(runner: FlowRunner, flows: Path) -> None
     with_id = cards_of(found, "with_id")
     assert set(with_id) == {("default", "report"), ("checkpoint", "checkpoint")}
     html = with_id["checkpoint", "checkpoint"]
-    assert "no run has left a checkpoint at this place" in html
+    assert "no run has saved a checkpoint at this place" in html
     assert "with &lt;id&gt;" in html
     assert "rate 0.5" in html
-    assert "1.00 kB" in html
+    assert "1000 B" in html
     assert "http://" not in html
     assert "https://" not in html
 
     two = cards_of(found, "two_cards")
     assert set(two) == {("blank", None), ("blank", "other"), ("checkpoint", "checkpoint")}
     assert "Nothing has been saved in this attempt." in two["checkpoint", "checkpoint"]
-    assert "nothing is loaded by itself" in two["checkpoint", "checkpoint"]
+    assert "nothing is loaded automatically" in two["checkpoint", "checkpoint"]
     assert set(cards_of(found, "end")) == {("default", None)}
 
 
-def test_a_card_from_the_command_line_counts(runner: FlowRunner, flows: Path) -> None:
+def test_a_card_from_the_command_line_brings_the_second_one_too(runner: FlowRunner, flows: Path) -> None:
     runner.with_environment(WHO="me").run(flows / "shared_flow.py", "--with", "card")
     found = runner.python(CARDS, "SharedFlow")
     assert set(cards_of(found, "start")) == {("default", None), ("checkpoint", "checkpoint")}
@@ -88,17 +88,17 @@ def test_however_much_is_saved_the_card_stays_small() -> None:
     assert data["total"] == {"count": 10_000, "size": 10_000_000, "stored": 100_000, "seconds": 5000.0}
     assert [row["version_id"] for row in data["rows"]] == list(range(9999, 9799, -1))
 
-    marks = [mark["version_id"] for mark in data["marks"]]
-    assert marks == sorted(marks)
-    assert (marks[0], marks[-1]) == (0, 9999)
-    assert 100 < len(marks) <= 300
-    assert {mark["name"] for mark in data["marks"]} == {"best", "every", "rare"}
+    points = [point["version_id"] for point in data["points"]]
+    assert points == sorted(points)
+    assert (points[0], points[-1]) == (0, 9999)
+    assert 100 < len(points) <= 300
+    assert {point["name"] for point in data["points"]} == {"best", "every", "rare"}
 
     html = "".join(content(data))
     assert "10,000" in html
-    assert f"The timeline shows {len(marks)} of them" in html
+    assert f"The timeline shows {len(points)} of them" in html
     assert "and 9,800 older checkpoints" in html
 
 
-def test_before_the_task_has_told_anything_the_card_says_so() -> None:
-    assert "not told anything" in "".join(content({}))
+def test_before_the_first_report_the_card_says_so() -> None:
+    assert "has not reported any checkpoints" in "".join(content({}))

@@ -1,4 +1,4 @@
-"""A directory whose content is replaced: all of it or nothing, and nothing outside of it."""
+"""The content of a directory is replaced as a whole or not at all, and nothing outside of it is changed."""
 
 from __future__ import annotations
 

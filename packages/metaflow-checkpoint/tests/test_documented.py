@@ -26,14 +26,14 @@ emit("gone", [cp.directory, os.path.exists(directory)])
 """
 
 
-def test_a_flaky_counter_and_those_who_read_it(either: FlowRunner, flows: Path) -> None:
+def test_resume_after_retries(either: FlowRunner, flows: Path) -> None:
     counted = either.run(flows / "counter_flow.py")
     assert counted.facts("begins") == [0, 4, 6]
     assert counted.fact("listed") == [10, 8, 6, 4, 2]
     assert counted.fact("final") == 10
     assert [info["metadata"]["counter"] for info in counted.facts("info")] == [4, 6]
 
-    # The log says what was loaded. Other lines may come between: Metaflow follows two outputs of each task.
+    # The log says what was loaded. Other lines may be in between: Metaflow reads two outputs of each task.
     begins = ("[@checkpoint]", "[pathspec]", "[key]", "[created on]", "[url]")
     lines = [line.strip() for line in counted.lines_of("flaky_count") if line.strip().startswith(begins)]
     expected = []
@@ -43,13 +43,13 @@ def test_a_flaky_counter_and_those_who_read_it(either: FlowRunner, flows: Path) 
     assert lines == expected
 
     chosen = either.run(flows / "policy_flow.py")
-    assert chosen.fact("loaded by itself") == [False, None]
+    assert chosen.fact("loaded automatically") == [False, None]
     assert chosen.fact("by artifact") == 10
     assert chosen.fact("of the task") == [10, 8]
     assert chosen.fact("by list") == [8, ["counter"]]
     assert chosen.fact("elsewhere") == [["counter"], 8]
     assert len(chosen.fact("mine")["parents"]) == 2
-    # They tell what was loaded when the task began, and nothing was.
+    # These are about what was loaded when the task began, which is nothing.
     assert chosen.fact("still") == [False, None]
 
     notebook = either.python(NOTEBOOK)

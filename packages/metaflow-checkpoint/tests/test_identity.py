@@ -1,4 +1,4 @@
-"""Whose checkpoint is whose: every task finds its own, and no other's."""
+"""Every task finds its own checkpoints, and no others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 
 
-def test_each_value_of_nested_foreaches_is_a_place(runner: FlowRunner, flows: Path) -> None:
+def test_each_value_of_nested_foreaches_resumes_from_its_own(runner: FlowRunner, flows: Path) -> None:
     places = [list(place) for place in itertools.product("ab", ["0.30000000000000004", "0.3"])]
     first = runner.run(flows / "places_flow.py")
     assert sorted(place for place, attempt in first.facts("nothing") if attempt == 0) == sorted(places)
@@ -24,13 +24,13 @@ def test_each_value_of_nested_foreaches_is_a_place(runner: FlowRunner, flows: Pa
     assert again.facts("nothing") == []
 
 
-def test_each_node_of_a_parallel_step_is_a_place(runner: FlowRunner, flows: Path) -> None:
+def test_each_node_of_a_parallel_step_resumes_from_its_own(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "nodes_flow.py")
     assert sorted(result.facts("node"), key=str) == [[0, 0, None], [0, 1, "node 0"], [1, 0, None], [1, 1, "node 1"]]
     assert sorted(result.facts("listed")) == [[0, 1], [0, 2], [1, 1], [1, 2]]
 
 
-def test_caught_and_timed_out_tasks_leave_theirs(runner: FlowRunner, flows: Path) -> None:
+def test_checkpoints_of_caught_and_timed_out_tasks_are_kept(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "ends_flow.py")
     assert result.facts("caught begins") == [0, 1]
     assert result.facts("slow begins") == [0, 1]
@@ -40,11 +40,11 @@ def test_caught_and_timed_out_tasks_leave_theirs(runner: FlowRunner, flows: Path
     assert runner.leftovers() == []
 
 
-def test_a_resumed_run_starts_anew_unless_it_is_eager(runner: FlowRunner, flows: Path) -> None:
+def test_a_resumed_run_starts_from_the_beginning_unless_it_is_eager(runner: FlowRunner, flows: Path) -> None:
     failed = runner.with_environment(FAIL="1").run(flows / "resume_flow.py", fails=True)
     fresh = runner.with_environment(FAIL="1").command(flows / "resume_flow.py", "resume", fails=True)
     assert fresh.fact("loaded") is None
-    told = [line for line in fresh.lines_of("train") if "load_policy='eager' goes on from" in line]
+    told = [line for line in fresh.lines_of("train") if "load_policy='eager' resumes from" in line]
     assert len(told) == 1
     assert f"saved by ResumeFlow/{failed.run_id}/train/" in told[0]
 
@@ -65,7 +65,7 @@ def run_as(runner: FlowRunner, flows: Path, who: str, *arguments: str) -> Result
     return runner.with_environment(METAFLOW_USER=who, WHO=who).run(flows / "shared_flow.py", *arguments)
 
 
-def test_namespaces_are_apart_and_a_tag_joins_them(runner: FlowRunner, flows: Path) -> None:
+def test_namespaces_are_separate_unless_a_tag_joins_them(runner: FlowRunner, flows: Path) -> None:
     assert run_as(runner, flows, "ann").fact("began with") == []
     assert run_as(runner, flows, "bob").fact("began with") == []
     ann = run_as(runner, flows, "ann")
@@ -77,7 +77,7 @@ def test_namespaces_are_apart_and_a_tag_joins_them(runner: FlowRunner, flows: Pa
     assert (shared.fact("began with"), shared.fact("own"), shared.fact("place")) == (["ann 0"], 1, 2)
 
 
-def test_runs_at_the_same_time_go_on_from_their_own(runner: FlowRunner, flows: Path) -> None:
+def test_runs_at_the_same_time_resume_from_their_own(runner: FlowRunner, flows: Path) -> None:
     both: list[subprocess.Popen[str]] = []
     for who, other in (("ann", "bob"), ("bob", "ann")):
         variables = {"WHO": who, "WAIT_FOR": f"saved by {other}"}

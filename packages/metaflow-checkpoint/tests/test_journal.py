@@ -1,4 +1,4 @@
-"""What the processes of a task on one machine write down for each other."""
+"""The journal: what the processes of a task on one machine share."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ def test_a_number_is_at_least_what_was_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", [None, "gone"])
-def test_without_a_journal_nothing_is_known_and_nothing_fails(directory: str | None, tmp_path: Path) -> None:
+def test_without_a_journal_reads_are_empty_and_nothing_fails(directory: str | None, tmp_path: Path) -> None:
     journal = Journal(directory and str(tmp_path / directory))
     assert journal.draw_number() is None
     assert not journal.is_there
     assert journal.new_saves() == []
     journal.note_parents()
-    with journal.timed(Progress()) as note:
-        note({"key": "k"}, True)
+    with journal.timed(Progress()) as enter:
+        enter({"key": "k"}, True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_saves_are_read_once_by_each_reader_and_whole(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
     reader = journal.another()
-    transfer = Progress()
-    transfer.add(10, stored=7)
-    with journal.timed(transfer) as note:
-        note({"key": "first"}, True)
+    progress = Progress()
+    progress.add(10, stored=7)
+    with journal.timed(progress) as enter:
+        enter({"key": "first"}, True)
     (first,) = reader.new_saves()
     assert (first["key"], first["stored"], first["latest"]) == ("first", 7, True)
     assert first["seconds"] >= 0
-    with journal.timed(transfer) as note:
-        note({"key": "second"}, False)
+    with journal.timed(progress) as enter:
+        enter({"key": "second"}, False)
     path = tmp_path / "saves.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"key": "half')

@@ -10,7 +10,7 @@ SAVE = """
 import os, sys
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._format.keys import CheckpointPlace
-from metaflow_artifacts._mf.datastore import default_store
+from metaflow_artifacts._mf.stores import default_store
 from metaflow_artifacts.testing.flows import emit
 os.makedirs(sys.argv[1], exist_ok=True)
 open("state", "w").write("content")

@@ -1,4 +1,4 @@
-"""What a task saves: kept as it was, found while it runs, after it was killed, and by its subprocesses."""
+"""Checkpoints do not change, and are found while the task runs, after it was killed, and by its subprocesses."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def test_ranks_save_and_load_for_their_task(flows: Path, tmp_path: Path, s3_serv
     assert runner.leftovers() == []
 
 
-def test_what_is_damaged_is_passed_over(runner: FlowRunner, flows: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(runner: FlowRunner, flows: Path) -> None:
     result = runner.with_environment(ROOT=runner.local_root).run(flows / "damage_flow.py")
     assert result.facts("loaded") == [[None, []], [1, ["state 0", "state 1"]], [None, []]]
     warnings = [line.split("Warning: ")[1] for line in result.lines_of("start") if "Warning: " in line]
-    passed, failed = "passing over a checkpoint that is damaged", "cannot load"
+    passed, failed = "skipping a damaged checkpoint", "cannot load"
     # The newest has a chunk that has changed, the next no manifest, the third lacks a chunk.
     kinds = [failed if text.startswith(failed) else text.split(":")[0] for text in warnings]
     assert kinds == [failed, passed, failed, *[passed] * 5]
@@ -100,7 +100,7 @@ def test_what_is_damaged_is_passed_over(runner: FlowRunner, flows: Path) -> None
     assert "a chunk of the artifact is missing" in warnings[2]
 
 
-def test_what_the_object_has(runner: FlowRunner, flows: Path) -> None:
+def test_the_attributes_and_errors_of_the_object(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "object_flow.py")
     saved = result.fact("saved")
     assert (saved["name"], saved["version_id"], saved["metadata"], saved["size"]) == ("best", 0, {"loss": 0.5}, 1)
@@ -129,11 +129,11 @@ def test_what_the_object_has(runner: FlowRunner, flows: Path) -> None:
         "name": "InvalidInput",
         "metadata": "UsageError",
         "twice": "UsageError",
-        "attempt": "InvalidReference",
-        "negative": "InvalidReference",
-        "pathspec": "InvalidReference",
+        "attempt": "InvalidInput",
+        "negative": "InvalidInput",
+        "pathspec": "InvalidInput",
         "no such task": "ArtifactNotFound",
-        "task": "InvalidReference",
+        "task": "InvalidInput",
         "reference": "InvalidReference",
         "absent": "ArtifactNotFound",
         "undecorated": "NoTask",
@@ -165,7 +165,7 @@ emit("closed", [inside.directory, Checkpoint(init_dir=True).directory is None])
 """
 
 
-def test_outside_of_a_task_what_needs_one_says_so(runner: FlowRunner) -> None:
+def test_outside_of_a_task_a_save_is_a_clear_error(runner: FlowRunner) -> None:
     result = runner.python(OUTSIDE)
     errors = {name: (kind, is_value_error, message) for name, kind, is_value_error, message in result.facts("error")}
     assert {name: error[:2] for name, error in errors.items()} == {

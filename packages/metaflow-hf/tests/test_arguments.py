@@ -1,4 +1,4 @@
-"""What decides the content decides the name, and nothing else; mistakes are named before a flow starts."""
+"""The name of a request depends on what decides the content, and on nothing else; errors name the wrong argument."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from metaflow_artifacts import InvalidReference
+from metaflow_artifacts import InvalidInput
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest, parse_load, without_secrets
 
 
@@ -101,7 +101,7 @@ def test_a_revision_that_was_resolved_is_its_commit() -> None:
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidReference, match=words):
+    with pytest.raises(InvalidInput, match=words):
         RepoRequest.of(arguments)
 
 
@@ -135,5 +135,5 @@ def test_the_forms_of_load() -> None:
 
 @pytest.mark.parametrize("entry", [3, ("a",), ("a", "b", "c"), ("a", 3), {"revision": "x"}, (3, "path"), None])
 def test_what_is_no_form_of_load_is_named(entry: Any) -> None:
-    with pytest.raises(InvalidReference, match=r"load\[1\]"):
+    with pytest.raises(InvalidInput, match=r"load\[1\]"):
         parse_load(["a", entry])

@@ -1,4 +1,4 @@
-"""What is fetched, and what is not: by counting the Hub's requests and looking at the store."""
+"""What is downloaded, and what is not: the Hub's requests are counted, and the store is inspected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILES: dict[str, Any] = {
 
 
 class Caller:
-    """One task after another in a place."""
+    """Makes one task after another at one place in a flow."""
 
     def __init__(self, store: Store, hub: HubServer, place: CheckpointPlace = PLACE) -> None:
         self.store = store
@@ -51,13 +51,13 @@ class Caller:
         self.warnings: list[str] = []
 
     def cache(self, ttl: float = 30.0, run: str | None = None) -> Cache:
-        """That of a new task, in a run of its own or in `run`."""
+        """The cache of a new task, in a new run or in `run`."""
         pathspec = f"Flow/{run or uuid4().hex}/start/{uuid4().hex}"
-        series = CheckpointWriter(self.store, self.place, uuid4().hex[:8], 0, pathspec)
-        return Cache(lambda request: series, "Flow_start", self.lines.append, self.warnings.append, ttl)
+        writer = CheckpointWriter(self.store, self.place, uuid4().hex[:8], 0, pathspec)
+        return Cache(lambda request: writer, "Flow_start", self.lines.append, self.warnings.append, ttl)
 
     def obtain(self, repo_id: str = "org/name", **arguments: Any) -> SnapshotResult:
-        """Ask for a repo, in a run of its own."""
+        """Ask for a repo, in a new run."""
         return self.cache().obtain(self.request(repo_id, **arguments))
 
     def request(self, repo_id: str = "org/name", **arguments: Any) -> RepoRequest:
@@ -65,7 +65,7 @@ class Caller:
         return RepoRequest.of({"repo_id": repo_id, **arguments})
 
     def elsewhere(self) -> Caller:
-        """The same in another step."""
+        """The same store and Hub, in another step."""
         return Caller(self.store, self.hub, replace(self.place, step="other"))
 
     def snapshots(self) -> list[str]:
@@ -90,7 +90,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def holds(tmp_path: Path, store: Store) -> Callable[[ModelArtifact, Repo], None]:
-    """Checks that what is stored is what the repo holds."""
+    """Checks that the stored content is that of the repo."""
 
     def check(artifact: ModelArtifact, repo: Repo) -> None:
         assert below(Path(store.load(artifact["key"], tmp_path / uuid4().hex))) == repo.files
@@ -130,7 +130,9 @@ def below(path: Path) -> dict[str, bytes]:
     return {str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()}
 
 
-def test_files_are_delivered_while_they_come(caller: Caller, hub: HubServer, repo: Repo, tmp_path: Path) -> None:
+def test_files_are_written_to_the_target_while_they_are_downloaded(
+    caller: Caller, hub: HubServer, repo: Repo, tmp_path: Path
+) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "mine").write_bytes(b"mine")
@@ -139,7 +141,7 @@ def test_files_are_delivered_while_they_come(caller: Caller, hub: HubServer, rep
     first = caller.cache().obtain(caller.request(), target)
     assert first.delivered
     assert below(target) == {**repo.files, "mine": b"mine"}
-    # What the datastore has is not written by this.
+    # Content that the datastore already has is not written to the target.
     for later in (caller, caller.elsewhere()):
         found = later.cache().obtain(later.request(), tmp_path / "other")
         assert not found.delivered
@@ -148,7 +150,7 @@ def test_files_are_delivered_while_they_come(caller: Caller, hub: HubServer, rep
     assert below(tmp_path / "other") == {}
 
 
-def test_nothing_is_delivered_by_a_download_that_fails(caller: Caller, hub: HubServer, tmp_path: Path) -> None:
+def test_a_download_that_fails_leaves_no_target(caller: Caller, hub: HubServer, tmp_path: Path) -> None:
     hub.fault("cdn", file="model-2.bin", times=99, cut=100_000)
     with pytest.raises(HubError):
         caller.cache().obtain(caller.request(), tmp_path / "target")
@@ -179,7 +181,7 @@ def test_a_task_asks_once_for_a_commit(caller: Caller, hub: HubServer) -> None:
     assert not requests
 
 
-def test_a_run_asks_once_and_sees_one_state(caller: Caller, hub: HubServer, repo: Repo) -> None:
+def test_all_tasks_of_a_run_use_the_same_commit(caller: Caller, hub: HubServer, repo: Repo) -> None:
     first = caller.cache(run="7").obtain(caller.request())
     repo.commit({"config.json": b"changed"})
     with hub.counting() as requests:
@@ -188,7 +190,7 @@ def test_a_run_asks_once_and_sees_one_state(caller: Caller, hub: HubServer, repo
         assert elsewhere.cache(run="7").obtain(elsewhere.request()).commit == first.commit
     assert not requests
     assert caller.cache(run="8").obtain(caller.request()).commit == repo.refs["main"]
-    # Who wants it anew gets it, and the run's later tasks too.
+    # force_download resolves the revision again, for the later tasks of the run too.
     assert caller.cache(run="7").obtain(caller.request(force_download=True)).commit == repo.refs["main"]
     assert caller.cache(run="7").obtain(caller.request()).commit == repo.refs["main"]
     assert elsewhere.cache(run="7").obtain(elsewhere.request(revision=first.commit)).commit == first.commit
@@ -204,7 +206,7 @@ def test_a_commit_of_a_run_that_cannot_be_read_is_asked_for(caller: Caller, hub:
         assert requests == {"info": 1}
 
 
-def test_runs_of_long_ago_are_forgotten(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_of_runs_of_long_ago_are_deleted(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     caller.cache(run="old").obtain(caller.request())
     listed = type(caller.store.storage).list
 
@@ -235,11 +237,11 @@ def test_a_repo_that_changed_is_fetched_anew(caller: Caller, hub: HubServer, rep
     second = caller.obtain()
     holds(second.artifact, repo)
     assert second.commit != first.commit
-    # Only what changed has come, and only that is new in the store.
+    # Only changed files were downloaded, and only they are new in the store.
     assert hub.fetched() == {"model-2.bin": 1, "small/07.json": 1, "new.json": 1}
     new = chunks(caller.store) - stored
     assert sum(size for _, size in new) < len(WEIGHTS[2]) + 2 * caller.store.chunk_size
-    # And back.
+    # The branch is set back to the first commit.
     repo.refs["main"] = first.commit
     with hub.counting() as requests:
         assert caller.obtain().artifact == first.artifact
@@ -280,13 +282,15 @@ def test_patterns_are_part_of_what_is_asked(caller: Caller, hub: HubServer) -> N
     assert caller.obtain(ignore_patterns="small/1*", allow_patterns=["*.json"] * 2).artifact == some.artifact
 
 
-def test_no_file_matches(caller: Caller) -> None:
+def test_a_snapshot_without_matching_files_is_empty_and_a_warning(caller: Caller) -> None:
     empty = caller.obtain(allow_patterns="*.none")
     assert empty.artifact["size"] == 0
     assert "no file of commit" in caller.warnings[0]
 
 
-def test_another_place_takes_over_what_is_stored(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+def test_another_step_reuses_a_stored_snapshot_without_a_download(
+    caller: Caller, hub: HubServer, repo: Repo, holds: Any
+) -> None:
     first = caller.obtain()
     stored = chunks(caller.store)
     with hub.counting() as requests:
@@ -309,8 +313,8 @@ def test_a_fork_brings_only_its_own_files(caller: Caller, hub: HubServer, holds:
     assert fetched["head.bin"] == 1
 
 
-def test_a_file_that_a_model_has(caller: Caller, hub: HubServer, tmp_path: Path, holds: Any) -> None:
-    """A file of one chunk has its own SHA-256 for a name in the store, whoever saved it."""
+def test_a_file_that_a_model_has_is_not_downloaded(caller: Caller, hub: HubServer, tmp_path: Path, holds: Any) -> None:
+    """The chunk of a one-chunk file has the SHA-256 of the file in its name, whichever decorator saved it."""
     content = DRAW.randbytes(caller.store.chunk_size)
     path = tmp_path / "model.bin"
     path.write_bytes(content)
@@ -350,7 +354,9 @@ def test_without_the_hub_the_stored_snapshot_is_used(caller: Caller, hub: HubSer
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
 @pytest.mark.parametrize("what", ["info", "tree", "file"])
-def test_a_hub_that_fails_later(caller: Caller, hub: HubServer, repo: Repo, what: str, status: int) -> None:
+def test_a_hub_that_fails_during_the_download_leads_to_the_stored_snapshot(
+    caller: Caller, hub: HubServer, repo: Repo, what: str, status: int
+) -> None:
     hub.fault(what, times=99, status=status)
     with pytest.raises(HubError) as caught:
         caller.obtain()
@@ -378,7 +384,7 @@ def test_a_hub_that_fails_later(caller: Caller, hub: HubServer, repo: Repo, what
     ],
 )
 @pytest.mark.parametrize("file", ["model-1.bin", "config.json"])
-def test_the_right_bytes_or_an_error(
+def test_a_faulty_download_gives_the_right_bytes_or_an_error(
     caller: Caller, hub: HubServer, repo: Repo, holds: Any, fault: dict[str, Any], file: str
 ) -> None:
     what = "cdn" if file.endswith(".bin") else "file"
@@ -404,8 +410,8 @@ def test_files_that_came_before_a_failure_are_not_fetched_again(
     assert "model-1.bin" not in hub.fetched()
 
 
-def test_hints_are_not_believed(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
-    """Chunks that are gone, and hints that are damaged, cost a download and nothing else."""
+def test_entries_of_the_dedupe_index_are_verified(caller: Caller, hub: HubServer, repo: Repo, holds: Any) -> None:
+    """Missing chunks and damaged entries cost a download, and nothing else."""
     first = caller.obtain()
     storage = caller.store.storage
     storage.delete([chunk_key(chunk.sha256) for chunk in caller.store.manifest(first.artifact).chunks])
@@ -417,10 +423,10 @@ def test_hints_are_not_believed(caller: Caller, hub: HubServer, repo: Repo, hold
     holds(third.obtain().artifact, repo)
 
 
-def test_a_gc_that_is_faster(
+def test_a_chunk_that_gc_removes_before_the_commit_is_downloaded_again(
     caller: Caller, hub: HubServer, repo: Repo, holds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chunk that is gone when the snapshot is to be committed is fetched again, and only that."""
+    """Only that chunk is downloaded again."""
     commit = Store.commit_checkpoint
     tries = []
 
@@ -440,7 +446,7 @@ def test_a_gc_that_is_faster(
     assert not {"model-1.bin", "model-2.bin"} & {file for file, count in hub.fetched().items() if count > 1}
 
 
-def test_a_private_repo_is_taken_over_with_access_only(caller: Caller, hub: HubServer) -> None:
+def test_a_private_repo_is_reused_only_with_access(caller: Caller, hub: HubServer) -> None:
     for name, kind in (("org/private", {"private": True}), ("org/gated", {"gated": True})):
         hub.repo(name, token="hf_right", files=FILES, **kind)
         caller.obtain(name, token="hf_right")
@@ -451,8 +457,8 @@ def test_a_private_repo_is_taken_over_with_access_only(caller: Caller, hub: HubS
             Caller(caller.store, hub, replace(PLACE, step="third")).obtain(name)
 
 
-def test_a_server_with_ids_of_its_own(caller: Caller, hub: HubServer, holds: Any) -> None:
-    """Where a list's ids say nothing about the content, what changed under the same id is fetched all the same."""
+def test_a_server_whose_ids_are_not_those_of_git(caller: Caller, hub: HubServer, holds: Any) -> None:
+    """If the listed ids do not verify the content, a file that changed under the same id is downloaded again."""
     hub.own_ids = True
     odd = hub.repo("org/odd", files={"a": b"1", "b": b"2", "weights.bin": lfs(WEIGHTS[0])})
     holds(caller.obtain("org/odd").artifact, odd)
@@ -465,7 +471,7 @@ def test_a_server_with_ids_of_its_own(caller: Caller, hub: HubServer, holds: Any
 def test_twenty_at_once_fetch_each_file_once(
     caller: Caller, hub: HubServer, repo: Repo, holds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "_PATIENCE_FOR_COMMIT", 600.0)
+    monkeypatch.setattr(cache_module, "_MAX_COMMIT_WAIT_S", 600.0)
     callers = [Caller(caller.store, hub, replace(PLACE, task=f"{n:012x}")) for n in range(20)]
     results: list[SnapshotResult] = []
     request = caller.request()

@@ -63,57 +63,76 @@ def snapshots(runner: FlowRunner) -> list[str]:
 
 
 def no_traceback(result: Result) -> bool:
-    """Whether none of our frames is shown. (Metaflow's own process ends with one of gzip's on some Pythons.)"""
+    """Whether no frame of this package is in the output. On some Pythons, Metaflow prints a traceback of gzip."""
     return "hf_deco" not in result.output and "Internal error" not in result.output
 
 
-def test_a_flow_asks_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
-    result = on_each.run(FLOWS / "reference_flow.py")
-    reference = result.fact("reference")
-    assert result.fact("plain") is True
-    assert result.fact("files") == SIZES
+@pytest.fixture
+def first(on_each: FlowRunner, repo: Repo) -> Result:
+    """A run that has downloaded the repo."""
+    return on_each.run(FLOWS / "reference_flow.py")
+
+
+def test_a_run_downloads_each_file_once_and_keeps_a_plain_reference(first: Result, hub: Hub, repo: Repo) -> None:
+    reference = first.fact("reference")
+    assert first.fact("plain") is True
+    assert first.fact("files") == SIZES
     assert reference["key"].startswith(f"{HUB}/checkpoints/artifacts/ReferenceFlow/start/")
     assert reference["type"] == "checkpoint"
     assert reference["size"] == sum(SIZES.values())
-    assert reference["pathspec"] == f"ReferenceFlow/{result.run_id}/start/{reference['pathspec'].split('/')[-1]}"
+    assert reference["pathspec"] == f"ReferenceFlow/{first.run_id}/start/{reference['pathspec'].split('/')[-1]}"
     assert reference["label"] == "ReferenceFlow_start"
     assert reference["metadata"]["commit"] == repo.refs["main"]
     assert hub.fetched() == dict.fromkeys(SIZES, 1)
-    assert any(line.startswith("[@huggingface_hub] Downloading org/name at main, commit ") for line in result.lines)
+    assert any(line.startswith("[@huggingface_hub] Downloading org/name at main, commit ") for line in first.lines)
 
-    # Again: one small request.
+
+def test_the_next_run_makes_one_small_request(first: Result, on_each: FlowRunner, hub: Hub) -> None:
     with hub.counting() as requests:
         again = on_each.run(FLOWS / "reference_flow.py")
     assert requests == {"info": 1}
-    assert again.fact("reference")["key"] == reference["key"]
+    assert again.fact("reference")["key"] == first.fact("reference")["key"]
     assert again.fact("files") == SIZES
 
-    # Offline: none.
+
+def test_a_run_offline_makes_no_request(first: Result, on_each: FlowRunner, hub: Hub) -> None:
     with hub.counting() as requests:
         offline = on_each.with_environment(HF_HUB_OFFLINE="1").run(FLOWS / "reference_flow.py")
     assert not requests
-    assert offline.fact("reference")["key"] == reference["key"]
+    assert offline.fact("reference")["key"] == first.fact("reference")["key"]
 
-    # Without a Hub: a warning.
+
+def test_a_run_without_the_hub_uses_the_stored_snapshot(
+    first: Result, on_each: FlowRunner, hub: Hub, repo: Repo
+) -> None:
     hub.down()
     down = on_each.run(FLOWS / "reference_flow.py")
+    reference = first.fact("reference")
     assert down.fact("reference")["key"] == reference["key"]
     assert f"using commit {repo.refs['main'][:12]}, stored {reference['created_on']}" in down.output
-    hub.up()
 
-    # A repo that has changed.
+
+def test_of_a_new_commit_only_changed_files_are_downloaded(
+    first: Result, on_each: FlowRunner, hub: Hub, repo: Repo
+) -> None:
     repo.commit({"config.json": b"new", "weights.bin": lfs(WEIGHTS)})
     hub.clear()
     changed = on_each.run(FLOWS / "reference_flow.py")
     assert hub.fetched() == {"config.json": 1}
     assert changed.fact("files") == {**SIZES, "config.json": 3}
+
+
+def test_force_download_downloads_every_file_again(first: Result, on_each: FlowRunner, hub: Hub) -> None:
+    hub.clear()
     forced = on_each.run(FLOWS / "reference_flow.py", "--force", "True")
-    assert forced.fact("reference")["key"] != changed.fact("reference")["key"]
-    assert hub.fetched() == {"config.json": 2, "sub/vocab.txt": 1, "weights.bin": 1}
+    assert forced.fact("reference")["key"] != first.fact("reference")["key"]
+    assert hub.fetched() == dict.fromkeys(SIZES, 1)
 
 
 @pytest.mark.parametrize("scope", ["flow", "global"])
-def test_scopes_that_others_share(runner: FlowRunner, hub: Hub, repo: Repo, tmp_path: Path, scope: str) -> None:
+def test_a_wider_cache_scope_shares_snapshots_with_other_steps_and_flows(
+    runner: FlowRunner, hub: Hub, repo: Repo, tmp_path: Path, scope: str
+) -> None:
     runner = runner.with_environment(SCOPE=scope)
     first = runner.run(FLOWS / "reference_flow.py")
     other = tmp_path / "other_flow.py"
@@ -130,7 +149,7 @@ def test_scopes_that_others_share(runner: FlowRunner, hub: Hub, repo: Repo, tmp_
     assert someone.run(other).fact("reference")["key"] == second.fact("reference")["key"]
 
 
-def test_load(runner: FlowRunner, hub: Hub) -> None:
+def test_each_form_of_load_gives_the_files(runner: FlowRunner, hub: Hub) -> None:
     for name in ("plain", "pair", "tagged"):
         hub.repo(f"org/{name}", files={"name.csv": name.encode(), "other.txt": b""}).tag("v1")
     hub.repos["model", "org/tagged"].commit({"name.csv": b"later"})
@@ -155,7 +174,7 @@ def test_load(runner: FlowRunner, hub: Hub) -> None:
     assert runner.leftovers() == []
 
 
-def test_a_foreach_asks_for_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
+def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
     tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 20
     runner = on_each.with_environment(TASKS=str(tasks))
     result = runner.run(FLOWS / "foreach_flow.py", "--max-workers", str(tasks))
@@ -175,7 +194,7 @@ def test_a_foreach_asks_for_each_file_once(on_each: FlowRunner, hub: Hub, repo: 
         (404, {"X-Error-Code": "EntryNotFound"}, "a file that it lists is not there"),
     ],
 )
-def test_one_clear_error(
+def test_a_failed_download_is_one_clear_error(
     runner: FlowRunner, hub: Hub, repo: Repo, status: int, headers: dict[str, str], words: str
 ) -> None:
     hub.fault("file", file="weights.bin", times=99, status=status, headers=headers)
@@ -186,7 +205,7 @@ def test_one_clear_error(
     assert snapshots(runner) == []
 
 
-def test_a_hub_that_recovers(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+def test_passing_failures_of_the_hub_are_retried(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
     hub.fault("info", status=503)
     hub.fault("tree", status=429, headers={"Retry-After": "1"})
     hub.fault("file", file="config.json", status=500)
@@ -196,8 +215,8 @@ def test_a_hub_that_recovers(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
     assert sum("trying again" in line for line in result.lines) == 4
 
 
-def test_a_download_that_is_killed(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
-    """Nothing of it is taken for a snapshot, nobody waits for it, and a big file that had come is not fetched again."""
+def test_a_killed_download_leaves_no_snapshot_and_delays_nobody(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+    """A big file that the killed task had completed is not downloaded again."""
     big = random.Random(4).randbytes(9_000_000)
     repo.commit({"big.bin": lfs(big)})
     storage = open_store(runner.local_root).storage
@@ -226,22 +245,28 @@ def card_of(runner: FlowRunner, step: str) -> str:
     return max(cards, key=lambda path: path.stat().st_mtime).read_text()
 
 
-def test_a_step_with_a_card_shows_its_repos(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+def test_the_card_shows_what_was_downloaded(runner: FlowRunner, repo: Repo) -> None:
     runner.run(FLOWS / "reference_flow.py", "--with", "card")
-    first = card_of(runner, "start")
-    for text in ("org/name from the Hub", repo.refs["main"], "weights.bin", "2.00 MB", "sub/vocab.txt", "done"):
-        assert text in first
+    card = card_of(runner, "start")
+    for text in ("org/name from the Hub", repo.refs["main"], "weights.bin", "1.9 MiB", "sub/vocab.txt", "done"):
+        assert text in card
+
+
+def test_the_card_says_why_a_stored_snapshot_was_used(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
+    runner.run(FLOWS / "reference_flow.py")
     hub.down()
     runner.run(FLOWS / "reference_flow.py", "--with", "card")
-    second = card_of(runner, "start")
-    assert "org/name from the datastore" in second
-    assert "cannot be reached" in second
-    hub.up()
+    card = card_of(runner, "start")
+    assert "org/name from the datastore" in card
+    assert "cannot be reached" in card
+
+
+def test_a_step_that_fails_has_a_card(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
     hub.fault("info", times=99, status=404)
     runner.run(FLOWS / "reference_flow.py", "--with", "card", "--revision", "none", fails=True)
-    failed = card_of(runner, "start")
-    assert "failed" in failed
-    assert "No repo was asked for" in failed
+    card = card_of(runner, "start")
+    assert "failed" in card
+    assert "No repo was asked for" in card
 
 
 def test_a_step_without_a_card_has_none(runner: FlowRunner, repo: Repo) -> None:
@@ -266,7 +291,7 @@ def test_mistakes_stop_a_run_before_it_begins(runner: FlowRunner, arguments: Any
     assert "Task is starting" not in result.output
 
 
-def test_an_image_without_huggingface_hub(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
+def test_a_task_without_huggingface_hub_says_what_to_install(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "huggingface_hub.py").write_text("raise ImportError('No module named huggingface_hub')")
     result = runner.with_environment(PYTHONPATH=str(tmp_path / "bare")).run(FLOWS / "reference_flow.py", fails=True)
@@ -274,7 +299,7 @@ def test_an_image_without_huggingface_hub(runner: FlowRunner, repo: Repo, tmp_pa
     assert no_traceback(result)
 
 
-def test_a_token_is_nowhere(runner: FlowRunner, hub: Hub) -> None:
+def test_a_token_is_in_no_output_and_no_file(runner: FlowRunner, hub: Hub) -> None:
     token = "hf_" + uuid4().hex
     private = hub.repo("org/private", private=True, token=token, files=FILES)
     private.tag("v1")
@@ -284,10 +309,9 @@ def test_a_token_is_nowhere(runner: FlowRunner, hub: Hub) -> None:
     assert result.fact("listed") == ["config.json"]
     assert "org/other: the Hub answers 404" in result.output
     assert token not in result.output
-    places = [place for place in everything_below(runner.directory) if contains(place, token)]
-    assert places == []
-    # The search does find what is there.
-    assert any(contains(place, private.refs["main"]) for place in everything_below(runner.directory))
+    assert [path for path in everything_below(runner.directory) if contains(path, token)] == []
+    # The search finds other texts, so that finding no token means something.
+    assert any(contains(path, private.refs["main"]) for path in everything_below(runner.directory))
 
 
 def everything_below(directory: Path) -> Iterator[Path]:
@@ -295,7 +319,7 @@ def everything_below(directory: Path) -> Iterator[Path]:
 
 
 def contains(path: Path, text: str) -> bool:
-    """Whether a file holds a text, also inside of gzip, zlib or an archive of such."""
+    """Whether a file contains a text, as it is or compressed with gzip or zlib."""
     data = path.read_bytes()
     openers: list[Callable[[bytes], bytes]] = [lambda data: data, gzip.decompress, zlib.decompress]
     for opener in openers:

@@ -1,10 +1,11 @@
-"""Talking to the Hub: the right bytes or one clear line, whatever it answers."""
+"""The client of the Hub gives the right bytes or one clear error, whatever the Hub answers."""
 
 from __future__ import annotations
 
 import random
 import threading
 from email.utils import formatdate
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub, HubFile
+from metaflow_extensions.artifacts_hf.toplevel import hf_toplevel
 
 BIG = random.Random(1).randbytes(3_000_000)
 FILES = {"config.json": b"{}", "empty": b"", "sub/ü x.txt": b"hello", "weights.bin": lfs(BIG)}
@@ -27,7 +29,7 @@ def repo(hub: HubServer) -> Repo:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited: none, in truth."""
+    """The pauses before retries, in seconds. The tests do not wait for them."""
     waited: list[float] = []
     monkeypatch.setattr(module, "pause", lambda seconds, cancelled: waited.append(seconds))
     return waited
@@ -48,7 +50,7 @@ def big(repo: Repo) -> HubFile:
     return HubFile("weights.bin", len(BIG), lfs(BIG).oid)
 
 
-def test_every_file_once_and_right(hub: HubServer, repo: Repo) -> None:
+def test_every_file_is_downloaded_once_and_is_right(hub: HubServer, repo: Repo) -> None:
     assert contents(hub, repo) == repo.files
     # One request for the commit, one for the list, one a file; nothing for an empty one.
     assert hub.count("info") == hub.count("tree") == 1
@@ -64,7 +66,7 @@ def test_the_list_comes_in_pages_and_in_order(hub: HubServer) -> None:
     assert [file.path for file in listed] == sorted(names, key=str.encode)
 
 
-def test_patterns(hub: HubServer, repo: Repo) -> None:
+def test_patterns_select_files(hub: HubServer, repo: Repo) -> None:
     def paths(**patterns: Any) -> list[str]:
         return [file.path for file in client(hub, **patterns).tree("main")]
 
@@ -75,12 +77,12 @@ def test_patterns(hub: HubServer, repo: Repo) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])
-def test_other_kinds_of_repos(hub: HubServer, kind: str) -> None:
+def test_datasets_and_spaces_are_downloaded(hub: HubServer, kind: str) -> None:
     repo = hub.repo("org/name", kind, files=FILES)
     assert contents(hub, repo, repo_type=kind) == repo.files
 
 
-def test_revisions(hub: HubServer, repo: Repo) -> None:
+def test_branches_tags_and_commits_are_resolved(hub: HubServer, repo: Repo) -> None:
     old = repo.refs["main"]
     repo.tag("v1")
     repo.commit({"config.json": b"{1}"}, branch="feature/x")
@@ -132,12 +134,18 @@ def test_tokens_come_from_the_settings_of_huggingface_hub(hub: HubServer, monkey
         client(hub, token=False).resolve()
 
 
-def test_own_headers_are_sent(hub: HubServer) -> None:
+def test_the_user_agent_has_the_version_of_the_distribution(hub: HubServer) -> None:
+    headers = client(hub).headers()
+    assert headers["user-agent"] == f"metaflow-artifacts-hf/{hf_toplevel.__version__}"
+    assert hf_toplevel.__version__ == version("metaflow-artifacts-hf")
+
+
+def test_the_headers_of_the_request_are_sent(hub: HubServer) -> None:
     repo = hub.repo("org/name", private=True, token="hf_right", files=FILES)
     assert contents(hub, repo, headers={"Authorization": "Bearer hf_right"}, token="hf_wrong") == repo.files
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+def test_a_download_resumes_where_its_connection_broke(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.fault("cdn", cut=1_500_000)
     hub.fault("file", file="config.json", cut=1)
     warnings: list[str] = []
@@ -163,7 +171,7 @@ def test_a_failing_hub_is_asked_again(hub: HubServer, repo: Repo, pauses: list[f
     for what in ("info", "tree", "file", "cdn"):
         hub.fault(what, status=status)
     assert contents(hub, repo) == repo.files
-    assert pauses == [module.FIRST_PAUSE] * 4
+    assert pauses == [module.FIRST_PAUSE_S] * 4
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -174,14 +182,14 @@ def test_the_hub_says_how_long_to_wait(hub: HubServer, repo: Repo, pauses: list[
     assert pauses == [17]
 
 
-def test_forms_of_waiting(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+def test_each_form_of_retry_after_is_understood(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.fault("info", status=429, headers={"RateLimit": '"api";r=0;t=55'})
     hub.fault("info", status=503, headers={"Retry-After": formatdate(usegmt=True)})
     hub.fault("info", status=503, headers={"Retry-After": "soon"})
     client(hub).resolve()
     assert pauses[0] == 55
     assert pauses[1] <= 1
-    assert pauses[2] == 4 * module.FIRST_PAUSE
+    assert pauses[2] == 4 * module.FIRST_PAUSE_S
 
 
 def test_too_long_a_wait_is_an_error(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
@@ -198,7 +206,7 @@ def test_a_hub_that_goes_on_failing_is_one_error(hub: HubServer, repo: Repo, pau
     with pytest.raises(HubUnavailable, match="the Hub answers 500") as caught:
         contents(hub, repo)
     assert "\n" not in str(caught.value)
-    assert hub.count(what) == module.ATTEMPTS
+    assert hub.count(what) == module.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -225,10 +233,10 @@ def test_a_hub_that_is_down_is_one_error(hub: HubServer, repo: Repo, pauses: lis
     hub.down()
     with pytest.raises(HubUnavailable, match=rf"org/name: {hub.endpoint} cannot be reached \(Connect"):
         client(hub).resolve()
-    assert len(pauses) == module.ATTEMPTS - 1
+    assert len(pauses) == module.MAX_ATTEMPTS - 1
 
 
-def test_a_hub_that_does_not_answer(hub: HubServer, repo: Repo) -> None:
+def test_a_hub_that_does_not_answer_is_an_error(hub: HubServer, repo: Repo) -> None:
     held = hub.fault("info", hold=threading.Event())
     asked = client(hub, etag_timeout=0.1)
     try:
@@ -238,12 +246,12 @@ def test_a_hub_that_does_not_answer(hub: HubServer, repo: Repo) -> None:
         held.hold.set()
 
 
-def test_too_few_bytes_are_fetched(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+def test_missing_bytes_are_requested_again(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.fault("cdn", body=lambda data: data[:1_000_000])
     assert b"".join(client(hub).stream("main", big(repo))) == BIG
 
 
-def test_fewer_bytes_than_the_list_says(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+def test_fewer_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.fault("cdn", times=99, body=lambda data: data[:1_000_000])
     with pytest.raises(HubError, match=r"weights.bin of org/name: the Hub has fewer bytes than it lists"):
         list(client(hub).stream("main", big(repo)))
@@ -252,27 +260,27 @@ def test_fewer_bytes_than_the_list_says(hub: HubServer, repo: Repo, pauses: list
 def test_fewer_bytes_from_a_server_without_ranges(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.ranges = False
     hub.fault("cdn", times=99, body=lambda data: data[:1_000_000])
-    with pytest.raises(HubUnavailable, match="1000000 bytes came instead of 3000000"):
+    with pytest.raises(HubUnavailable, match="received 1000000 bytes instead of 3000000"):
         list(client(hub).stream("main", big(repo)))
-    assert hub.count("cdn") == module.ATTEMPTS
+    assert hub.count("cdn") == module.MAX_ATTEMPTS
 
 
-def test_more_bytes_than_the_list_says(hub: HubServer, repo: Repo) -> None:
+def test_more_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo) -> None:
     hub.fault("cdn", body=lambda data: data + b"x")
-    with pytest.raises(HubError, match="gives more than the 3000000 bytes"):
+    with pytest.raises(HubError, match="sends more than the 3000000 bytes"):
         list(client(hub).stream("main", big(repo)))
 
 
 @pytest.mark.parametrize("file", ["config.json", "weights.bin"])
-def test_other_bytes_than_the_list_says(hub: HubServer, repo: Repo, file: str) -> None:
+def test_other_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo, file: str) -> None:
     hub.fault("cdn" if file == "weights.bin" else "file", body=lambda data: b"x" * len(data))
     asked = client(hub, allow_patterns=file)
     [listed] = asked.tree("main")
-    with pytest.raises(HubError, match=f"{file} of org/name: what came is not what the Hub lists"):
+    with pytest.raises(HubError, match=f"{file} of org/name: the content is not what the Hub lists"):
         list(asked.stream("main", listed))
 
 
-def test_offline_nothing_is_asked(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+def test_offline_no_request_is_made(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     asked = client(hub, local_files_only=True)
     assert asked.offline
     with pytest.raises(HubUnavailable, match="HF_HUB_OFFLINE is set, or local_files_only was passed"):
@@ -286,13 +294,15 @@ BAD = ({"path": "../x"}, {"path": "/x"}, {"path": 3}, {"size": -1}, {"size": "1"
 
 
 @pytest.mark.parametrize("answer", [{"error": "x"}, [None], *([{**ROW, **bad}] for bad in BAD)])
-def test_a_list_that_is_none(hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+def test_a_malformed_file_list_is_an_error(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
     monkeypatch.setattr(Hub, "_json", lambda *_: (answer, None))
     with pytest.raises(HubError, match="cannot be read"):
         client(hub).tree("main")
 
 
-def test_what_is_no_hub(hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_a_hub_is_an_error(hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hub, "_json", lambda *_: ({"sha": None}, None))
     asked = client(hub)
     with pytest.raises(HubError, match="is it a Hugging Face Hub"):

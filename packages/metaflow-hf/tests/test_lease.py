@@ -1,4 +1,4 @@
-"""One of many does the work, and nobody waits for the dead."""
+"""One of many processes does the work, and a process that was killed delays the others only briefly."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ from metaflow_extensions.artifacts_hf.plugins.hf_deco.lease import Lease, _is_go
 NAME = "mf.huggingface_hub/leases/x"
 
 
-def test_one_holds_it(store: Store) -> None:
+def test_one_process_holds_the_lease(store: Store) -> None:
     first, second = Lease(store.storage, NAME, "first"), Lease(store.storage, NAME, "second")
-    with first.tried() as held:
+    with first.attempt() as held:
         assert held
-        with second.tried() as also:
+        with second.attempt() as also:
             assert not also
         assert second.holder == "first"
-    with second.tried() as held:
+    with second.attempt() as held:
         assert held
     assert list(store.storage.list(NAME)) == []
 
 
-def test_it_is_released_after_an_error(store: Store) -> None:
-    with pytest.raises(ZeroDivisionError), Lease(store.storage, NAME, "first").tried():
+def test_the_lease_is_released_after_an_error(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), Lease(store.storage, NAME, "first").attempt():
         raise ZeroDivisionError
-    with Lease(store.storage, NAME, "second").tried() as held:
+    with Lease(store.storage, NAME, "second").attempt() as held:
         assert held
 
 
-def test_a_holder_of_another_machine_without_a_sign_of_life(store: Store) -> None:
+def test_a_lease_without_a_heartbeat_expires(store: Store) -> None:
     store.storage.put(f"{NAME}/3", json.dumps({"who": "gone", "host": "elsewhere", "pid": 1, "beat": 0}).encode())
     lease = Lease(store.storage, NAME, "next", ttl=0.3)
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert not held
     time.sleep(0.4)
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert held
         assert [info.key for info in store.storage.list(NAME) if info.key.endswith("/4")]
     assert list(store.storage.list(NAME)) == []
 
 
-def test_a_holder_shows_that_it_lives(store: Store) -> None:
-    with Lease(store.storage, NAME, "slow", ttl=0.3).tried():
+def test_a_holder_rewrites_its_lease(store: Store) -> None:
+    with Lease(store.storage, NAME, "slow", ttl=0.3).attempt():
         signs = set()
         while len(signs) < 3:
             signs.add(store.storage.get(f"{NAME}/0"))
             time.sleep(0.05)
 
 
-def test_a_sign_of_life_counts_anew(store: Store) -> None:
+def test_a_heartbeat_extends_the_lease(store: Store) -> None:
     lease = Lease(store.storage, NAME, "next", ttl=0.1)
     for beat in range(4):
         store.storage.put(f"{NAME}/0", json.dumps({"who": "slow", "host": "elsewhere", "beat": beat}).encode())
-        with lease.tried() as held:
+        with lease.attempt() as held:
             assert not held
         time.sleep(0.2)
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert held
 
 
-def test_a_killed_process_of_this_machine_is_not_waited_for(store: Store) -> None:
+def test_the_lease_of_a_killed_process_of_this_machine_is_taken_at_once(store: Store) -> None:
     code = "import os,sys; sys.stdout.write(str(os.getpid())); sys.stdout.flush(); sys.stdin.read()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -75,15 +75,15 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(store: Store) -> Non
     holder = {"who": "killed", "beat": 0, **_process(child.pid)}
     store.storage.put(f"{NAME}/0", json.dumps(holder).encode())
     lease = Lease(store.storage, NAME, "next", ttl=3600)
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert not held
     child.kill()
     child.communicate()
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert held
 
 
-def test_who_is_known_to_be_gone() -> None:
+def test_only_an_ended_process_of_this_machine_is_known_to_have_ended() -> None:
     me = _process(os.getpid())
     assert not _is_gone(me)
     assert _is_gone({**me, "start": "1"})
@@ -97,10 +97,10 @@ def test_who_is_known_to_be_gone() -> None:
 def test_a_lease_that_cannot_be_read_expires(store: Store, content: bytes) -> None:
     store.storage.put(f"{NAME}/0", content)
     lease = Lease(store.storage, NAME, "next", ttl=0.1)
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert not held
     time.sleep(0.2)
-    with lease.tried() as held:
+    with lease.attempt() as held:
         assert held
 
 
@@ -131,15 +131,15 @@ def test_the_work_is_done_once(store: Store) -> None:
     assert set(told) <= {"", *done}
 
 
-def test_small_work_is_not_waited_for_long(store: Store) -> None:
+def test_after_max_wait_the_work_is_done_without_the_lease(store: Store) -> None:
     store.storage.put(f"{NAME}/0", json.dumps({"who": "stuck", "host": "elsewhere", "beat": 0}).encode())
     result = single_flight(
-        store.storage, NAME, lambda: None, lambda: "mine", lambda who: None, "me", 3600, patience=0.2
+        store.storage, NAME, lambda: None, lambda: "mine", lambda who: None, "me", 3600, max_wait=0.2
     )
     assert result == "mine"
 
 
-def test_after_a_failure_the_next_one_tries(store: Store) -> None:
+def test_after_a_failure_the_next_caller_does_the_work(store: Store) -> None:
     done: list[str] = []
     tries: list[int] = []
     results: list[object] = []

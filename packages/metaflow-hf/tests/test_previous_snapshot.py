@@ -1,4 +1,4 @@
-"""What a stored snapshot has is found however its writer cut it."""
+"""The content of a stored snapshot is found, whatever chunks it was cut into."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTENT = bytes(range(200))
 SIZES = {"a": 40, "b": 60, "c": 80, "d": 20, "empty": 0}
 
 
-def earlier(store: Store, cuts: list[int], oids: dict[str, str] | None = None) -> PreviousSnapshot:
+def snapshot_of(store: Store, cuts: list[int], oids: dict[str, str] | None = None) -> PreviousSnapshot:
     """The snapshot of the files a, b, c and d, cut into chunks of these sizes."""
     chunks: list[Chunk] = []
     start = 0
@@ -42,8 +42,8 @@ def content(name: str) -> bytes:
     return CONTENT[offset : offset + SIZES[name]]
 
 
-def test_files_that_have_chunks_of_their_own(store: Store) -> None:
-    found = earlier(store, [100, 50, 30, 20])
+def test_files_that_share_no_chunk_are_found_as_chunks(store: Store) -> None:
+    found = snapshot_of(store, [100, 50, 30, 20])
     assert [chunk.size for chunk in found.chunks_of(listed("c")) or ()] == [50, 30]
     assert [chunk.size for chunk in found.chunks_of(listed("d")) or ()] == [20]
     for shared in ("a", "b"):
@@ -53,34 +53,34 @@ def test_files_that_have_chunks_of_their_own(store: Store) -> None:
     assert found.chunks_of(listed("empty")) is None
 
 
-def test_chunks_that_end_elsewhere(store: Store) -> None:
-    found = earlier(store, [100, 90, 10])
+def test_files_within_a_chunk_are_read_from_it(store: Store) -> None:
+    found = snapshot_of(store, [100, 90, 10])
     assert found.chunks_of(listed("c")) is None
     assert found.content(listed("c")) == content("c")
     assert found.content(listed("d")) is None
     assert found.content(listed("empty")) is None
 
 
-def test_packs(store: Store) -> None:
-    found = earlier(store, [100, 100])
+def test_a_pack_is_found_by_exactly_its_files(store: Store) -> None:
+    found = snapshot_of(store, [100, 100])
     pack = found.pack([listed("a"), listed("b")])
     assert pack is not None
     assert pack[0].sha256 == hashlib.sha256(CONTENT[:100]).hexdigest()
     assert found.pack([listed("b"), listed("a")]) is None
     assert found.pack([listed("a")]) is None
     assert found.pack([listed("c"), listed("d")]) is not None
-    assert earlier(store, [50, 150]).pack([listed("a"), listed("b")]) is None
+    assert snapshot_of(store, [50, 150]).pack([listed("a"), listed("b")]) is None
 
 
-def test_files_without_an_id_are_not_taken(store: Store) -> None:
-    found = earlier(store, [100, 100], {"a": "a" * 40})
+def test_files_without_a_verified_id_are_not_reused(store: Store) -> None:
+    found = snapshot_of(store, [100, 100], {"a": "a" * 40})
     assert found.content(listed("a")) == content("a")
     assert found.content(listed("b")) is None
     assert found.pack([listed("a"), listed("b")]) is None
 
 
-def test_a_chunk_that_is_damaged_gives_nothing(store: Store) -> None:
-    found = earlier(store, [100, 100])
+def test_a_damaged_chunk_is_not_reused(store: Store) -> None:
+    found = snapshot_of(store, [100, 100])
     key = chunk_key(hashlib.sha256(CONTENT[:100]).hexdigest())
     store.storage.put(key, b"x" * 100)
     assert found.content(listed("a")) is None

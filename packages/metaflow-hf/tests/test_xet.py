@@ -1,4 +1,4 @@
-"""The same files through hf_xet, out of a Xet storage in a directory."""
+"""Files downloaded through hf_xet, from a Xet storage in a local directory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def contents(asked: Hub) -> dict[str, bytes]:
     return {file.path: b"".join(asked.stream("main", file)) for file in asked.tree("main")}
 
 
-def test_what_is_in_xet_storage_comes_from_there(hub: HubServer, repo: Repo, asked: Hub, warnings: list[str]) -> None:
+def test_files_in_xet_storage_are_downloaded_from_there(
+    hub: HubServer, repo: Repo, asked: Hub, warnings: list[str]
+) -> None:
     assert contents(asked) == repo.files
     assert hub.fetched() == {"plain.bin": 1, "config.json": 1}
     assert hub.count("xet") == 1
@@ -69,7 +71,9 @@ def test_what_is_in_xet_storage_comes_from_there(hub: HubServer, repo: Repo, ask
 
 
 @pytest.mark.parametrize("reason", ["switched off", "not installed", "too old"])
-def test_without_hf_xet(hub: HubServer, repo: Repo, asked: Hub, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+def test_without_hf_xet_files_are_downloaded_over_http(
+    hub: HubServer, repo: Repo, asked: Hub, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     if reason == "switched off":
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     else:
@@ -79,14 +83,16 @@ def test_without_hf_xet(hub: HubServer, repo: Repo, asked: Hub, monkeypatch: pyt
     assert set(hub.fetched().values()) == {1}
 
 
-def test_a_library_that_gives_no_streams_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hf_xet_without_streams_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     xet._library.cache_clear()
     monkeypatch.setattr(xet.importlib, "import_module", lambda name: object())
     assert xet._library() is None
     xet._library.cache_clear()
 
 
-def test_a_xet_storage_that_has_lost_the_file(hub: HubServer, repo: Repo, asked: Hub, tmp_path: Path) -> None:
+def test_a_file_that_xet_storage_has_lost_is_downloaded_over_http(
+    hub: HubServer, repo: Repo, asked: Hub, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     hub.cas = f"local://{tmp_path / 'empty'}"
     assert contents(asked) == repo.files
@@ -94,13 +100,13 @@ def test_a_xet_storage_that_has_lost_the_file(hub: HubServer, repo: Repo, asked:
 
 
 @pytest.mark.parametrize("answer", [{"status": 500}, {"status": 403}])
-def test_no_access_to_the_xet_storage(
+def test_without_access_to_xet_storage_files_are_downloaded_over_http(
     hub: HubServer, repo: Repo, asked: Hub, warnings: list[str], answer: dict[str, Any]
 ) -> None:
     hub.fault("xet", times=99, **answer)
     assert contents(asked) == repo.files
     assert "no access to its Xet storage" in warnings[-1]
-    assert hub.count("xet") == (1 if answer["status"] == 403 else module.ATTEMPTS)
+    assert hub.count("xet") == (1 if answer["status"] == 403 else module.MAX_ATTEMPTS)
 
 
 class Source:
@@ -117,14 +123,16 @@ class Source:
 
 
 @pytest.mark.parametrize("then", [None, ConnectionError("cut")])
-def test_a_xet_storage_that_stops_in_the_middle(hub: HubServer, repo: Repo, asked: Hub, then: Any) -> None:
+def test_a_file_that_xet_storage_breaks_off_is_continued_over_http(
+    hub: HubServer, repo: Repo, asked: Hub, then: Any
+) -> None:
     asked._xet = Source(then)  # type: ignore[assignment]
     assert contents(asked) == repo.files
     starts = {request.file: request.range for request in hub.requests if request.what == "cdn"}
     assert starts == {"big.bin": "bytes=4500000-", "other.bin": "bytes=500000-", "plain.bin": None}
 
 
-def test_errors_of_hf_xet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_hf_xet_become_connection_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     class Group:
         def download_stream(self, info: object, start: int) -> Iterator[bytes]:
             yield b"x"

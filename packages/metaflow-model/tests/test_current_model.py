@@ -1,4 +1,4 @@
-"""`current.model` by itself, without a run: from many threads, and its rarer lines in the log."""
+"""`current.model` without a run: calls from many threads, the log of slow saves, and the forms of `load`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_slow_save_has_a_line_in_the_log(
     content.write_bytes(os.urandom(300_000))
     model.save(content)
     assert lines == []
-    monkeypatch.setattr(current_model, "SLOW", 0.0)
+    monkeypatch.setattr(current_model, "SLOW_SAVE_S", 0.0)
     saved = model.save(content, label="again")
     assert saved["size"] == 300_000
     assert len(lines) == 1

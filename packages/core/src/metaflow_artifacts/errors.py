@@ -22,6 +22,11 @@ found there, and how to go on.
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
+from types import FrameType
+
 __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
@@ -84,3 +89,22 @@ class UsageError(ArtifactError, RuntimeError):
 
 class ArtifactWarning(UserWarning):
     """The call succeeded, except for the part that the message names."""
+
+
+_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.artifacts_")
+
+
+def warn(text: str) -> None:
+    """Give an ArtifactWarning that points to the first caller that is not ours.
+
+    Where the user has made warnings errors, it must not cost a save: it goes to standard error then.
+    """
+    level = 1
+    frame: FrameType | None = sys._getframe(0)
+    while frame is not None and _OURS.match(str(frame.f_globals.get("__name__", ""))):
+        frame = frame.f_back
+        level += 1
+    try:
+        warnings.warn(text, ArtifactWarning, stacklevel=level)
+    except ArtifactWarning:
+        print(f"ArtifactWarning: {text}", file=sys.stderr)

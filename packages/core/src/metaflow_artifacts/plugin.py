@@ -12,7 +12,6 @@ from ._lazy import lazy_names
 
 if TYPE_CHECKING:
     from ._cli.bar import bar as bar
-    from ._cli.output import size as size
     from ._format.keys import HUB as HUB
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
@@ -28,36 +27,34 @@ if TYPE_CHECKING:
     from ._format.reference import ModelArtifact as ModelArtifact
     from ._format.reference import parse_reference as parse_reference
     from ._mf.card import Html as Html
-    from ._mf.card import Mark as Mark
+    from ._mf.card import TimelinePoint as TimelinePoint
     from ._mf.card import code as code
-    from ._mf.card import count_text as count_text
-    from ._mf.card import duration_text as duration_text
     from ._mf.card import facts as facts
-    from ._mf.card import heading as heading
     from ._mf.card import metadata_text as metadata_text
     from ._mf.card import note as note
     from ._mf.card import notice as notice
-    from ._mf.card import page as page
     from ._mf.card import paragraph as paragraph
-    from ._mf.card import seconds_of as seconds_of
     from ._mf.card import section as section
-    from ._mf.card import size_text as size_text
     from ._mf.card import table as table
+    from ._mf.card import task_heading as task_heading
     from ._mf.card import tiles as tiles
-    from ._mf.card import time_text as time_text
     from ._mf.card import timeline as timeline
     from ._mf.conflict import refuse_foreign_decorators as refuse_foreign_decorators
-    from ._mf.datastore import default_store as default_store
-    from ._mf.datastore import store_for as store_for
     from ._mf.datastore import store_of_flow as store_of_flow
     from ._mf.errors import in_flow as in_flow
     from ._mf.errors import in_hook as in_hook
     from ._mf.errors import shown as shown
+    from ._mf.live_card import DecoratorCard as DecoratorCard
+    from ._mf.live_card import LiveCard as LiveCard
+    from ._mf.live_card import attach_card as attach_card
+    from ._mf.live_card import with_card as with_card
     from ._mf.loaded import Loaded as Loaded
     from ._mf.loaded import TemporaryDirectories as TemporaryDirectories
     from ._mf.loaded import loaded_keys as loaded_keys
     from ._mf.loaded import note_loaded as note_loaded
     from ._mf.log import Log as Log
+    from ._mf.stores import default_store as default_store
+    from ._mf.stores import store_for as store_for
     from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
     from ._mf.task import TaskIdentity as TaskIdentity
     from ._storage.base import ObjectInfo as ObjectInfo
@@ -68,6 +65,11 @@ if TYPE_CHECKING:
     from ._store.checkpoints import list_checkpoints as list_checkpoints
     from ._store.store import Store as Store
     from ._store.store import key_of as key_of
+    from ._text import count_text as count_text
+    from ._text import duration_text as duration_text
+    from ._text import seconds_of as seconds_of
+    from ._text import size_text as size_text
+    from ._text import time_text as time_text
     from ._transfer.chunks import chunk_key as chunk_key
     from ._transfer.chunks import is_stored as is_stored
     from ._transfer.chunks import put_chunk as put_chunk
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError as ArtifactError
     from .errors import ArtifactNotFound as ArtifactNotFound
     from .errors import CorruptArtifact as CorruptArtifact
+    from .errors import InvalidInput as InvalidInput
     from .errors import InvalidReference as InvalidReference
     from .errors import StorageError as StorageError
     from .errors import TargetError as TargetError
@@ -92,42 +95,38 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "_cli.bar": ("bar",),
-    "_cli.output": ("size",),
     "_format.keys": ("CheckpointKey", "CheckpointPlace", "HUB", "ModelKey", "encode_part", "parse_key"),
     "_format.manifest": ("Chunk", "FileEntry", "Manifest"),
     "_format.plan": ("is_packed", "plan", "segments"),
     "_format.reference": ("ModelArtifact", "parse_reference"),
     "_mf.card": (
         "Html",
-        "Mark",
+        "TimelinePoint",
         "code",
-        "count_text",
-        "duration_text",
         "facts",
-        "heading",
         "metadata_text",
         "note",
         "notice",
-        "page",
         "paragraph",
-        "seconds_of",
         "section",
-        "size_text",
         "table",
+        "task_heading",
         "tiles",
-        "time_text",
         "timeline",
     ),
     "_mf.conflict": ("refuse_foreign_decorators",),
-    "_mf.datastore": ("default_store", "store_for", "store_of_flow"),
+    "_mf.datastore": ("store_of_flow",),
     "_mf.errors": ("in_flow", "in_hook", "shown"),
     "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
+    "_mf.live_card": ("DecoratorCard", "LiveCard", "attach_card", "with_card"),
     "_mf.log": ("Log",),
+    "_mf.stores": ("default_store", "store_for"),
     "_mf.task": ("ENVIRONMENT_VARIABLE", "TaskIdentity"),
     "_storage.base": ("ObjectInfo", "Storage"),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
     "_store.store": ("Store", "key_of"),
+    "_text": ("count_text", "duration_text", "seconds_of", "size_text", "time_text"),
     "_transfer.chunks": ("chunk_key", "is_stored", "put_chunk", "read_chunk"),
     "_transfer.loading": ("read_range",),
     "_transfer.progress": ("Progress",),
@@ -138,6 +137,7 @@ _WHERE = {
         "ArtifactError",
         "ArtifactNotFound",
         "CorruptArtifact",
+        "InvalidInput",
         "InvalidReference",
         "StorageError",
         "TargetError",

@@ -1,4 +1,4 @@
-"""The parts of cards: what users write is escaped, and numbers are for people."""
+"""The parts of cards: the text of users is escaped, and long content is cut."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import pytest
 
 from metaflow_artifacts._mf.card import (
     Html,
-    Mark,
+    TimelinePoint,
     code,
-    count_text,
-    duration_text,
     facts,
     metadata_text,
     notice,
     page,
     section,
-    size_text,
     table,
+    task_heading,
     tiles,
-    time_text,
     timeline,
 )
 
 EVIL = '"><script>alert(1)</script>&'
 
 
-def test_text_is_escaped_wherever_it_goes() -> None:
+def test_every_part_escapes_the_text_that_it_is_given() -> None:
     parts = [
         section(EVIL, EVIL),
         facts([(EVIL, EVIL)]),
@@ -34,7 +31,10 @@ def test_text_is_escaped_wherever_it_goes() -> None:
         notice(EVIL),
         code(EVIL),
         timeline(
-            [Mark(0, 1, EVIL, EVIL), Mark(1, 0, "other", "", hollow=True)], 1, height_label=EVIL, hollow_label=EVIL
+            [TimelinePoint(0, 1, EVIL, EVIL), TimelinePoint(1, 0, "other", "", hollow=True)],
+            1,
+            height_label=EVIL,
+            hollow_label=EVIL,
         ),
     ]
     whole = page(EVIL, [EVIL, *parts], live=False)
@@ -43,54 +43,17 @@ def test_text_is_escaped_wherever_it_goes() -> None:
     assert whole.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 17
 
 
-def test_what_is_finished_goes_in_as_it_is() -> None:
+def test_finished_markup_is_not_escaped_again() -> None:
     assert "<b>x</b>" in section("title", Html("<b>x</b>"))
     assert "<code>a</code>" in facts([("name", code("a"))])
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (12_345, "12.3 kB"),
-        (999_499, "999 kB"),
-        (999_600, "1.00 MB"),
-        (4_000_000_000, "4.00 GB"),
-        (3.2e15, "3200 TB"),
-    ],
-)
-def test_sizes(size: float, text: str) -> None:
-    assert size_text(size) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (0.004, "0 s"),
-        (0.12, "0.12 s"),
-        (9.97, "10 s"),
-        (59.4, "59 s"),
-        (60, "1 min"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 5 min"),
-        (4 * 86400 + 3 * 3600 + 5, "4 d 3 h"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
-
-
-def test_times_are_in_utc() -> None:
-    assert time_text("2026-01-31T13:05:09.123456+02:00") == "2026-01-31 11:05:09 UTC"
-    assert time_text("2026-01-31T13:05:09") == "2026-01-31 13:05:09 UTC"
-    assert time_text(0) == "1970-01-01 00:00:00 UTC"
-
-
-def test_counts() -> None:
-    assert [count_text(n, "checkpoint") for n in (1, 1234)] == ["1 checkpoint", "1,234 checkpoints"]
+def test_a_task_heading_names_the_step_the_attempt_and_the_time() -> None:
+    data = {"pathspec": "Flow/1/train/2", "attempt": 3, "now": 0, "state": "running"}
+    running = task_heading("Checkpoints", data, "a detail")
+    assert "Checkpoints of train" in running
+    assert "Flow/1/train/2, attempt 3, a detail, as of 1970-01-01 00:00:00 UTC" in running
+    assert "attempt 3, ended 1970-01-01 00:00:00 UTC" in task_heading("Checkpoints", {**data, "state": "done"})
 
 
 def test_metadata_is_one_line_of_limited_length() -> None:

@@ -1,8 +1,9 @@
-"""Decorators of the same names from elsewhere."""
+"""Decorators of the same names from another distribution are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import metaflow.plugins
 import pytest
@@ -23,18 +24,40 @@ def decorator(name: str, module: str) -> type[StepDecorator]:
     return type("Decorator", (StepDecorator,), {"name": name, "__module__": module})
 
 
-def test_ours_and_unrelated_ones_are_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_decorators_and_unrelated_ones_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = decorator("checkpoint", "metaflow_extensions.artifacts_checkpoint.plugins.x")
     unrelated = decorator("acme", "metaflow_extensions.acme.plugins.x")
     monkeypatch.setattr(metaflow.plugins, "STEP_DECORATORS", [*metaflow.plugins.STEP_DECORATORS, ours, unrelated])
     refuse_foreign_decorators()
 
 
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution metaflow-checkpoint of other authors, with the package `foreign`."""
+    metadata = tmp_path / "metaflow_checkpoint-0.2.14.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: metaflow-checkpoint\nVersion: 0.2.14\n")
+    (metadata / "RECORD").write_text("metaflow_extensions/foreign/plugins/x.py,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["model", "checkpoint", "huggingface_hub"])
-def test_one_of_the_same_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = decorator(name, "metaflow_extensions.foreign.plugins.x")
-    monkeypatch.setattr(metaflow.plugins, "STEP_DECORATORS", [*metaflow.plugins.STEP_DECORATORS, foreign])
-    with pytest.raises(UsageError, match=rf"^@{name} comes from metaflow_extensions\.foreign\.plugins\.x") as raised:
+@pytest.mark.usefixtures("foreign")
+def test_the_error_says_which_command_removes_which_distribution(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = decorator(name, "metaflow_extensions.foreign.plugins.x")
+    monkeypatch.setattr(metaflow.plugins, "STEP_DECORATORS", [*metaflow.plugins.STEP_DECORATORS, one])
+    with pytest.raises(UsageError) as raised:
         refuse_foreign_decorators()
-    assert "uninstall" in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert str(raised.value) == (
+        f"@{name} comes from metaflow-checkpoint 0.2.14, which cannot be installed together with metaflow-artifacts: "
+        "both have decorators of the same names, and store in different formats. Remove one of them: "
+        "`pip uninstall metaflow-checkpoint`, or "
+        "`pip uninstall metaflow-artifacts-model metaflow-artifacts-checkpoint metaflow-artifacts-hf`"
+    )
+
+
+def test_a_decorator_without_a_distribution_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = decorator("model", "metaflow_extensions.mine.plugins.x")
+    monkeypatch.setattr(metaflow.plugins, "STEP_DECORATORS", [*metaflow.plugins.STEP_DECORATORS, one])
+    with pytest.raises(UsageError, match=r"^@model comes from the module metaflow_extensions\.mine\.plugins\.x, which"):
+        refuse_foreign_decorators()

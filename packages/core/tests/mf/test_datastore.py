@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from metaflow_artifacts import ArtifactWarning, StorageError, UsageError, open_store
-from metaflow_artifacts._mf.datastore import store_at, store_for, store_of_flow, store_of_task
+from metaflow_artifacts import ArtifactWarning, StorageError, open_store
+from metaflow_artifacts._mf.datastore import store_at, store_of_flow
+from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 KEY = "mf.models/models/artifacts/x_" + "0" * 32
@@ -77,13 +78,6 @@ def test_a_reference_is_loaded_from_where_its_url_says(tmp_path: Path) -> None:
     # No request: there is no such server.
     remote = SimpleNamespace(root="s3://bucket/prefix")
     assert store_for(reference("s3://bucket/prefix/"), remote) is remote  # type: ignore[arg-type,comparison-overlap]
-
-
-def test_the_store_of_a_past_task_is_that_of_its_metadata(tmp_path: Path) -> None:
-    metadata = {"ds-type": "local", "ds-root": str(tmp_path)}
-    assert store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict=metadata)).root == str(tmp_path)
-    with pytest.raises(UsageError, match="F/1/s/2 has no record of its datastore"):
-        store_of_task(SimpleNamespace(pathspec="F/1/s/2", metadata_dict={}))
 
 
 def test_our_warnings_pass_the_filter_by_which_metaflow_hides_all(tmp_path: Path) -> None:
@@ -160,7 +154,7 @@ def test_a_default_store_on_s3_is_reached(s3_server: SeaweedServer, tmp_path: Pa
     del variables["AWS_ENDPOINT_URL_S3"]
     code = (
         "import sys\n"
-        "from metaflow_artifacts._mf.datastore import default_store\n"
+        "from metaflow_artifacts._mf.stores import default_store\n"
         "print(default_store().read_file(sys.argv[1], 'file').decode())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("METAFLOW", "AWS"))}

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactNotFound, ModelArtifact, StorageError, Store, TransientStorageError, open_store
-from metaflow_artifacts._mf import datastore
-from metaflow_artifacts._mf.datastore import store_at, store_for
+from metaflow_artifacts._mf import datastore, stores
+from metaflow_artifacts._mf.datastore import store_at
+from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 
@@ -43,7 +44,7 @@ def as_configured(monkeypatch: pytest.MonkeyPatch, endpoint: str, access_key: st
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(metaflow_config, "DATATOOLS_CLIENT_PARAMS", {"endpoint_url": endpoint})
-    for cached in (datastore._open, datastore._storage):
+    for cached in (datastore.open_root, stores._storage):
         cached.cache_clear()
 
 
@@ -51,7 +52,7 @@ def as_configured(monkeypatch: pytest.MonkeyPatch, endpoint: str, access_key: st
 def s3(s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
     as_configured(monkeypatch, s3_server.endpoint, s3_server.access_key, s3_server.secret_key)
     yield s3_server
-    for cached in (datastore._open, datastore._storage):
+    for cached in (datastore.open_root, stores._storage):
         cached.cache_clear()
 
 
@@ -118,7 +119,7 @@ def test_without_a_configured_store_the_place_that_the_url_says_is_named(
     def none() -> Store:
         raise StorageError("no local datastore")
 
-    monkeypatch.setattr(datastore, "default_store", none)
+    monkeypatch.setattr(stores, "default_store", none)
     assert store_for(saved).root == str(tmp_path / "old")
     shutil.rmtree(tmp_path / "old")
     with pytest.raises(StorageError, match=r"old is no directory .* no datastore is configured: no local datastore"):
@@ -189,7 +190,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
     yield answers
     running.shutdown()
     running.server_close()
-    for cached in (datastore._open, datastore._storage):
+    for cached in (datastore.open_root, stores._storage):
         cached.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Counts to ten, saves every second number, and fails twice on the way: a retry goes on from the last one saved."""
+"""Counts to ten, saves every second number, and fails twice on the way: a retry resumes from the last checkpoint."""
 
 import os
 

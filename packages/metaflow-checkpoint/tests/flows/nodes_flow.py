@@ -1,4 +1,4 @@
-"""Two nodes of a @parallel step that fail once: each goes on from its own."""
+"""Two nodes of a @parallel step that fail once: each resumes from its own checkpoint."""
 
 import os
 

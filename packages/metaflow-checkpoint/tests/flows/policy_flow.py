@@ -1,4 +1,4 @@
-"""Chooses by itself what to load: another flow's newest checkpoint, by an artifact and by listing its task."""
+"""Chooses in its code what to load: another flow's newest checkpoint, by an artifact and by listing its task."""
 
 import os
 
@@ -16,7 +16,7 @@ class CounterPolicyFlow(FlowSpec):
     @checkpoint(load_policy=None)
     @step
     def start(self):
-        emit("loaded by itself", [current.checkpoint.is_loaded, current.checkpoint.info])
+        emit("loaded automatically", [current.checkpoint.is_loaded, current.checkpoint.info])
         namespace(None)
         run = Flow("CheckpointCounterFlow").latest_successful_run
         current.checkpoint.load(run["flaky_count"].task["latest_checkpoint"].data)

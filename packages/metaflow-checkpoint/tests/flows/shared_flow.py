@@ -1,4 +1,4 @@
-"""One step that goes on from any run's checkpoint, and adds a file to it."""
+"""One step that resumes from the checkpoint of any run, and adds a file to it."""
 
 import os
 

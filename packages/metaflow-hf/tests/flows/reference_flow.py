@@ -4,7 +4,7 @@ import os
 
 from metaflow import FlowSpec, Parameter, current, huggingface_hub, step
 
-from metaflow_artifacts._mf.datastore import default_store
+from metaflow_artifacts._mf.stores import default_store
 from metaflow_artifacts.testing.flows import emit
 
 SCOPE = os.environ.get("SCOPE", "checkpoint")

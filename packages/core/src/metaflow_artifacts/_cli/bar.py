@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from metaflow_artifacts._cli.output import size
+from metaflow_artifacts._text import size_text
 from metaflow_artifacts._transfer.progress import Progress
 
 __all__ = ["bar"]
@@ -38,8 +38,8 @@ def bar(what: str) -> Iterator[Progress]:
             drawn = now
             part = transfer.done / transfer.total if transfer.total else 1.0
             full = round(part * _WIDTH)
-            rate = size(round(transfer.done / (now - began)))
-            line = f"{what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size(transfer.total)}, {rate}/s"
+            rate = size_text(round(transfer.done / (now - began)))
+            line = f"{what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size_text(transfer.total)}, {rate}/s"
             stream.write(f"\r{line}\x1b[K")
             stream.flush()
         finally:

@@ -10,10 +10,7 @@ from typing import Any
 
 from metaflow_artifacts._format.floats import without_floats
 
-__all__ = ["count", "duration", "escape", "print_json", "print_table", "seconds", "size", "when"]
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 24 * 3600.0, "w": 7 * 24 * 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
+__all__ = ["escape", "escape_lines", "print_json", "print_table", "warn"]
 
 
 def escape(text: str) -> str:
@@ -32,40 +29,6 @@ def _escaped(character: str) -> str:
 def escape_lines(text: str) -> str:
     """As `escape`, with line ends and tabs as they are."""
     return "".join(part if part in "\n\t" else escape(part) for part in re.split(r"([\n\t])", text))
-
-
-def size(count: int) -> str:
-    """Bytes, for people."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
-
-
-def count(number: int, thing: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def when(created_on: str) -> str:
-    """A time as in a reference, to the second."""
-    return created_on[:19].replace("T", " ")
-
-
-def seconds(text: str) -> float:
-    """A time like `7d`, `12h`, `30m` or `90s`, in seconds. Raises ValueError."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no time; write 90s, 30m, 12h, 7d or 2w")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def duration(value: float) -> str:
-    """Seconds, as `seconds` takes them."""
-    unit = next((unit for unit in "dhm" if value and value % _UNITS[unit] == 0), "s")
-    return f"{value / _UNITS[unit]:g}{unit}"
 
 
 def print_json(value: Any) -> None:

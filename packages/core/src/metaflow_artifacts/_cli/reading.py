@@ -13,13 +13,14 @@ from itertools import accumulate
 from typing import Any
 
 from metaflow_artifacts._cli.bar import bar
-from metaflow_artifacts._cli.output import count, escape, escape_lines, print_json, print_table, size, warn, when
+from metaflow_artifacts._cli.output import escape, escape_lines, print_json, print_table, warn
 from metaflow_artifacts._cli.roots import resolve, store_of
 from metaflow_artifacts._format.manifest import FileEntry, Manifest
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._store.ancestry import lineage
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._text import count_text, size_text, time_text
 from metaflow_artifacts._upkeep.survey import artifact_objects, heads
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 
@@ -72,7 +73,7 @@ def _print_artifacts(artifacts: list[ModelArtifact], options: argparse.Namespace
         print_json(artifacts)
         return
     rows = [
-        (when(a["created_on"]), size(a["size"]), a["type"], a["label"], a["pathspec"] or "-", a["key"])
+        (time_text(a["created_on"]), size_text(a["size"]), a["type"], a["label"], a["pathspec"] or "-", a["key"])
         for a in artifacts
     ]
     print_table(("created on", "size", "type", "label", "pathspec", "key"), rows, right=["size"])
@@ -108,7 +109,7 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"artifact": artifact, **more})
         return 0
-    shown = {**artifact, "size": f"{artifact['size']} ({size(artifact['size'])})", **more}
+    shown = {**artifact, "size": f"{artifact['size']} ({size_text(artifact['size'])})", **more}
     for name, value in shown.items():
         if isinstance(value, dict):
             rows = [f"{name}:", *(f"  {key}: {_text(item)}" for key, item in value.items())]
@@ -141,8 +142,8 @@ def _tree(options: argparse.Namespace) -> int:
                 print(f"{'':>10}  {'    ' * level}{escape(parts[level])}/")
         if file is not None:
             mark = "*" if file.mode & 0o111 else ""
-            print(f"{size(file.size):>10}  {'    ' * (len(parts) - 1)}{escape(parts[-1])}{mark}")
-    print(f"{size(manifest.size):>10}  in {count(len(manifest.files), 'file')}")
+            print(f"{size_text(file.size):>10}  {'    ' * (len(parts) - 1)}{escape(parts[-1])}{mark}")
+    print(f"{size_text(manifest.size):>10}  in {count_text(len(manifest.files), 'file')}")
     return 0
 
 
@@ -184,7 +185,7 @@ def _get(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"path": path, "size": progress.total})
     else:
-        print(f"{size(progress.total)} in {escape(path)}")
+        print(f"{size_text(progress.total)} in {escape(path)}")
     return 0
 
 

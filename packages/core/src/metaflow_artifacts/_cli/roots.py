@@ -33,7 +33,7 @@ def _open(options: argparse.Namespace) -> Store:
     if root is None:
         if not with_metaflow:
             raise StorageError("which store? pass --root: a directory, or s3://bucket/prefix")
-        from metaflow_artifacts._mf.datastore import default_store
+        from metaflow_artifacts._mf.stores import default_store
 
         try:
             return default_store()

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 
 from metaflow_artifacts._cli.bar import bar
-from metaflow_artifacts._cli.output import count, duration, escape, print_json, print_table, seconds, size, warn, when
+from metaflow_artifacts._cli.output import escape, print_json, print_table, warn
 from metaflow_artifacts._cli.roots import resolve, store_of
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
+from metaflow_artifacts._text import count_text, parse_period, period_text, size_text, time_text
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, gc
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
@@ -34,7 +34,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         type=_seconds,
         default=GRACE,
         metavar="TIME",
-        help=f"keep what was written or needed within this time (default {duration(GRACE)})",
+        help=f"keep what was written or needed within this time (default {period_text(GRACE)})",
     )
     collected.add_argument(
         "--exclusive", action="store_true", help="nothing saves to this store until gc ends: any --grace will do"
@@ -85,7 +85,7 @@ def _execute(parser: argparse.ArgumentParser) -> None:
 
 def _seconds(text: str) -> float:
     try:
-        return seconds(text)
+        return parse_period(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -141,12 +141,13 @@ def _du(options: argparse.Namespace) -> int:
         return 1 if damaged else 0
     print_table(
         ("type", "flow", "artifacts", "logical", "stored"),
-        [(kind, flow or "-", str(u.artifacts), size(u.logical), size(u.stored)) for (kind, flow), u in rows],
+        [(kind, flow or "-", str(u.artifacts), size_text(u.logical), size_text(u.stored)) for (kind, flow), u in rows],
         right=["artifacts", "logical", "stored"],
     )
     everything = total.inline + sum(stored.values())
-    print(f"\n{size(total.logical)} in {count(total.artifacts, 'artifact')}, stored in {size(everything)}", end="")
-    print(f", of which no artifact needs {size(unneeded)}" if unneeded else "")
+    artifacts = count_text(total.artifacts, "artifact")
+    print(f"\n{size_text(total.logical)} in {artifacts}, stored in {size_text(everything)}", end="")
+    print(f", of which no artifact needs {size_text(unneeded)}" if unneeded else "")
     return 1 if damaged else 0
 
 
@@ -163,11 +164,11 @@ def _check(options: argparse.Namespace) -> int:
         more = f" and {note.count - len(note.keys)} more" if note.count > len(note.keys) else ""
         print(escape(f"note: {', '.join(note.keys)}{more}: {note.detail}"))
     if report.foreign:
-        print(f"note: {count(report.foreign, 'artifact')} of metaflow-checkpoint, not checked")
-    seen = f"{count(report.artifacts, 'artifact')}, {count(report.files, 'file')}, {size(report.size)}"
-    seen += f", in {count(report.chunks, 'chunk')} of {size(report.stored)}"
-    read = f", {size(report.read)} read" if options.read else ""
-    print(f"{seen}{read}: " + ("whole" if report.ok else count(len(report.problems), "problem")))
+        print(f"note: {count_text(report.foreign, 'artifact')} of metaflow-checkpoint, not checked")
+    seen = f"{count_text(report.artifacts, 'artifact')}, {count_text(report.files, 'file')}, {size_text(report.size)}"
+    seen += f", in {count_text(report.chunks, 'chunk')} of {size_text(report.stored)}"
+    read = f", {size_text(report.read)} read" if options.read else ""
+    print(f"{seen}{read}: " + ("whole" if report.ok else count_text(len(report.problems), "problem")))
     return 0 if report.ok else 1
 
 
@@ -185,16 +186,18 @@ def _gc(options: argparse.Namespace) -> int:
     if options.json:
         print_json(asdict(stats))
         return 0
-    artifacts = count(stats.artifacts, "artifact")
-    print(f"{count(stats.chunks, 'chunk')} of {size(stats.stored)} in the store, for {artifacts}")
-    removed = f"{count(stats.removed, 'chunk')}, {count(stats.temporary, 'temporary file')}, "
-    removed += f"{count(stats.tombstones, 'tombstone')} and {count(stats.marks, 'gc mark')} of {size(stats.freed)}"
+    artifacts = count_text(stats.artifacts, "artifact")
+    print(f"{count_text(stats.chunks, 'chunk')} of {size_text(stats.stored)} in the store, for {artifacts}")
+    removed = f"{count_text(stats.removed, 'chunk')}, {count_text(stats.temporary, 'temporary file')}, "
+    removed += f"{count_text(stats.tombstones, 'tombstone')} and {count_text(stats.marks, 'gc mark')}"
+    removed += f" of {size_text(stats.freed)}"
     print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:
         print(
-            f"kept {count(waiting.chunks, 'chunk')} of {size(waiting.size)} that no artifact needs: written or needed "
-            f"within the grace period of {duration(options.grace)}; gc can remove {_from(waiting.first, waiting.last)}"
+            f"kept {count_text(waiting.chunks, 'chunk')} of {size_text(waiting.size)} that no artifact needs: written "
+            f"or needed within the grace period of {period_text(options.grace)}; "
+            f"gc can remove {_from(waiting.first, waiting.last)}"
         )
     if stats.keeps_versions:
         print(
@@ -205,7 +208,7 @@ def _gc(options: argparse.Namespace) -> int:
 
 
 def _from(first: float, last: float) -> str:
-    begin, end = (when(datetime.fromtimestamp(moment, timezone.utc).isoformat()) for moment in (first, last))
+    begin, end = (time_text(moment) for moment in (first, last))
     return f"them after {end} UTC" if begin == end else f"the first after {begin} UTC, all after {end} UTC"
 
 
@@ -241,7 +244,7 @@ def _retain(options: argparse.Namespace) -> int:
             decided += [(artifact, "delete") for artifact in group.delete]
             decided.sort(key=lambda pair: pair[0]["created_on"], reverse=True)
             for artifact, what in decided:
-                rows.append((when(artifact["created_on"]), size(artifact["size"]), what, artifact["key"]))
+                rows.append((time_text(artifact["created_on"]), size_text(artifact["size"]), what, artifact["key"]))
         print_table(("created on", "size", "decision", "key"), rows, right=["size"])
     for group in plan.groups:
         for key in group.unreadable:
@@ -262,7 +265,8 @@ def _retain(options: argparse.Namespace) -> int:
         print_json({"executed": options.execute, "size": plan.size, "groups": groups})
         return 0
     if stats is None:
-        print(f"\nwould delete {count(len(plan.delete), 'checkpoint')} of {size(plan.size)}; --execute does it")
+        checkpoints = count_text(len(plan.delete), "checkpoint")
+        print(f"\nwould delete {checkpoints} of {size_text(plan.size)}; --execute does it")
     else:
-        print(f"\ndeleted {count(stats.deleted, 'checkpoint')} of {size(stats.size)}; gc frees their space")
+        print(f"\ndeleted {count_text(stats.deleted, 'checkpoint')} of {size_text(stats.size)}; gc frees their space")
     return 0

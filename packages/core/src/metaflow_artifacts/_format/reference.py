@@ -5,15 +5,11 @@ It is a plain dict, so that it can be pickled and read where none of these packa
 
 from __future__ import annotations
 
-import re
-import sys
-import warnings
 from collections.abc import Mapping
 from datetime import date, time
-from types import FrameType
 from typing import Any, Literal, TypedDict, cast
 
-from metaflow_artifacts.errors import ArtifactWarning, InvalidInput, InvalidReference
+from metaflow_artifacts.errors import InvalidInput, InvalidReference, warn
 
 __all__ = [
     "MAX_DEPTH",
@@ -32,7 +28,6 @@ _MAX_BITS = 4096
 _NAMED = 5
 """How many members a warning names."""
 _NAME_LENGTH = 100
-_OURS = re.compile(r"(metaflow_artifacts|contextlib|functools)(\.|$)|metaflow_extensions\.artifacts_")
 
 
 class _Required(TypedDict):
@@ -151,11 +146,7 @@ def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     if normaliser.changed:
         more = len(normaliser.changed) - _NAMED
         told = ", ".join(normaliser.changed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        warnings.warn(
-            f"JSON cannot hold some of the metadata as it is: {told}",
-            ArtifactWarning,
-            stacklevel=_stacklevel(),
-        )
+        warn(f"JSON cannot hold some of the metadata as it is: {told}")
     # It is text only if the entries of the mapping cannot be read.
     return normal if isinstance(normal, dict) else {}
 
@@ -268,13 +259,3 @@ def _plain(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-def _stacklevel() -> int:
-    """The stacklevel with which `warnings.warn` in the calling function points to the first caller that is not ours."""
-    level = 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _OURS.match(str(frame.f_globals.get("__name__", ""))):
-        frame = frame.f_back
-        level += 1
-    return level

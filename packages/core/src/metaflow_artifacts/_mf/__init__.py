@@ -1,7 +1,7 @@
-"""What the decorators share and only Metaflow can give: the running task, its datastore, log and lineage.
+"""What the decorators share and what needs Metaflow: the running task, its datastore, log, lineage and cards.
 
-The only subpackage of core that imports Metaflow; `import metaflow_artifacts` does not touch it.
+This is the only subpackage of core that imports Metaflow. `import metaflow_artifacts` does not import it.
 """
 
-# Before any module here: Metaflow imports the decorators, and these import the modules.
+# Metaflow must be imported before any module here: it imports the decorators, which import these modules.
 import metaflow  # noqa: F401

@@ -1,4 +1,4 @@
-"""A text for a foreach value: the same in every run and process, and different where the values differ."""
+"""A text for a foreach value: the same in every run and process, and different for different values."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _MAX_DEPTH = 100
 
 
 class Unstable(Exception):
-    """The value has no text that is known to be the same in another process."""
+    """The value has no text that is certain to be the same in another process."""
 
 
 def canonical(value: object) -> str:
-    """A text that equal values share in every run, whatever the order of a dict or a set or the hash seed.
+    """A text that is the same for equal values in every run, whatever the order of a dict or set and the hash seed.
 
-    Numbers, strings, bytes, dicts, sets, sequences, enums, dataclasses, numpy arrays and scalars, and objects
-    that pickle by their state, all of them nested. Raises Unstable for what has none: open files, functions
-    without a name, objects that contain themselves.
+    The value may consist of numbers, strings, bytes, dicts, sets, sequences, enums, dataclasses, numpy arrays and
+    scalars, and objects that can be pickled. Raises Unstable for values without such a text: open files, lambdas,
+    objects that contain themselves.
     """
     try:
         return json.dumps(_tree(value, ()), separators=(",", ":"))
     except Unstable:
         raise
-    except Exception as error:  # Raised by the value's own code, which runs here.
-        raise Unstable(f"a {type(value).__name__} cannot be written down: {error}") from error
+    except Exception as error:  # The code of the value's class runs here, and may raise anything.
+        raise Unstable(f"a {type(value).__name__} cannot be turned into a text: {error}") from error
 
 
 def _tree(value: Any, above: tuple[int, ...]) -> Any:
@@ -76,10 +76,10 @@ def _composite(value: Any, above: tuple[int, ...]) -> Any:
 def _array(value: Any, above: tuple[int, ...]) -> Any:
     if tuple(value.shape) == ():
         return _tree(value.tolist(), above)
-    what = ["array", str(value.dtype), [int(size) for size in value.shape]]
+    description = ["array", str(value.dtype), [int(size) for size in value.shape]]
     if hasattr(value, "tobytes") and not getattr(value.dtype, "hasobject", True):
-        return [*what, hashlib.sha256(value.tobytes()).hexdigest()]
-    return [*what, _tree(value.tolist(), above)]
+        return [*description, hashlib.sha256(value.tobytes()).hexdigest()]
+    return [*description, _tree(value.tolist(), above)]
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
@@ -102,5 +102,5 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
 def _name(thing: Any) -> str:
     name = getattr(thing, "__qualname__", None)
     if not isinstance(name, str) or "<lambda>" in name:
-        raise Unstable(f"a {type(thing).__name__} has no name of its own")
+        raise Unstable(f"a {type(thing).__name__} has no name")
     return f"{getattr(thing, '__module__', '')}.{name}"

@@ -1,8 +1,8 @@
-"""The parts that the decorators' cards are made of: pages, facts, tables and a timeline, as HTML and SVG.
+"""The parts of the decorators' cards: pages, facts, tables and a timeline, as HTML and SVG.
 
-A page needs nothing from the network and no script, but for the three lines that let Metaflow's viewer put in
-what changed while the task runs. Text of users is escaped by every function here; what these return is `Html`
-and goes into the next one as it is.
+A page loads nothing from the network. Its only script is the few lines with which Metaflow's viewer updates the page
+while the task runs. Every function here escapes the text that it is given, except for `Html`, which these functions
+return.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
+
+from metaflow_artifacts._text import duration_text, time_text
 
 __all__ = [
     "Html",
-    "Mark",
+    "TimelinePoint",
     "code",
-    "count_text",
-    "duration_text",
     "facts",
     "heading",
     "metadata_text",
@@ -28,17 +27,15 @@ __all__ = [
     "notice",
     "page",
     "paragraph",
-    "seconds_of",
     "section",
-    "size_text",
     "table",
+    "task_heading",
     "tiles",
-    "time_text",
     "timeline",
 ]
 
 _TOKEN = "[METAFLOW_RELOAD_TOKEN]"
-"""Metaflow puts its own token here, by which the viewer sees whether an update belongs to the page."""
+"""Metaflow replaces this text by its own token, with which the viewer checks that an update belongs to the page."""
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#be185d")
 
@@ -80,7 +77,7 @@ svg text { fill: #6b7280; font-size: 12px; }
 
 
 class Html(str):
-    """Markup that is finished; any other string is escaped where it goes into a page."""
+    """Finished markup. Any other string is escaped when it becomes part of a page."""
 
     __slots__ = ()
 
@@ -90,17 +87,16 @@ def _html(value: object) -> str:
 
 
 def page(title: str, parts: Iterable[str], *, live: bool) -> str:
-    """A whole page. With `live`, the viewer replaces its content by what a card's `refresh` returns: see
-    `section`.
+    """A whole page with the window title `title`, and `parts` one below the other.
 
-    `title` is that of the window; `parts` come one below the other.
+    With `live`, the viewer replaces these parts by what the card's `refresh` returns.
     """
     script = ""
     if live:
         script = (
             f'<script>var METAFLOW_RELOAD_TOKEN = "{_TOKEN}";'
             "var shown; window.metaflow_card_update = function (data) {"
-            # Most updates bring nothing new, and what somebody selected is to stay selected.
+            # Most updates change nothing; then the page is left alone, so that selected text stays selected.
             "if (data.content !== shown) "
             '{ document.getElementById("content").innerHTML = shown = data.content; } return true; };</script>'
         )
@@ -115,16 +111,26 @@ def page(title: str, parts: Iterable[str], *, live: bool) -> str:
 
 
 def section(title: str, *parts: str) -> Html:
-    """A headline and what lies below it."""
+    """A headline with its parts below."""
     return Html(f"<section><h2>{_html(title)}</h2>{''.join(_html(part) for part in parts)}</section>")
 
 
 def heading(title: str, below: str, state: str) -> Html:
-    """The head of a page: a title, a line below it, and how the task does: `running`, `done` or `failed`."""
+    """The head of a page: a title, a line below it, and the task's state: `running`, `done` or `failed`."""
     return Html(
         f'<header><h1>{_html(title)} <span class="state {_html(state)}">{_html(state)}</span></h1>'
         f'<p class="sub">{_html(below)}</p></header>'
     )
+
+
+def task_heading(title: str, data: Mapping[str, Any], *details: str) -> Html:
+    """The head of a task's page; `data` has the task's `pathspec`, `attempt` and `state`, and `now`.
+
+    `now` is when the data was collected, in seconds since the epoch. `title` is followed by the name of the step.
+    """
+    when = ("as of " if data["state"] == "running" else "ended ") + f"{time_text(data['now'])} UTC"
+    below = ", ".join([data["pathspec"], f"attempt {data['attempt']}", *details, when])
+    return heading(f"{title} of {data['pathspec'].split('/')[2]}", below, data["state"])
 
 
 def paragraph(text: str) -> Html:
@@ -138,29 +144,28 @@ def note(text: str) -> Html:
 
 
 def notice(text: str) -> Html:
-    """A line that stands out: something went wrong."""
+    """A highlighted line that says what went wrong."""
     return Html(f'<p class="notice" role="alert">{_html(text)}</p>')
 
 
 def code(text: str) -> Html:
-    """A key, a path, a value: as it is, in letters of one width."""
+    """A key, path or value, unchanged, in a monospaced font."""
     return Html(f"<code>{_html(text)}</code>")
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Html:
-    """Names with their values, one in a line."""
+    """Names with their values, one pair a line."""
     return Html("<dl>" + "".join(f"<dt>{_html(name)}</dt><dd>{_html(value)}</dd>" for name, value in rows) + "</dl>")
 
 
 def tiles(rows: Iterable[tuple[object, str]]) -> Html:
-    """Numbers that matter most, each with what it counts."""
+    """The most important numbers, each with what it counts."""
     inner = "".join(f'<div class="tile"><b>{_html(value)}</b><span>{_html(name)}</span></div>' for value, name in rows)
     return Html(f'<div class="tiles">{inner}</div>')
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> Html:
-    """A table. A column is its title and its kind: `number` (to the right), `short` (not broken) or
-    `text`."""
+    """A table. A column is a title and a kind: `number` (right-aligned), `short` (one line) or `text` (wrapped)."""
     head = "".join(f'<th scope="col" class="{kind}">{_html(title)}</th>' for title, kind in columns)
     body = "".join(
         "<tr>"
@@ -172,29 +177,31 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) 
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Something that happened, on a timeline."""
+class TimelinePoint:
+    """An event on a timeline."""
 
     at: float
-    """Seconds after the timeline's begin."""
+    """Seconds since the begin of the timeline."""
     height: float
-    """What the bar's height shows, from 0; the highest of all fills the timeline."""
+    """The value that the bar's height shows, from 0. The highest bar fills the timeline."""
     group: str
-    """Marks of one group have one colour."""
+    """Points of one group have the same colour."""
     label: str
-    """Shown when the pointer rests on it."""
+    """The text that is shown while the pointer is on the point."""
     hollow: bool = False
+    """Whether the point is drawn as a circle that is not filled."""
 
 
-def timeline(marks: Sequence[Mark], length: float, *, height_label: str, hollow_label: str = "") -> Html:
-    """Marks over time as an SVG of inline markup, with a legend where there are several groups.
+def timeline(points: Sequence[TimelinePoint], length: float, *, height_label: str, hollow_label: str = "") -> Html:
+    """Points over time as inline SVG, with a legend if there are several groups.
 
-    `length` is the timeline's in seconds; `height_label` says what the tallest bar is.
+    `length` is the length of the timeline in seconds. `height_label` says what the heights mean, `hollow_label` what
+    hollow points mean.
     """
     width, height, left, top, bottom = 960.0, 130.0, 5.0, 22.0, 104.0
-    length = max(length, 1.0, *(mark.at for mark in marks)) if marks else max(length, 1.0)
-    highest = max((mark.height for mark in marks), default=0.0) or 1.0
-    groups = list(dict.fromkeys(mark.group for mark in marks))
+    length = max(length, 1.0, *(point.at for point in points)) if points else max(length, 1.0)
+    highest = max((point.height for point in points), default=0.0) or 1.0
+    groups = list(dict.fromkeys(point.group for point in points))
     colours = {group: _COLOURS[number % len(_COLOURS)] for number, group in enumerate(groups)}
 
     def x(at: float) -> float:
@@ -207,19 +214,19 @@ def timeline(marks: Sequence[Mark], length: float, *, height_label: str, hollow_
             f'<line x1="{x(tick):.1f}" y1="{bottom}" x2="{x(tick):.1f}" y2="{bottom + 5}" stroke="#d1d5db"/>'
             f'<text x="{x(tick):.1f}" y="{bottom + 20}" text-anchor="{anchor}">{duration_text(tick)}</text>'
         )
-    for mark in marks:
-        y = bottom - max(3.0, (bottom - top) * mark.height / highest)
-        fill = "#fff" if mark.hollow else colours[mark.group]
+    for point in points:
+        y = bottom - max(3.0, (bottom - top) * point.height / highest)
+        fill = "#fff" if point.hollow else colours[point.group]
         parts.append(
-            f"<g><title>{_html(mark.label)}</title>"
-            f'<line x1="{x(mark.at):.1f}" y1="{bottom}" x2="{x(mark.at):.1f}" y2="{y:.1f}" '
-            f'stroke="{colours[mark.group]}" stroke-width="2"/>'
-            f'<circle cx="{x(mark.at):.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colours[mark.group]}" '
+            f"<g><title>{_html(point.label)}</title>"
+            f'<line x1="{x(point.at):.1f}" y1="{bottom}" x2="{x(point.at):.1f}" y2="{y:.1f}" '
+            f'stroke="{colours[point.group]}" stroke-width="2"/>'
+            f'<circle cx="{x(point.at):.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colours[point.group]}" '
             'stroke-width="1.5"/></g>'
         )
     parts.append(f'<text x="{left}" y="12">{_html(height_label)}</text>')
     legend = [f'<span><i style="background:{colours[group]}"></i>{_html(group)}</span>' for group in groups[:20]]
-    if hollow_label and any(mark.hollow for mark in marks):
+    if hollow_label and any(point.hollow for point in points):
         legend.append(
             f'<span><i style="border:1.5px solid #6b7280;box-sizing:border-box"></i>{_html(hollow_label)}</span>'
         )
@@ -229,7 +236,7 @@ def timeline(marks: Sequence[Mark], length: float, *, height_label: str, hollow_
 
 
 def _ticks(length: float) -> list[float]:
-    """Round times from 0 to `length`, about six of them."""
+    """Round times in seconds from 0 to `length`, at most seven."""
     minute, hour = 60, 3600
     minutes = [minute, 2 * minute, 5 * minute, 10 * minute, 15 * minute, 30 * minute]
     hours = [hour, 2 * hour, 4 * hour, 6 * hour, 12 * hour]
@@ -239,53 +246,8 @@ def _ticks(length: float) -> list[float]:
     return [step * number for number in range(int(length / step + 1e-9) + 1)]
 
 
-def size_text(size: float) -> str:
-    """Bytes for people: `0 B`, `12.3 kB`, `4.00 GB`; units of 1000."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    if unit == "B":
-        return f"{value:.0f} B"
-    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"
-
-
-def duration_text(seconds: float) -> str:
-    """A time span for people: `0.12 s`, `45 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.2f}".rstrip("0").rstrip(".") + " s"
-    whole = round(seconds)
-    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
-
-
-def time_text(when: str | float) -> str:
-    """A moment (ISO 8601, or seconds since the epoch) for people, in UTC: `2026-01-31 13:05:09 UTC`."""
-    moment = datetime.fromtimestamp(when, timezone.utc) if isinstance(when, (int, float)) else _parse(when)
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def seconds_of(when: str) -> float:
-    """Seconds since the epoch of an ISO 8601 time."""
-    return _parse(when).timestamp()
-
-
-def _parse(when: str) -> datetime:
-    moment = datetime.fromisoformat(when)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
-
-
-def count_text(number: int, singular: str, plural: str | None = None) -> str:
-    """`1 checkpoint`, `1,234 checkpoints`."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
-
-
 def metadata_text(metadata: Mapping[str, Any], limit: int = 300) -> str:
-    """Metadata in a line: `epoch 3, loss 0.25`; cut after `limit` characters."""
+    """Metadata as one line: `epoch 3, loss 0.25`; cut after `limit` characters."""
     parts = []
     length = 0
     for name, value in metadata.items():

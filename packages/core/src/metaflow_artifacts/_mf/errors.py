@@ -1,8 +1,8 @@
-"""Errors inside a flow: Metaflow shows the message and where it happened, without the traceback of our code.
+"""Errors in a flow: Metaflow prints their message and the user's line, without a traceback through our code.
 
-Metaflow prints a `MetaflowException` as a headline and a message, and anything else as an internal error with
-its traceback. An `ArtifactError` that leaves a wrapped function becomes both, so that `except
-ArtifactNotFound` goes on working and nobody has to read through our frames to find the sentence.
+Metaflow prints a `MetaflowException` as a headline and a message, and any other error as an internal error with its
+traceback. An `ArtifactError` that leaves a wrapped function is made an instance of both classes. `except
+ArtifactNotFound` still works, and Metaflow prints one line.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["in_flow", "in_hook", "shown"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OURS = re.compile(r"metaflow_artifacts(\.|$)|metaflow_extensions\.artifacts_")
-_BETWEEN = re.compile(r"contextlib$|functools$|concurrent\.futures(\.|$)")
-_METAFLOWS = re.compile(r"metaflow(\.|$)")
+_OUR_MODULES = re.compile(r"metaflow_artifacts(\.|$)|metaflow_extensions\.artifacts_")
+_LIBRARY_MODULES = re.compile(r"contextlib$|functools$|concurrent\.futures(\.|$)")
+_METAFLOW_MODULES = re.compile(r"metaflow(\.|$)")
 
 
 def in_flow(function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap what users call: an ArtifactError is shown by Metaflow while a task runs."""
+    """Wrap a function that users call: while a task runs, Metaflow prints only the message of an ArtifactError."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,7 +41,7 @@ def in_flow(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def in_hook(function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap what Metaflow calls (`step_init`, `task_pre_step`, …): an ArtifactError is shown by Metaflow."""
+    """Wrap a hook (`step_init`, `task_pre_step`, …): Metaflow prints only the message of an ArtifactError."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,7 +53,10 @@ def in_hook(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def shown(*, always: bool = True) -> Iterator[None]:
-    """Let Metaflow show an ArtifactError that leaves the block; with `always=False`, while a task runs."""
+    """Convert an ArtifactError that leaves the block, so that Metaflow prints its message and not a traceback.
+
+    With `always=False`, this is done only while a task runs in this process.
+    """
     try:
         yield
     except ArtifactError as error:
@@ -70,18 +73,18 @@ def _task_runs() -> bool:
 
 def _become_shown(error: ArtifactError) -> None:
     file, line = _user_frame(sys._getframe(1))
-    # The object stays the same, with its traceback and cause: what Metaflow looks for is added.
+    # It stays the same object, with its traceback and cause; only what Metaflow looks for is added.
     error.__class__ = _shown_class(type(error))  # type: ignore[arg-type]  # mypy: classes are not Hashable
     vars(error).update(source_file=file, line_no=line)
 
 
 def _user_frame(frame: FrameType | None) -> tuple[str | None, int | None]:
-    """File and line of the first caller that is not ours; none where that is Metaflow."""
+    """File and line of the first caller outside of our code; (None, None) if that is Metaflow."""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if _METAFLOWS.match(module):
+        if _METAFLOW_MODULES.match(module):
             break
-        if not _OURS.match(module) and not _BETWEEN.match(module):
+        if not _OUR_MODULES.match(module) and not _LIBRARY_MODULES.match(module):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None, None
@@ -93,7 +96,7 @@ def _shown_class(original: type[ArtifactError]) -> type[ArtifactError]:
         return original.__str__(self)
 
     def reduce(self: ArtifactError) -> tuple[Any, ...]:
-        # Pickled as what it was: the class here cannot be imported, and Metaflow may not be there.
+        # It is pickled with its original class: the class made here cannot be imported, and Metaflow may be missing.
         return original, self.args
 
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", original.__name__).capitalize()

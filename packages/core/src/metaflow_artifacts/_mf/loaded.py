@@ -1,4 +1,4 @@
-"""What a task has loaded: where it lies, what is known of it, and its keys for the lineage."""
+"""What a task has loaded: the local paths, the references, and the keys for the lineage."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _keys_lock = threading.Lock()
 
 
 def note_loaded(key: str) -> None:
-    """Remember that the task in this process has loaded what is stored at `key`. Safe from any thread."""
+    """Note that the task in this process has loaded the artifact at `key`. Any thread may call this."""
     with _keys_lock:
         _keys.setdefault(key)
 
 
 def loaded_keys() -> list[str]:
-    """The keys of everything that the task in this process has loaded, by any of the decorators, in order."""
+    """The keys of all artifacts that the task in this process has loaded, with any decorator, in order."""
     with _keys_lock:
         return list(_keys)
 
 
 class Loaded(Mapping[str, str]):
-    """Name -> local path of what was loaded. `info` has, under the same names, the reference of each."""
+    """A mapping of names to the local paths of what was loaded; `info` has the reference of each name."""
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}
@@ -43,11 +43,11 @@ class Loaded(Mapping[str, str]):
 
     @property
     def info(self) -> Mapping[str, Mapping[str, Any]]:
-        """Name -> reference (a `ModelArtifact` dict) of what was loaded."""
+        """A mapping of the same names to the references (`ModelArtifact` dicts)."""
         return MappingProxyType(self._info)
 
     def add(self, name: str, path: str, info: Mapping[str, Any]) -> None:
-        """Enter what was loaded, replacing an earlier entry, and note its key for the lineage."""
+        """Add an entry, or replace the one of this name, and note its key for the lineage."""
         with self._lock:
             self._paths = {**self._paths, name: path}
             self._info = {**self._info, name: dict(info)}
@@ -71,9 +71,9 @@ class Loaded(Mapping[str, str]):
 
 
 class TemporaryDirectories:
-    """New directories below `root`, gone at `close`, or at the end of the process at the latest.
+    """Makes directories below `root`, and removes them at `close`, or at the end of the process.
 
-    `root` None is the system's place for temporary files.
+    If `root` is None, they are in the system's directory for temporary files.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
@@ -83,9 +83,10 @@ class TemporaryDirectories:
         self._finalizer = weakref.finalize(self, _remove, self._made, self._process)
 
     def new(self, prefix: str) -> str:
-        """The path of a new empty directory whose name starts with `prefix`, made safe for a file name.
+        """Make an empty directory whose name starts with `prefix`, and return its path.
 
-        Raises TargetError where it cannot be made.
+        Characters of `prefix` that are unusual in file names are replaced. Raises TargetError if the directory cannot
+        be made.
         """
         safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", prefix)[:100]
         try:
@@ -102,10 +103,10 @@ class TemporaryDirectories:
         return path
 
     def close(self) -> None:
-        """Remove them and all that is in them, unless this is a fork of the process that made them.
+        """Remove the directories with their content, unless this process is a fork of the one that made them.
 
-        Nothing outside of them is touched. What was removed or moved away already is no error, and what cannot be
-        removed stays.
+        Nothing outside of them is changed. A directory that was removed or moved away is not an error, and what cannot
+        be removed is left.
         """
         _remove(self._made, self._process)
 
@@ -117,6 +118,6 @@ def _remove(made: list[tuple[str, os.stat_result]], process: int) -> None:
         path, status = made.pop()
         with contextlib.suppress(OSError):
             found = os.lstat(path)
-            # The task may have moved it away. What it has made itself at this path is temporary too.
+            # The task may have moved the directory away. What the same user then put at this path is temporary too.
             if os.path.samestat(found, status) or found.st_uid == status.st_uid:
                 remove_tree(path)

@@ -1,4 +1,4 @@
-"""Log lines of the decorators, in the task's log and in a terminal."""
+"""The log lines of the decorators, in the task's log or on standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Log"]
 class Log:
     """Writes lines that start with `[@<decorator>] `.
 
-    `logger` is the one that Metaflow gives to `step_init`; without one, lines go to standard error.
+    `logger` is the function that Metaflow gives to `step_init`. Without one, the lines go to standard error.
     """
 
     def __init__(self, decorator: str, logger: Callable[..., Any] | None = None) -> None:
@@ -20,14 +20,14 @@ class Log:
         self._logger = logger
 
     def __call__(self, message: str) -> None:
-        """Write `message`; its further lines, if any, come without the prefix."""
+        """Write `message`. If it has several lines, only the first one has the prefix."""
         if self._logger is None:
             print(self.prefix + message, file=sys.stderr, flush=True)
         else:
             self._logger(self.prefix + message, timestamp=False)
 
     def warning(self, message: str) -> None:
-        """Write `message` so that it stands out where the terminal has colours."""
+        """Write `message` as a warning, which a terminal shows in red."""
         if self._logger is None:
             self("Warning: " + message)
         else:

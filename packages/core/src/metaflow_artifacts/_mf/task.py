@@ -1,4 +1,4 @@
-"""Which task runs: its pathspec, and the three short hashes that keys are made of."""
+"""The identity of the running task: its pathspec, and the three short hashes in the keys of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from metaflow_artifacts._format.keys import CHECKPOINTS, CheckpointPlace
 from metaflow_artifacts._mf.canonical import Unstable, canonical
+from metaflow_artifacts._mf.datastore import store_at, store_of_flow
 from metaflow_artifacts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "TaskIdentity", "id_of", "place_of", "scope_of"]
 
 ENVIRONMENT_VARIABLE = "METAFLOW_CHECKPOINT_UID"
-"""Tells the subprocesses of a task which task they belong to."""
+"""The environment variable that tells a subprocess which task it belongs to."""
 
 SCOPE_TAG = "checkpoint:"
-"""Runs that carry the same tag `checkpoint:NAME` share one scope, whoever started them."""
+"""Runs with the same tag `checkpoint:NAME` have the same scope, whichever user started them."""
 
 _METADATA_FIELD = "metaflow-artifacts-task"
 
 
 @dataclass(frozen=True)
 class TaskIdentity:
-    """One attempt of one task, as keys and references name it."""
+    """One attempt of a task, with the values that appear in keys and references."""
 
     flow: str
     run: str
@@ -41,7 +42,7 @@ class TaskIdentity:
     place: str
     """12 hex digits of the task's place in the flow; the same in every run."""
     datastore_type: str
-    """Metaflow's name of the datastore the task writes to: `local`, `s3`."""
+    """The type of the datastore that the task writes to, in Metaflow's words: `local` or `s3`."""
     datastore_root: str
     origin_run: str | None = None
     """The run that this one resumes."""
@@ -50,10 +51,11 @@ class TaskIdentity:
     def of_running(
         cls, flow: Any, flow_datastore: Any, ubf_context: str | None = None, inputs: Iterable[Any] = ()
     ) -> TaskIdentity:
-        """The task that runs in this process, from `task_pre_step` on, which is given the arguments."""
-        from metaflow.metaflow_current import current
+        """The task that runs in this process. The arguments are those of the hook `task_pre_step`.
 
-        from metaflow_artifacts._mf.datastore import store_of_flow
+        Raises UsageError if no task runs, StorageError for a datastore that is not supported.
+        """
+        from metaflow.metaflow_current import current
 
         if current.flow_name is None or current.step_name is None:
             raise UsageError("no task of a flow runs in this process")
@@ -84,12 +86,10 @@ class TaskIdentity:
 
     def store(self) -> Store:
         """The store that the task writes to."""
-        from metaflow_artifacts._mf.datastore import store_at
-
         return store_at(self.datastore_type, self.datastore_root)
 
     def checkpoint_place(self, root: str = CHECKPOINTS) -> CheckpointPlace:
-        """Where the checkpoints of this place lie; `root` is `mf.checkpoints` or `mf.huggingface_hub`."""
+        """The place of the task's checkpoints below `root`, `mf.checkpoints` or `mf.huggingface_hub`."""
         return CheckpointPlace(self.flow, self.step, self.scope, self.place, root)
 
     def export(self) -> None:
@@ -97,12 +97,12 @@ class TaskIdentity:
         os.environ[ENVIRONMENT_VARIABLE] = self.encode()
 
     def encode(self) -> str:
-        """As JSON; `decode` takes it."""
+        """The identity as JSON, for `decode`."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str, where: str) -> TaskIdentity:
-        """What `encode` wrote. Raises UsageError, naming `where` it was found, for anything else."""
+        """The identity that `encode` wrote. Raises UsageError for any other text; `where` says where it was found."""
         try:
             values = json.loads(text)
             known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
@@ -112,9 +112,9 @@ class TaskIdentity:
 
     @classmethod
     def from_environment(cls) -> TaskIdentity | None:
-        """The task whose subprocess this is, or that runs here and has exported itself; None outside of one.
+        """The task that this process or its parent runs, as the environment variable says; None outside of tasks.
 
-        A flow that was started from inside of a task is no part of it.
+        A flow that was started inside a task does not belong to that task.
         """
         text = os.environ.get(ENVIRONMENT_VARIABLE)
         if not text:
@@ -127,10 +127,10 @@ class TaskIdentity:
         return identity
 
     def register(self, metadata: Any) -> None:
-        """Leave the identity in Metaflow's metadata of the task, where `of_task` finds it at once and for
-        good.
+        """Write the identity into Metaflow's metadata of the task, where `of_task` reads it.
 
-        `metadata` is what `task_pre_step` was given.
+        It can be read while the task runs, and for as long as Metaflow keeps the task. `metadata` is the argument of
+        `task_pre_step`.
         """
         from metaflow.metadata_provider.metadata import MetaDatum
 
@@ -144,15 +144,15 @@ class TaskIdentity:
 
     @classmethod
     def of_task(cls, task: Any) -> TaskIdentity:
-        """The identity that a past or running task registered. `task` is a `metaflow.Task`.
+        """The identity that a past or running task has registered. `task` is a `metaflow.Task`.
 
-        Raises UsageError for a task that registered none: its step was not decorated, or it never started.
+        Raises UsageError for a task without one: its step has no `@checkpoint`, or it has not started.
         """
         text = task.metadata_dict.get(_METADATA_FIELD)
         if text is None:
             raise UsageError(
                 f"the task {task.pathspec} has left no record of its checkpoints: its step has no @checkpoint, "
-                "one of another package, or it has not started yet"
+                "or that of another distribution, or it has not started yet"
             )
         return cls.decode(text, f"the metadata of {task.pathspec}")
 
@@ -163,17 +163,16 @@ def id_of(pathspec: str) -> str:
 
 
 def scope_of(namespace: str | None, tags: Iterable[str] = ()) -> str:
-    """12 hex digits of the namespace (`user:NAME`, `production:TOKEN`), or of a tag `checkpoint:NAME` of the
-    run.
+    """12 hex digits of the run's tag `checkpoint:NAME`, or else of its namespace (`user:NAME`, `production:TOKEN`).
 
-    Where a run has several such tags, the first in alphabetical order counts.
+    If a run has several such tags, the first in alphabetical order is used.
     """
     chosen = sorted(tag for tag in tags if tag.startswith(SCOPE_TAG) and tag != SCOPE_TAG)
     return _hex(chosen[0] if chosen else namespace or "", 12)
 
 
 def node_of(flow: Any, ubf_context: str | None) -> int | None:
-    """The index of the running node of a @parallel step, None in other steps."""
+    """The index of this node in a @parallel step; None in other steps."""
     if ubf_context is None:
         return None
     if ubf_context == "ubf_control":
@@ -187,18 +186,18 @@ def node_of(flow: Any, ubf_context: str | None) -> int | None:
 
 
 def place_of(flow: Any, step: str, node: int | None = None, inputs: Iterable[Any] = ()) -> str:
-    """12 hex digits of the running task's place in the flow, the same in every run.
+    """12 hex digits of the running task's place in the flow, which is the same in every run.
 
-    It is the step, the values of the foreach levels above it, the node in a @parallel step, and the round in
-    a step that repeats itself. `inputs`, for joins, is what `task_pre_step` is given.
+    The place is the step, the values of the foreach levels that it is in, the node in a @parallel step, and the
+    iteration in a step that repeats itself. `inputs` is the argument of `task_pre_step`, which joins need.
     """
     stack = _stack(flow)
     if node is not None:
-        # The innermost level of a @parallel step is Metaflow's own; the node index stands for it.
+        # Metaflow adds an innermost foreach level for a @parallel step. The node index is used instead.
         stack = stack[:-1]
     levels = [_level(flow, depth, frame, list(inputs)) for depth, frame in enumerate(stack)]
-    rounds = list(getattr(flow, "_iteration_stack", None) or [])
-    return _hex(json.dumps([step, levels, node, rounds], separators=(",", ":")), 12)
+    iterations = list(getattr(flow, "_iteration_stack", None) or [])
+    return _hex(json.dumps([step, levels, node, iterations], separators=(",", ":")), 12)
 
 
 def _stack(flow: Any) -> list[Any]:
@@ -216,24 +215,24 @@ def _level(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> list[Any]:
         except Unstable:
             pass
     text = str(getattr(frame, "value", ""))
-    # Metaflow's own short text of the value, unless it may be an object's repr, which can differ between
-    # runs.
+    # Metaflow's short text of the value identifies it, unless the text may be the repr of an object, which can
+    # differ between runs.
     return ["index", frame.index, text if not set(text) & set("<({[") else ""]
 
 
 def _value(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> Any:
-    """The foreach value of a level, where the artifact that was split over is still what it was."""
+    """The foreach value of a level; _MISSING if the artifact that was split has changed since."""
     try:
         value = flow.foreach_stack()[depth][2]
         if value is None and frame.var not in flow and inputs:
-            # A join has no artifacts of its own yet.
+            # A join has no artifacts yet; its inputs have.
             value = inputs[0][frame.var][frame.index]
     except (AttributeError, LookupError, TypeError, StopIteration):
         return _MISSING
     text = getattr(frame, "value", None)
     if text is None:
         return value
-    # Numbers and strings have one text; what an object's repr says may depend on the process.
+    # Only numbers and strings have a text that is the same in every process.
     is_plain = isinstance(value, (str, int, float))
     replaced = (value is None and text != "None") or (is_plain and flow._get_foreach_item_value(value) != text)
     return _MISSING if replaced else value

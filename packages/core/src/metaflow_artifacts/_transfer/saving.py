@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ _SMALL = 64 << 10
 
 
 def save_chunks(
-    storage: Storage, source: Source, chunk_size: int, transfer: Progress, refresh_after: float = REFRESH_AFTER
+    storage: Storage, source: Source, chunk_size: int, progress: Progress, refresh_after: float = REFRESH_AFTER
 ) -> tuple[list[Chunk], dict[int, str]]:
     """Store the content of `source`, cut into chunks as planned.
 
@@ -43,7 +44,7 @@ def save_chunks(
     number. A file that is changed meanwhile is looked at anew and read again, up to three times; its entry in
     `source` is replaced. Raises SourceError where it goes on changing, StorageError where the storage fails.
     """
-    return _Saver(storage, source.files, chunk_size, transfer, refresh_after).run()
+    return _Saver(storage, source, chunk_size, progress, refresh_after).run()
 
 
 def file_entries(files: Sequence[SourceFile], digests: dict[int, str]) -> list[FileEntry]:
@@ -51,6 +52,8 @@ def file_entries(files: Sequence[SourceFile], digests: dict[int, str]) -> list[F
     entries = []
     offset = 0
     for number, file in enumerate(files):
+        if file.gone:
+            continue
         entries.append(FileEntry(file.path, file.size, file.mode, offset, digests.get(number)))
         offset += file.size
     return entries
@@ -64,20 +67,20 @@ class _Task:
     chunks: list[Chunk | None]
     shared: OpenSource | None
     """The one file of a group of several chunks, which all their jobs read."""
-    last: bool
-    """Whether this is the last try."""
     digests: dict[int, str] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)
 
 
 class _Saver:
     def __init__(
-        self, storage: Storage, files: list[SourceFile], chunk_size: int, transfer: Progress, refresh_after: float
+        self, storage: Storage, source: Source, chunk_size: int, progress: Progress, refresh_after: float
     ) -> None:
         self.storage = storage
-        self.files = files
+        self.source = source
+        self.files = source.files
+        self._rounds: Counter[int] = Counter()
         self.chunk_size = chunk_size
-        self.transfer = transfer
+        self.progress = progress
         self.refresh_after = refresh_after
         self._mine: set[str] = set()
         self._lock = threading.Lock()
@@ -89,8 +92,8 @@ class _Saver:
     def run(self) -> tuple[list[Chunk], dict[int, str]]:
         done: list[_Task] = []
         groups = self._plan(range(len(self.files)))
-        for left in range(ROUNDS - 1, -1, -1):
-            tasks = [self._task(group, last=not left) for group in groups]
+        while groups:
+            tasks = [self._task(group) for group in groups]
             try:
                 in_threads(self.storage.threads, self._all_jobs(tasks))
             finally:
@@ -98,12 +101,7 @@ class _Saver:
                     if task.shared is not None:
                         task.shared.close()
             done += [task for task in tasks if not task.changed]
-            again = [task for task in tasks if task.changed]
-            if not again:
-                break
-            if not left:
-                raise keeps_changing(self.files[min(again[0].changed)])
-            groups = [group for task in again for group in self._plan_again(task)]
+            groups = [group for task in tasks if task.changed for group in self._plan_again(task)]
         done.sort(key=lambda task: task.group.files.start)
         chunks = [chunk for task in done for chunk in task.chunks if chunk is not None]
         return chunks, {number: digest for task in done for number, digest in task.digests.items()}
@@ -118,17 +116,22 @@ class _Saver:
 
     def _plan_again(self, task: _Task) -> list[Group]:
         for number in task.changed:
-            self.files[number] = look_again(self.files[number])
+            self._rounds[number] += 1
+            if self._rounds[number] == ROUNDS:
+                raise keeps_changing(self.files[number])
+        # The others of a pack may have changed too, and were not reached.
+        for number in task.group.files:
+            self.files[number] = look_again(self.files[number], self.source)
         groups = self._plan(task.group.files)
-        self.transfer.more(sum(size for group in groups for size in group.sizes))
+        self.progress.more(sum(size for group in groups for size in group.sizes))
         return groups
 
-    def _task(self, group: Group, *, last: bool) -> _Task:
-        shared = None
-        if len(group.sizes) > 1:
-            first = group.files.start
-            shared = OpenSource(self.files[first], first, len(group.sizes), may_grow=last)
-        return _Task(group, [None] * len(group.sizes), shared, last)
+    def _open(self, number: int, parts: int = 1) -> OpenSource:
+        return OpenSource(self.files[number], number, parts, may_grow=self._rounds[number] == ROUNDS - 1)
+
+    def _task(self, group: Group) -> _Task:
+        chunks = len(group.sizes)
+        return _Task(group, [None] * chunks, self._open(group.files.start, chunks) if chunks > 1 else None)
 
     def _all_jobs(self, tasks: list[_Task]) -> Iterator[Callable[[], None]]:
         """The youngest files come last: when they are reached, they are old enough to be read, as a rule."""
@@ -166,7 +169,7 @@ class _Saver:
             chunk = self._read(task, parts, size, lambda block: None)
             if self._present(chunk):
                 self._finish(task, parts, chunk)
-                self.transfer.add(size)
+                self.progress.add(size)
                 return chunk
             self._expect_new = True
         with self.storage.stage(size) as staged:
@@ -174,12 +177,12 @@ class _Saver:
             self._finish(task, parts, chunk)
             if self._present(chunk):
                 self._expect_new = self.storage.stages_in_memory
-                self.transfer.add(size)
+                self.progress.add(size)
             else:
                 staged.commit(chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256))
                 with self._lock:
                     self._mine.add(chunk.sha256)
-                self.transfer.add(size, stored=size)
+                self.progress.add(size, stored=size)
         return chunk
 
     def _present(self, chunk: Chunk) -> bool:
@@ -198,7 +201,7 @@ class _Saver:
         digest = hashlib.sha256()
         buffer = self._block()
         for part in parts:
-            opened = task.shared or OpenSource(self.files[part.file], part.file, may_grow=task.last)
+            opened = task.shared or self._open(part.file)
             own = hashlib.sha256()
             try:
                 for block in opened.blocks(part.start, part.length, buffer):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from metaflow_artifacts._transfer.target import STAGING_PREFIX
-from metaflow_artifacts.errors import ArtifactWarning, InvalidInput, SourceError
+from metaflow_artifacts._transfer.target import STAGING_PREFIX, is_path
+from metaflow_artifacts.errors import InvalidInput, SourceError, warn
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]
 
@@ -36,6 +35,8 @@ class SourceFile:
     """Its number in the file system."""
     links: int
     """How many names it has."""
+    gone: bool = False
+    """Whether it was removed since the walk: it is left out, as if it had been removed before."""
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Source:
     dirs: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """What is left out, with the reason: pipes, sockets, devices, links that lead nowhere."""
+    is_file: bool = False
+    """Whether the path to save is itself a file."""
 
     @property
     def size(self) -> int:
@@ -63,7 +66,7 @@ def scan(path: str | os.PathLike[str]) -> Source:
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInput(f"path to save: expected str or PathLike, found {type(path).__name__}")
     location = os.fspath(path)
-    if not isinstance(location, str) or not location or "\0" in location:
+    if not is_path(location):
         raise InvalidInput(f"path to save: expected a path, found {location!r}")
     source = Source()
     try:
@@ -76,6 +79,7 @@ def scan(path: str | os.PathLike[str]) -> Source:
         source.dirs = [name for name in source.dirs if name]
     elif stat.S_ISREG(info.st_mode):
         source.files.append(_file(os.path.basename(os.path.abspath(location)), location, info))
+        source.is_file = True
     else:
         raise SourceError(f"cannot save {location!r}: it is {_kind(info.st_mode)}, neither a file nor a directory")
     source.files.sort(key=lambda file: os.fsencode(file.path))
@@ -84,10 +88,18 @@ def scan(path: str | os.PathLike[str]) -> Source:
     return source
 
 
-def look_again(file: SourceFile) -> SourceFile:
-    """The file as it is now at the same place. Raises SourceError where there is none any more."""
+def look_again(file: SourceFile, source: Source) -> SourceFile:
+    """The file as it is now; `gone` where a file of a directory does not exist any more.
+
+    Raises SourceError where it cannot be read, and where the one file to save does not exist any more.
+    """
     try:
         info = os.stat(file.location)
+    except FileNotFoundError as error:
+        if not source.is_file:
+            # As a temporary file that was renamed.
+            return replace(file, size=0, gone=True)
+        raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
     except OSError as error:
         raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
     if not stat.S_ISREG(info.st_mode):
@@ -101,13 +113,12 @@ def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:
         location, path, above = pending.pop()
         try:
             with os.scandir(location) as entries:
-                names = [entry.name for entry in entries if not entry.name.startswith(STAGING_PREFIX)]
+                names = [entry.name for entry in entries if not _is_ours(entry)]
         except OSError as error:
             if path and isinstance(error, FileNotFoundError):
                 continue  # removed since its parent was read
             raise SourceError(f"cannot read the directory {location!r}: {error.strerror}") from error
-        if not names:
-            source.dirs.append(path)
+        kept = 0
         below = os.path.join(location, "")
         for name in names:
             child, child_path = below + name, f"{path}/{name}" if path else name
@@ -119,10 +130,19 @@ def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:
                 if identity in above:
                     raise SourceError(f"{child!r} leads back to a directory above it: remove the link that loops")
                 pending.append((child, child_path, [*above, identity]))
+                kept += 1
             elif stat.S_ISREG(info.st_mode):
                 source.files.append(_file(child_path, child, info))
+                kept += 1
             else:
                 source.skipped.append(f"{child!r} is {_kind(info.st_mode)}")
+        if not kept:
+            source.dirs.append(path)
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Whether it is the private directory of a load that was killed."""
+    return entry.name.startswith(STAGING_PREFIX) and entry.is_dir(follow_symlinks=False)
 
 
 def _stat(location: str, source: Source) -> os.stat_result | None:
@@ -158,4 +178,4 @@ def _warn(location: str, skipped: list[str]) -> None:
     if skipped:
         more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
         named = "; ".join(skipped[:_NAMED])
-        warnings.warn(f"saved {location!r} without what is no file: {named}{more}", ArtifactWarning, stacklevel=3)
+        warn(f"saved {location!r} without what is no file: {named}{more}")

@@ -183,7 +183,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
                 rounds[number] += 1
                 if rounds[number] == ROUNDS:
                     raise keeps_changing(file) from None
-                source.files[number] = look_again(file)
+                source.files[number] = look_again(file, source)
                 break
         else:
             return b"".join(contents[number] for number in range(len(source.files)))
@@ -191,6 +191,8 @@ def read_inline(source: Source, limit: int) -> bytes | None:
 
 
 def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
+    if file.gone:
+        return b""
     opened = OpenSource(file, number, may_grow=may_grow)
     young = _is_young(file, time.time_ns())
     try:

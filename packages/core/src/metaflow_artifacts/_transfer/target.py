@@ -18,10 +18,21 @@ from typing import Any
 from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts.errors import InvalidInput, TargetError
 
-__all__ = ["STAGING_PREFIX", "create", "make_tree", "seek", "staged_target", "write_all"]
+__all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the private directory is called; one that a killed load left behind may be removed."""
+
+
+def is_path(text: object) -> bool:
+    """Whether the system can take it as the path of a file."""
+    if not isinstance(text, str) or not text or "\0" in text:
+        return False
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -34,7 +45,7 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInput(f"path to load into: expected str or PathLike, found {type(path).__name__}")
     target = os.fspath(path)
-    if not isinstance(target, str) or not target or "\0" in target:
+    if not is_path(target):
         raise InvalidInput(f"path to load into: expected a path, found {target!r}")
     made = _make(target)
     try:

@@ -14,7 +14,7 @@ from metaflow_artifacts._mf.task import TaskIdentity
 from metaflow_artifacts.testing.flows import emit
 
 CHILD = """
-from metaflow_artifacts._mf.datastore import default_store
+from metaflow_artifacts._mf.stores import default_store
 from metaflow_artifacts._mf.datastore import running_flow_datastore
 from metaflow_artifacts._mf.task import TaskIdentity
 identity = TaskIdentity.from_environment()

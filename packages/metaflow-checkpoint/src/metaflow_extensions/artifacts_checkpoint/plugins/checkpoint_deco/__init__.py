@@ -1,1 +1,1 @@
-"""`@checkpoint`: a task that is retried, or run again, goes on from what it saved."""
+"""`@checkpoint`: a task that is retried or run again resumes from what it saved."""

@@ -1,4 +1,7 @@
-"""What the arguments of `save` mean. metaflow-checkpoint's two classes have two orders of them; both work here."""
+"""What the arguments of `save` mean.
+
+The distribution metaflow-checkpoint has two classes with two orders of these arguments. Both orders work here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _ORDERS = "save(path, name, metadata, latest) or save(path, metadata, latest, na
 
 
 class SaveArguments(NamedTuple):
-    """What a save was given besides its path; None stands for the default."""
+    """The arguments of a save besides its path; None means the default."""
 
     name: str | None = None
     metadata: Mapping[str, Any] | None = None
@@ -23,10 +26,10 @@ class SaveArguments(NamedTuple):
 def save_arguments(
     positional: Sequence[object], *, name: object = None, metadata: object = None, latest: object = None
 ) -> SaveArguments:
-    """Sort what stands after `path`, by position and by keyword.
+    """Tell which of the arguments after `path` is the name, the metadata and `latest`.
 
-    By position, a text is the name, a mapping the metadata, a bool `latest`, in any order; None is passed over.
-    Raises UsageError for a value of another type, and for what is given twice.
+    A positional text is the name, a mapping is the metadata, a bool is `latest`, in any order; None is skipped. Raises
+    UsageError for a value of another type, and for an argument that is given twice.
     """
     found: dict[str, Any] = {}
 
@@ -63,7 +66,7 @@ def _kind(value: object) -> str | None:
         return "name"
     if isinstance(value, Mapping):
         return "metadata"
-    # numpy's bool is no bool.
+    # numpy's bool is not a subclass of bool.
     kind = getattr(getattr(value, "dtype", None), "kind", None)
     if isinstance(value, bool) or (kind == "b" and getattr(value, "shape", None) == ()):
         return "latest"

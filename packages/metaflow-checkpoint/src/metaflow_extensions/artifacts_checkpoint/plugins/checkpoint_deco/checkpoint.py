@@ -1,4 +1,4 @@
-"""`Checkpoint`: checkpoints in a subprocess of a task, in a notebook, in a script."""
+"""`Checkpoint`: checkpoints in a subprocess of a task, in a notebook or in a script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_
 
 from .errors import NoDirectory, NoTask
 
-# Every Metaflow process imports this module, for the name `Checkpoint`; what moves data is imported where it is used.
+# Every Metaflow process imports this module, for the name `Checkpoint`. What only a save, load or list needs is
+# imported there.
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
@@ -26,10 +27,10 @@ PREFIX = "metaflow_checkpoint_"
 
 
 class Checkpoint:
-    """Saves, loads and lists checkpoints where there is no `current.checkpoint`.
+    """Saves, loads and lists checkpoints in processes that have no `current.checkpoint`.
 
-    In a subprocess of a task with `@checkpoint` it belongs to that task, which it finds through the environment;
-    in a notebook or a script it lists and loads what tasks have saved.
+    In a subprocess of a task with `@checkpoint` it belongs to that task, which it finds through an environment
+    variable. In a notebook or a script it lists and loads what tasks have saved.
 
     ```python
     with Checkpoint() as cp:
@@ -40,9 +41,14 @@ class Checkpoint:
     """
 
     def __init__(self, temp_dir_root: str | os.PathLike[str] | None = None, init_dir: bool = False) -> None:
-        """`temp_dir_root` is where `directory` is made, the system's place for temporary files by default.
+        """Make an object that belongs to the task of this process, if there is one.
 
-        With `init_dir` it is made at once, else on `with`.
+        Parameters
+        ----------
+        temp_dir_root : str or os.PathLike, default None
+            The directory in which `directory` is made; by default the system's directory for temporary files.
+        init_dir : bool, default False
+            Whether `directory` is made at once, and not at the begin of a `with` block.
         """
         from metaflow_artifacts.plugin import TemporaryDirectories
 
@@ -52,7 +58,10 @@ class Checkpoint:
 
     @property
     def directory(self) -> str | None:
-        """What is loaded and saved without a `path`; None without `init_dir` outside of a `with` block."""
+        """The directory for `load` and `save` without a `path`.
+
+        It is None outside of a `with` block, unless `init_dir` is set.
+        """
         return self._directory
 
     def __enter__(self) -> Checkpoint:
@@ -69,7 +78,7 @@ class Checkpoint:
         self.cleanup()
 
     def cleanup(self) -> None:
-        """Remove `directory` and what is in it."""
+        """Remove `directory` with its content."""
         self._temporary.close()
         self._directory = None
 
@@ -83,20 +92,44 @@ class Checkpoint:
         name: str | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as the task's next checkpoint and return the reference to it, a plain dict.
+        """Save a file or directory as the next checkpoint of the task, and return the reference to it.
 
-        `path` is what to save, `directory` by default. `metadata` is kept with it, a dict of anything: what JSON
-        cannot hold becomes text, with a warning. With `latest=False` (by default it is True) it is never loaded by
-        itself when a task starts. Checkpoints of every `name` (by default `mfchckpt`) count on in one row.
-        `storage_format` is accepted for flows written for other packages and changes nothing.
+        When this returns, the checkpoint can be listed and loaded. A save that is interrupted is never listed or
+        loaded. After `path`, the arguments may be given by position in any order: both `save(path, name, metadata,
+        latest)` and `save(path, metadata, latest, name)` work, because their types tell them apart.
 
-        By position, after `path`, a text is the name, a dict the metadata and a bool `latest`, in any order: both
-        `save(path, name, metadata, latest)` and `save(path, metadata, latest, name)` work.
+        Parameters
+        ----------
+        path : str or os.PathLike, default None
+            The file or directory to save; by default `directory`.
+        metadata : Mapping[str, Any], default None
+            A dict that is stored with the checkpoint. Values that JSON cannot hold become texts, with a warning.
+        latest : bool, default True
+            Whether a task that starts may load this checkpoint automatically.
+        name : str, default 'mfchckpt'
+            The name of the checkpoint. Checkpoints of all names share one sequence of numbers.
+        storage_format : str, default None
+            Accepted for flows that were written for other packages; it changes nothing.
 
-        Only when this returns can the checkpoint be listed and loaded; a save that is cut short leaves no trace
-        of it. Raises NoTask (a UsageError) outside of a task with `@checkpoint`, SourceError where `path` cannot be
-        read, InvalidReference for a name that breaks a rule, UsageError for an argument of another type or one that is
-        given twice, StorageError where the datastore fails.
+        Returns
+        -------
+        ModelArtifact
+            The reference, a plain dict.
+
+        Raises
+        ------
+        NoTask
+            If this process belongs to no task with `@checkpoint`.
+        NoDirectory
+            If there is no `path` and no `directory`.
+        SourceError
+            If `path` cannot be read.
+        InvalidInput
+            If the name breaks a rule.
+        UsageError
+            If an argument has the wrong type, or is given twice.
+        StorageError
+            If the datastore fails.
         """
         from metaflow_artifacts.plugin import DEFAULT_NAME, Progress
 
@@ -109,8 +142,8 @@ class Checkpoint:
         if path is None:
             path = self._own_directory("save")
         journal = self._journal()
-        transfer = Progress()
-        with journal.timed(transfer) as note:
+        progress = Progress()
+        with journal.timed(progress) as enter:
             artifact = writer_of(task, journal).save(
                 path,
                 DEFAULT_NAME if given.name is None else given.name,
@@ -118,23 +151,42 @@ class Checkpoint:
                 label=f"{task.flow}_{task.step}",
                 parents=journal.parents(),
                 latest=may_be_latest,
-                progress=transfer,
+                progress=progress,
             )
-            note(artifact, may_be_latest)
+            enter(artifact, may_be_latest)
         return artifact
 
     @in_flow
     def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
-        """Load a checkpoint, or anything else that was saved, and return the directory it is in.
+        """Load a checkpoint, or any other artifact, into a directory, and return the path of the directory.
 
-        `reference` is the dict that a save or `list` returned, or its key. Without `path` it becomes the content
-        of `directory`, in place of what was there; else the directory is made, or added to: files of the same
-        name are replaced, nothing else is touched. Nothing changes until every byte was verified.
+        Nothing is changed in the directory until every byte has been verified.
 
-        Raises NoDirectory (a UsageError) where there is no `path` and no `directory`, InvalidReference for what is
-        no reference, ArtifactNotFound where nothing is stored at the key, CorruptArtifact where content is missing
-        or changed, TargetError where the directory cannot be written, StorageError where the datastore cannot be
-        reached.
+        Parameters
+        ----------
+        reference : str or Mapping[str, Any]
+            The dict that a save or `list` returned, or its key.
+        path : str or os.PathLike, default None
+            The directory to load into. It is created if it does not exist; files of the same name are replaced, and
+            other files are left alone. By default the whole content of `directory` is replaced.
+
+        Returns
+        -------
+        str
+            The path of the directory.
+
+        Raises
+        ------
+        NoDirectory
+            If there is no `path` and no `directory`.
+        InvalidReference, ArtifactNotFound
+            If `reference` is malformed, or nothing is stored at its key.
+        CorruptArtifact
+            If content is missing or damaged.
+        TargetError
+            If the directory cannot be written.
+        StorageError
+            If the datastore fails.
         """
         from metaflow_artifacts.plugin import key_of, note_loaded
 
@@ -160,16 +212,36 @@ class Checkpoint:
         attempt: int | str | None = None,
         full_namespace: bool = False,
     ) -> builtins.list[ModelArtifact]:
-        """References to checkpoints, newest first, while the task still runs too.
+        """List references to checkpoints, newest first. This also works while the task runs.
 
-        Without `task`, those of the task that this process belongs to, of all its attempts or of `attempt`. With
-        `task`, a `metaflow.Task` or its pathspec, those of its latest attempt, or of `attempt`. `name` leaves out
-        checkpoints of other names. `full_namespace` adds what other runs have saved at the same place: the same
-        flow, step, foreach value or node, and namespace, which is what `load_policy="eager"` chooses from.
+        Parameters
+        ----------
+        name : str, default None
+            List only checkpoints of this name.
+        task : metaflow.Task or str, default None
+            The task whose checkpoints are listed, or its pathspec. By default the task of this process.
+        attempt : int or str, default None
+            List only checkpoints of this attempt. By default, with `task` those of the latest attempt, without `task`
+            those of all attempts.
+        full_namespace : bool, default False
+            Also list what other runs have saved at the same place: the same flow, step, foreach value or node, and
+            namespace. `load_policy="eager"` chooses from these.
 
-        Raises NoTask (a UsageError) without `task` outside of a task with `@checkpoint`, InvalidReference for a
-        task or attempt that is none, ArtifactNotFound for a task that does not exist, UsageError for one whose
-        step had no `@checkpoint`.
+        Returns
+        -------
+        list of ModelArtifact
+            The references, plain dicts.
+
+        Raises
+        ------
+        NoTask
+            If there is no `task`, and this process belongs to no task with `@checkpoint`.
+        InvalidInput
+            If `task` or `attempt` is malformed.
+        ArtifactNotFound
+            If the task does not exist.
+        UsageError
+            If the step of the task has no `@checkpoint`.
         """
         from metaflow_artifacts.plugin import list_checkpoints
 

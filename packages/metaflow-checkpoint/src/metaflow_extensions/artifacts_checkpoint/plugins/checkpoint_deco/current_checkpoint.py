@@ -1,4 +1,4 @@
-"""`current.checkpoint`: what `@checkpoint` gives to the code of a step."""
+"""`current.checkpoint`: the object that `@checkpoint` gives to the code of a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metaflow_artifacts.plugin import (
     TemporaryDirectories,
 )
 
-# directory, tasks and writer: imported with the task, so that its first save or list need not.
+# directory, tasks and writer are imported when the task starts, so that its first save or list is not delayed.
 from . import directory, tasks, writer  # noqa: F401
 from .checkpoint import PREFIX, Checkpoint
 from .info import CheckpointInfo
@@ -36,14 +36,14 @@ class CurrentCheckpoint(Checkpoint):
         self._policy = policy
         self._log = log
         self._info: CheckpointInfo | None = None
-        self._journal_place = TemporaryDirectories()
-        self._own_journal = Journal(self._journal_place.new("metaflow_checkpoint_journal_"))
+        self._journal_directory = TemporaryDirectories()
+        self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
         self.report = Report(task.pathspec, task.attempt, policy)
 
     @property
     def directory(self) -> str:
-        """The task's directory: what was loaded when it started is in it, and `save()` saves it."""
+        """A local directory with the checkpoint that the task resumes from; `save()` saves its content."""
         if self._directory is None:
             self.refresh_directory()
         assert self._directory is not None
@@ -56,35 +56,37 @@ class CurrentCheckpoint(Checkpoint):
 
     @property
     def info(self) -> CheckpointInfo | None:
-        """The reference to what was loaded when the task started, its fields as attributes too; else None."""
+        """The reference to the checkpoint that was loaded when the task started; None if none was.
+
+        The fields of the reference are attributes of it, too.
+        """
         return self._info
 
     @property
     def task_identifier(self) -> str:
-        """12 hex digits of the task's place in the flow; the same in every run."""
+        """12 hex digits of the task's place in the flow, which is the same in every run."""
         return self._identity.place
 
     def refresh_directory(self) -> None:
-        """Make `directory` a new, empty one, and remove the one there was."""
+        """Remove `directory`, and make a new, empty one."""
         self.cleanup()
         self._directory = self._temporary.new(PREFIX)
 
     def journal(self) -> Journal:
-        """What this attempt has saved, from its begin."""
+        """The journal of this attempt, for a reader that starts at its begin."""
         return self._own_journal.another()
 
     def close(self) -> None:
-        """Remove all that was made for the task on this machine."""
+        """Remove all temporary directories of the task."""
         self.cleanup()
-        self._journal_place.close()
+        self._journal_directory.close()
 
     def load_first(self) -> None:
-        """Load what the task goes on from under its policy, if there is anything, into `directory`.
+        """Load the checkpoint that the task resumes from into `directory`, if its policy finds one.
 
-        A checkpoint whose content is damaged is passed over, with a warning, for the next older one. Raises
-        StorageError where the datastore cannot be reached: the task must not start anew because of that.
+        A damaged checkpoint is skipped, with a warning, and the next older one is loaded. Raises StorageError if the
+        datastore cannot be reached: the task must not start from the beginning because of that.
         """
-
         policy = self._policy
         warnings: list[str] = []
 
@@ -92,9 +94,7 @@ class CurrentCheckpoint(Checkpoint):
             warnings.append(f"{what}: {error}")
             self._log.warning(warnings[-1])
 
-        for artifact in candidates(
-            policy, self._identity, lambda error: warn("passing over a checkpoint that is damaged", error)
-        ):
+        for artifact in candidates(policy, self._identity, lambda error: warn("skipping a damaged checkpoint", error)):
             self._log(
                 "Loading the following checkpoint:\n"
                 f"\t[pathspec] {artifact['pathspec']}\n"
@@ -106,7 +106,7 @@ class CurrentCheckpoint(Checkpoint):
             try:
                 self.load(artifact)
             except (ArtifactNotFound, CorruptArtifact) as error:
-                warn(f"cannot load {artifact['key']}, going on to the next older one", error)
+                warn(f"cannot load {artifact['key']}, trying the next older one", error)
                 continue
             self._info = CheckpointInfo(artifact)
             self.report.note_loaded(self._why(policy), artifact, time.monotonic() - start, warnings)
@@ -117,24 +117,24 @@ class CurrentCheckpoint(Checkpoint):
 
     def _why(self, policy: str) -> str:
         if policy == "none":
-            return "nothing is loaded by itself"
+            return "nothing is loaded automatically"
         of_this_task = "the newest checkpoint of this task's earlier attempts"
         if self._info is not None:
             if self._info["pathspec"] == self._identity.pathspec:
                 return of_this_task
-            return "the newest checkpoint of any run at the same place: this task's earlier attempts left none"
+            return "the newest checkpoint of any run at the same place: this task's earlier attempts saved none"
         if policy == "eager":
-            return "no run has left a checkpoint at this place"
+            return "no run has saved a checkpoint at this place"
         if self._identity.attempt:
-            return "this task's earlier attempts left no checkpoint"
-        return f"the first attempt starts anew; a retry would load {of_this_task}"
+            return "this task's earlier attempts saved no checkpoint"
+        return f"the first attempt starts from the beginning; a retry would load {of_this_task}"
 
     def _tell_what_eager_would_do(self) -> None:
         artifact = next(of_any_run(self._identity, lambda error: None), None)
         if artifact is not None:
             self._log(
-                f"This run resumes run {self._identity.origin_run}, and with load_policy='fresh' each run starts anew. "
-                f"load_policy='eager' goes on from {artifact['key']}, saved by {artifact['pathspec']}"
+                f"This run resumes run {self._identity.origin_run}, but with load_policy='fresh' each run starts from "
+                f"the beginning. load_policy='eager' resumes from {artifact['key']}, saved by {artifact['pathspec']}"
             )
 
     def _task(self, action: str) -> TaskIdentity:

@@ -1,4 +1,4 @@
-"""The step decorator itself: when Metaflow calls what."""
+"""The step decorator: the hooks that Metaflow calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metaflow.metaflow_current import current
 
 from metaflow_artifacts.plugin import Log, in_hook, refuse_foreign_decorators
 
-# Every Metaflow process imports this module; what only decorated steps need is imported where it is used.
+# Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
     from .current_checkpoint import CurrentCheckpoint
 
@@ -18,7 +18,7 @@ __all__ = ["CheckpointDecorator"]
 
 
 class CheckpointDecorator(StepDecorator):
-    """Saves the state of a running step, so that a retry goes on from it, as `current.checkpoint`.
+    """Saves the state of a running step with `current.checkpoint`, so that a retry resumes from it.
 
     ```python
     @retry
@@ -41,15 +41,15 @@ class CheckpointDecorator(StepDecorator):
     Parameters
     ----------
     load_policy : str, default 'fresh'
-        What is loaded into `current.checkpoint.directory` before the step's code runs. `fresh`: the newest
-        checkpoint of the same task's earlier attempts; a new run starts anew, a resumed one too. `eager`: that, or
-        else the newest one that any run has saved at the same place: the same flow, step, foreach value or node,
-        and namespace. `none`, or None: nothing.
+        Which checkpoint is loaded into `current.checkpoint.directory` before the step's code runs. `fresh`: the newest
+        checkpoint of the same task's earlier attempts; every run starts from the beginning, also with `resume`.
+        `eager`: the same, or else the newest checkpoint that any run has saved at the same place: the same flow, step,
+        foreach value or node, and namespace. `none`, or None: no checkpoint.
     temp_dir_root : str, default None
-        Where `current.checkpoint.directory` is made; the system's place for temporary files by default. It is gone
-        when the task ends.
+        The directory in which `current.checkpoint.directory` is made; by default the system's directory for temporary
+        files. `current.checkpoint.directory` is deleted when the task ends.
     show_card : bool, default True
-        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its checkpoints.
+        Whether a step that has a card (`@card`, `--with card`) gets a second one, which shows its checkpoints.
 
     MF Add To Current
     -----------------
@@ -59,7 +59,7 @@ class CheckpointDecorator(StepDecorator):
         @@ Returns
         ----------
         CurrentCheckpoint
-            The object by which the step saves and loads checkpoints.
+            The object with which the step saves and loads checkpoints.
     """
 
     name = "checkpoint"
@@ -78,15 +78,16 @@ class CheckpointDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from .live_card import attach_card
+        from metaflow_artifacts.plugin import attach_card
+
         from .policy import check_policy
+        from .report import CARD_TYPE
 
         refuse_foreign_decorators()
         self._policy = check_policy(self.attributes["load_policy"], step_name)
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)
-        # From the command line (--with) it comes as text.
-        self._has_card = str(self.attributes["show_card"]) != "False" and attach_card(flow, step_name, decorators)
+        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
 
     @in_hook
     def task_pre_step(
@@ -124,9 +125,9 @@ class CheckpointDecorator(StepDecorator):
     ) -> Callable[..., Any]:
         if self._checkpoint is None or not self._has_card:
             return step_func
-        from .live_card import with_card
+        from .live_card import with_checkpoint_card
 
-        return with_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
+        return with_checkpoint_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
 
     def task_finished(
         self,

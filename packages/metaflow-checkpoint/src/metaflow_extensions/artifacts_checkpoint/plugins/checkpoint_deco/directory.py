@@ -1,4 +1,4 @@
-"""A directory whose whole content is replaced at once, under the same path."""
+"""Replaces the whole content of a directory, which stays the same directory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["replace_content"]
 
 @contextmanager
 def replace_content(directory: str) -> Iterator[str]:
-    """An empty directory, whose content takes the place of that of `directory` when the block ends.
+    """Yield an empty directory, whose content replaces that of `directory` when the block ends.
 
-    `directory` itself stays, since others may watch it or work in it; it is made where it is missing. Where the
-    block raises, or a part of the content cannot be replaced, nothing in it has changed. Raises TargetError where it
-    cannot be written.
+    `directory` itself stays, because other processes may watch it or have it as their working directory; it is made if
+    it does not exist. If the block raises, or a part of the content cannot be replaced, its content is unchanged.
+    Raises TargetError if it cannot be written.
     """
     stage = old = ""
     try:
         os.makedirs(directory, exist_ok=True)
-        # Beside it, so that entries can be renamed; behind a link, beside what the link leads to.
-        place = os.path.realpath(directory)
-        above, prefix = os.path.dirname(place), os.path.basename(place) + "_"
+        # Next to it, so that entries can be renamed. If it is a link, next to the target of the link.
+        target = os.path.realpath(directory)
+        above, prefix = os.path.dirname(target), os.path.basename(target) + "_"
         stage = tempfile.mkdtemp(prefix=prefix, dir=above)
         yield stage
         old = tempfile.mkdtemp(prefix=prefix, dir=above)
-        _exchange(place, stage, old)
+        _exchange(target, stage, old)
         remove_tree(old)
     except OSError as error:
         if isinstance(error, TargetError):
@@ -40,20 +40,20 @@ def replace_content(directory: str) -> Iterator[str]:
         if stage:
             remove_tree(stage)
         if old:
-            # It holds something only where what was moved into it cannot be moved back.
+            # It contains something only if an entry that was moved into it could not be moved back.
             with contextlib.suppress(OSError):
                 os.rmdir(old)
 
 
-def _exchange(place: str, stage: str, old: str) -> None:
-    """Move the content of `place` to `old` and that of `stage` to `place`, or nothing."""
+def _exchange(directory: str, stage: str, old: str) -> None:
+    """Move the content of `directory` to `old` and that of `stage` to `directory`, or move nothing."""
     moved: list[tuple[str, str]] = []
     try:
-        for source, target in ((place, old), (stage, place)):
+        for source, target in ((directory, old), (stage, directory)):
             for name in os.listdir(source):
-                step = os.path.join(source, name), os.path.join(target, name)
-                _rename(*step)
-                moved.append(step)
+                move = os.path.join(source, name), os.path.join(target, name)
+                _rename(*move)
+                moved.append(move)
     except BaseException:
         for before, after in reversed(moved):
             with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def _rename(source: str, target: str) -> None:
     try:
         os.rename(source, target)
     except PermissionError:
-        # To be moved, a directory itself must allow changes.
+        # A directory can be moved only if it can be written itself.
         if os.path.islink(source) or not os.path.isdir(source):
             raise
         allow_owner(source)

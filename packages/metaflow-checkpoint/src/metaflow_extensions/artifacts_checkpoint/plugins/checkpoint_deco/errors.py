@@ -1,4 +1,4 @@
-"""Errors of this package, below those of core."""
+"""The errors of this package, below those of core."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["NoDirectory", "NoTask"]
 
 
 class NoTask(UsageError, ValueError):
-    """A call that needs a task with `@checkpoint`, made where none runs."""
+    """A call that needs a task with `@checkpoint`, in a process that belongs to no such task."""
 
 
 class NoDirectory(UsageError, ValueError):
-    """A call without `path` on a `Checkpoint` that has no directory of its own."""
+    """A call without `path` on a `Checkpoint` that has no directory."""

@@ -1,4 +1,4 @@
-"""What is known of a loaded checkpoint, as a dict and as attributes."""
+"""The reference to a loaded checkpoint, with its fields as attributes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ __all__ = ["CheckpointInfo"]
 
 
 class CheckpointInfo(dict[str, Any]):
-    """The reference to a checkpoint whose fields are attributes too: `info["key"]`, `info.key`.
+    """The reference to a checkpoint, with its fields as attributes: `info["key"]`, `info.key`.
 
-    Pickled and copied as the plain dict that it is, so that it can be kept in an artifact and read where this
-    package is not installed.
+    It is pickled and copied as a plain dict, so that an artifact that holds it can be read without this package.
     """
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
-            known = ", ".join(self)
-            raise AttributeError(f"a checkpoint's info has no field {name!r}; it has {known}") from None
+            fields = ", ".join(self)
+            raise AttributeError(f"a checkpoint's info has no field {name!r}; it has {fields}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """A copy as a plain dict."""

@@ -1,7 +1,8 @@
-"""What one attempt of a task has saved so far, as its processes on this machine write it down for each other.
+"""The journal of one attempt of a task: files that the task's processes on one machine share.
 
-The card shows saves of subprocesses too, what these save has everything that the task had loaded for parents, and
-numbers are drawn here. The store is not asked for any of it. Where the journal cannot be reached, it is.
+From the journal, the card knows the saves of subprocesses, a subprocess knows the parents of what it saves, and all
+processes draw the numbers of their checkpoints. None of this needs a request to the store. A process that cannot reach
+the journal asks the store for numbers instead.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _PARENTS = "parents.json"
 _NUMBERS = "next_number"
 _FIELD = "journal"
 
-_known: dict[tuple[str | None, int], Journal] = {}
+_journals: dict[tuple[str | None, int], Journal] = {}
 
 
 class Journal:
-    """The journal in `directory`; without one, nothing is written and nothing is known."""
+    """The journal in `directory`. If that is None or does not exist, nothing is written, and reads find nothing."""
 
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
@@ -44,17 +45,17 @@ class Journal:
             return cls(None)
         directory = json.loads(os.environ[ENVIRONMENT_VARIABLE]).get(_FIELD)
         key = directory, os.getpid()
-        if key not in _known:
-            _known[key] = cls(directory)
-        return _known[key]
+        if key not in _journals:
+            _journals[key] = cls(directory)
+        return _journals[key]
 
     @property
     def is_there(self) -> bool:
-        """Whether the journal is on this machine, and so has every save of the attempt from here."""
+        """Whether the journal is on this machine, and so contains every save of the attempt on this machine."""
         return self._directory is not None and os.path.isdir(self._directory)
 
     def another(self) -> Journal:
-        """The same journal, read from its begin."""
+        """The same journal, for a reader that starts at its begin."""
         return Journal(self._directory)
 
     def export(self, task: TaskIdentity) -> None:
@@ -62,21 +63,24 @@ class Journal:
         os.environ[ENVIRONMENT_VARIABLE] = json.dumps({**json.loads(task.encode()), _FIELD: self._directory})
 
     @contextlib.contextmanager
-    def timed(self, transfer: Progress) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:
-        """Time a save. What is yielded takes the reference that came of it, and whether it may be latest."""
+    def timed(self, progress: Progress) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:
+        """Measure the time of a save, and yield a function that enters it: `enter(reference, latest)`.
+
+        The bytes that the save stored are taken from `progress`.
+        """
         start = time.monotonic()
 
-        def note(artifact: Mapping[str, Any], latest: bool) -> None:
+        def enter(artifact: Mapping[str, Any], latest: bool) -> None:
             seconds = time.monotonic() - start
-            self._append({**artifact, "seconds": seconds, "stored": transfer.stored, "latest": bool(latest)})
+            self._append({**artifact, "seconds": seconds, "stored": progress.stored, "latest": bool(latest)})
 
-        yield note
+        yield enter
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         if self._directory is None:
             return
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        # The directory may be on another machine, or gone with the task.
+        # The directory may be on another machine, or may have been removed with the task.
         with contextlib.suppress(OSError):
             fd = os.open(os.path.join(self._directory, _SAVES), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
@@ -85,7 +89,7 @@ class Journal:
                 os.close(fd)
 
     def new_saves(self) -> list[dict[str, Any]]:
-        """What was saved since the last call: references, with `seconds`, `stored` (bytes) and `latest`."""
+        """The saves since the last call: references, with `seconds`, `stored` (bytes) and `latest`."""
         if self._directory is None:
             return []
         try:
@@ -94,14 +98,16 @@ class Journal:
                 content = file.read()
         except OSError:
             return []
-        # A line whose end is missing is still being written.
-        whole = content[: content.rfind(b"\n") + 1]
-        self._position += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        # A line without an end is still being written.
+        complete = content[: content.rfind(b"\n") + 1]
+        self._position += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
 
     def draw_number(self, at_least: int = 0) -> int | None:
-        """The next number for a checkpoint of this attempt: each is given once on this machine, to whichever process
-        asks. None where the journal is not here."""
+        """The next number for a checkpoint of this attempt, from `at_least`; None without a journal.
+
+        Each number is given once on this machine, to whichever process or thread asks.
+        """
         if self._directory is None:
             return None
         try:
@@ -109,7 +115,7 @@ class Journal:
         except OSError:
             return None
         try:
-            # The lock ends with the process that holds it.
+            # If a process that holds the lock is killed, the lock is released.
             fcntl.flock(fd, fcntl.LOCK_EX)
             number = max(int(os.pread(fd, 20, 0) or b"0"), at_least)
             os.pwrite(fd, b"%d" % (number + 1), 0)
@@ -118,7 +124,7 @@ class Journal:
         return number
 
     def note_parents(self) -> None:
-        """Write down what the task in this process has loaded."""
+        """Enter the keys of what the task in this process has loaded."""
         if self._directory is None:
             return
         keys = self.parents()
@@ -129,7 +135,7 @@ class Journal:
             os.replace(temporary, os.path.join(self._directory, _PARENTS))
 
     def parents(self) -> list[str]:
-        """The keys of what the task has loaded: in this process, and as far as its other processes noted it."""
+        """The keys of what the task has loaded, in this process and in the others that entered theirs."""
         noted: list[str] = []
         if self._directory is not None:
             with contextlib.suppress(OSError, ValueError), open(os.path.join(self._directory, _PARENTS)) as file:

@@ -1,4 +1,4 @@
-"""Which checkpoints a task may go on from when it starts, the best first."""
+"""Which checkpoints a task may resume from when it starts, the best first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLICIES = ("fresh", "eager", "none")
 
 
 def check_policy(policy: object, step: str) -> str:
-    """The `load_policy` of a step. Raises UsageError for one that does not exist."""
+    """The `load_policy` of a step, with None as `none`. Raises UsageError for a policy that does not exist."""
     if policy is None:
         return "none"
     if not isinstance(policy, str) or policy not in POLICIES:
@@ -23,10 +23,14 @@ def check_policy(policy: object, step: str) -> str:
 
 
 def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
-    """What the task may go on from under a policy, best first. What is not asked for is not looked up."""
+    """The checkpoints that the task may resume from under a policy, the best first.
+
+    They are looked up one by one, as the iterator is advanced. `on_damage` is called for each damaged one, which is
+    skipped.
+    """
     if policy == "none":
         return
-    # What the task itself has saved comes first under every policy: another run may save at the same time.
+    # The task's own checkpoints come first under every policy: another run may save at the same time.
     if task.attempt:
         yield from latest_checkpoints(
             task.store(),
@@ -41,7 +45,7 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
 
 
 def of_any_run(task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
-    """What other tasks at the same place in the flow have saved, in any run, newest first."""
+    """The checkpoints that other tasks at the same place in the flow have saved, in any run, newest first."""
     for artifact in latest_checkpoints(task.store(), task.checkpoint_place(), on_damage=on_damage):
         if artifact["pathspec"] != task.pathspec:
             yield artifact

@@ -1,4 +1,4 @@
-"""What the card shows: the data that a task gathers, a plain dict that JSON holds, and the page made of it."""
+"""What the card shows: the data that a task collects, as JSON can hold it, and the page that is made of it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 from metaflow_artifacts.plugin import (
     Html,
-    Mark,
+    TimelinePoint,
     code,
     count_text,
     duration_text,
     facts,
-    heading,
     metadata_text,
     note,
     notice,
@@ -23,36 +22,39 @@ from metaflow_artifacts.plugin import (
     section,
     size_text,
     table,
+    task_heading,
     tiles,
     time_text,
     timeline,
 )
 
-__all__ = ["CARD_ID", "CARD_TYPE", "Report", "content"]
+__all__ = ["CARD_TYPE", "Report", "content"]
 
 CARD_TYPE = "checkpoint"
-CARD_ID = "checkpoint"
 
-_ROWS = 200
-_MARKS = 300
-_FEW = 8
+_MAX_ROWS = 200
+"""Saves that the table shows."""
+_MAX_POINTS = 300
+"""Saves that the timeline shows."""
+_KEPT_POINTS = 8
+"""A name with at most this many points keeps all of them when the timeline is thinned out."""
 
 
 class Report:
-    """Gathers what the card shows. Its size has a limit, however much is saved."""
+    """Collects what the card shows. Its size stays below a limit, however many checkpoints are saved."""
 
     def __init__(self, pathspec: str, attempt: int, policy: str) -> None:
         self.begin = time.time()
         self._head: dict[str, Any] = {"pathspec": pathspec, "attempt": attempt, "policy": policy, "begin": self.begin}
         self._loaded: dict[str, Any] = {"why": "", "warnings": [], "reference": None, "seconds": None}
         self._total = {"count": 0, "size": 0, "stored": 0, "seconds": 0.0}
-        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
-        self._marks: list[dict[str, Any]] = []
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_MAX_ROWS)
+        self._points: list[dict[str, Any]] = []
 
     def note_loaded(
         self, why: str, reference: Mapping[str, Any] | None, seconds: float | None, warnings: Iterable[str]
     ) -> None:
-        """What was loaded when the task began, or why nothing was; `seconds` are those that loading took."""
+        """Set what was loaded when the task began, and why it or nothing was; loading took `seconds`."""
         self._loaded = {
             "why": why,
             "warnings": list(warnings),
@@ -61,30 +63,31 @@ class Report:
         }
 
     def add(self, saves: Iterable[Mapping[str, Any]]) -> None:
-        """What was saved since the last call: entries of the journal."""
+        """Add what was saved since the last call: entries of the journal."""
         for save in saves:
             self._total["count"] += 1
             for name in ("size", "stored", "seconds"):
                 self._total[name] += save[name]
             row = {**_short(save), **{name: save[name] for name in ("stored", "seconds", "latest")}}
             self._rows.append(row)
-            self._marks.append({name: row[name] for name in ("created_on", "size", "name", "version_id", "latest")})
-            if len(self._marks) > _MARKS:
+            self._points.append({name: row[name] for name in ("created_on", "size", "name", "version_id", "latest")})
+            if len(self._points) > _MAX_POINTS:
                 self._thin_out()
 
     def _thin_out(self) -> None:
-        """Leave out every second mark of each name that has many, and never the first and the last."""
-        many = {name for name, count in Counter(mark["name"] for mark in self._marks).items() if count > _FEW}
+        """Drop every second point of each name that has many, but never the first and the last point."""
+        counts = Counter(point["name"] for point in self._points)
         seen: Counter[str] = Counter()
         kept = []
-        for mark in self._marks[:-1]:
-            seen[mark["name"]] += 1
-            if mark["name"] not in many or seen[mark["name"]] % 2:
-                kept.append(mark)
-        self._marks = [*kept, self._marks[-1]]
+        for point in self._points[:-1]:
+            name = point["name"]
+            seen[name] += 1
+            if counts[name] <= _KEPT_POINTS or seen[name] % 2:
+                kept.append(point)
+        self._points = [*kept, self._points[-1]]
 
     def data(self, state: str) -> dict[str, Any]:
-        """All of it, for `content`; `state` is `running`, `done` or `failed`."""
+        """All that was collected, for `content`; `state` is `running`, `done` or `failed`."""
         return {
             **self._head,
             "now": time.time(),
@@ -92,7 +95,7 @@ class Report:
             "loaded": self._loaded,
             "total": self._total,
             "rows": list(self._rows)[::-1],
-            "marks": self._marks,
+            "points": self._points,
         }
 
 
@@ -104,15 +107,8 @@ def _short(reference: Mapping[str, Any]) -> dict[str, Any]:
 def content(data: Mapping[str, Any]) -> list[Html]:
     """The parts of the page."""
     if not data:
-        return [paragraph("The task has not told anything about its checkpoints yet.")]
-    step = data["pathspec"].split("/")[2]
-    when = f"as of {time_text(data['now'])}" if data["state"] == "running" else f"ended {time_text(data['now'])}"
-    below = f"{data['pathspec']}, attempt {data['attempt']}, {when}"
-    return [
-        heading(f"Checkpoints of {step}", below, data["state"]),
-        _loaded(data),
-        _saved(data),
-    ]
+        return [paragraph("The task has not reported any checkpoints yet.")]
+    return [task_heading("Checkpoints", data), _loaded(data), _saved(data)]
 
 
 def _loaded(data: Mapping[str, Any]) -> Html:
@@ -130,7 +126,7 @@ def _loaded(data: Mapping[str, Any]) -> Html:
         ("saved by", f"{reference['pathspec']}, attempt {reference['attempt']}"),
         (
             "created",
-            f"{time_text(reference['created_on'])}, {duration_text(max(age, 0.0))} before this attempt began",
+            f"{time_text(reference['created_on'])} UTC, {duration_text(max(age, 0.0))} before this attempt began",
         ),
         ("name", f"{reference['name']}, number {reference['version_id']}"),
         ("size", f"{size_text(reference['size'])}, loaded in {duration_text(loaded['seconds'])}"),
@@ -147,7 +143,7 @@ def _saved(data: Mapping[str, Any]) -> Html:
     share = f" ({total['stored'] / total['size']:.0%} of it)" if total["size"] else ""
     since = data["now"] - seconds_of(rows[0]["created_on"])
     since_what = "since the last save" if data["state"] == "running" else "from the last save to the end"
-    highest = size_text(max(mark["size"] for mark in data["marks"]))
+    highest = size_text(max(point["size"] for point in data["points"]))
     parts: list[Html] = [
         tiles(
             [
@@ -159,14 +155,14 @@ def _saved(data: Mapping[str, Any]) -> Html:
             ]
         ),
         timeline(
-            [_mark(mark, data["begin"]) for mark in data["marks"]],
+            [_point(point, data["begin"]) for point in data["points"]],
             data["now"] - data["begin"],
             height_label=f"size, up to {highest}, over the time since the attempt began",
             hollow_label="saved with latest=False",
         ),
     ]
-    if len(data["marks"]) < total["count"]:
-        parts.append(note(f"The timeline shows {len(data['marks'])} of them, some of each name."))
+    if len(data["points"]) < total["count"]:
+        parts.append(note(f"The timeline shows {len(data['points'])} of them, some of each name."))
     parts.append(
         table(
             [
@@ -192,18 +188,17 @@ def _yet(data: Mapping[str, Any]) -> str:
     return " yet." if data["state"] == "running" else "."
 
 
-def _mark(mark: Mapping[str, Any], begin: float) -> Mark:
-    at = seconds_of(mark["created_on"]) - begin
-    label = f"{mark['name']} {mark['version_id']}: {size_text(mark['size'])}, after {duration_text(max(at, 0.0))}"
-    return Mark(at, mark["size"], mark["name"], label, hollow=not mark["latest"])
+def _point(save: Mapping[str, Any], begin: float) -> TimelinePoint:
+    at = seconds_of(save["created_on"]) - begin
+    label = f"{save['name']} {save['version_id']}: {size_text(save['size'])}, after {duration_text(max(at, 0.0))}"
+    return TimelinePoint(at, save["size"], save["name"], label, hollow=not save["latest"])
 
 
 def _row(row: Mapping[str, Any]) -> list[object]:
-    created = time_text(row["created_on"]).removesuffix(" UTC")
     return [
         row["name"],
         row["version_id"],
-        created,
+        time_text(row["created_on"]),
         size_text(row["size"]),
         size_text(row["stored"]),
         f"{row['seconds']:.3f}",

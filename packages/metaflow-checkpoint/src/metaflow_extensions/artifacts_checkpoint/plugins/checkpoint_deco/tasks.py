@@ -1,36 +1,36 @@
-"""Which task's checkpoints are meant: the one that a user names, by its pathspec or as an object of the client."""
+"""Finds the task whose checkpoints a user asks for, by its pathspec or as an object of Metaflow's client."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from metaflow_artifacts.plugin import ArtifactNotFound, InvalidReference, Store, TaskIdentity, default_store
+from metaflow_artifacts.plugin import ArtifactNotFound, InvalidInput, Store, TaskIdentity, default_store
 
 __all__ = ["attempt_number", "find_task", "store_of"]
 
-_MAX_DEPTH = 50
+_MAX_RESUMED_RUNS = 50
 
 
 def attempt_number(attempt: int | str | None) -> int | None:
-    """An attempt as a number. Raises InvalidReference for what is none."""
+    """An attempt as a number. Raises InvalidInput if it is not a number from 0."""
     if attempt is None:
         return None
     try:
         number = int(attempt)
     except (TypeError, ValueError):
-        raise InvalidReference(f"attempt {attempt!r}: expected a number from 0, or None") from None
+        raise InvalidInput(f"attempt {attempt!r}: expected a number from 0, or None") from None
     if number < 0:
-        raise InvalidReference(f"attempt {attempt!r}: attempts count from 0")
+        raise InvalidInput(f"attempt {attempt!r}: attempts count from 0")
     return number
 
 
 def find_task(task: Any) -> tuple[TaskIdentity, int]:
-    """The identity of a task, and its attempt that was asked for: by default the latest one that has started.
+    """The identity of a task, and the attempt that `task` stands for: by default the latest one that has started.
 
-    `task` is a `flow/run/step/task` or a `metaflow.Task`. A task that `resume` took over from an earlier run has
-    what the earlier one saved. Raises InvalidReference for anything else, ArtifactNotFound where there is no
-    such task, UsageError where its step had no `@checkpoint`.
+    `task` is a pathspec (`flow/run/step/task`) or a `metaflow.Task`. For a task that `resume` has copied from an
+    earlier run, it is the task of that run, which saved the checkpoints. Raises InvalidInput for any other `task`,
+    ArtifactNotFound if there is no such task, UsageError if its step has no `@checkpoint`.
     """
     from metaflow.client.core import Task
 
@@ -39,12 +39,12 @@ def find_task(task: Any) -> tuple[TaskIdentity, int]:
     elif isinstance(task, Task):
         found = task
     else:
-        raise InvalidReference(
+        raise InvalidInput(
             f"task: expected a metaflow.Task or its pathspec (flow/run/step/task), found {type(task).__name__}"
         )
     attempt: int | None = None
-    for _ in range(_MAX_DEPTH):
-        # An object of the client may stand for one attempt, and not have what another one left.
+    for _ in range(_MAX_RESUMED_RUNS):
+        # An object of the client may stand for one attempt, and lack the metadata of the others.
         whole = found if isinstance(task, str) else _task(found.pathspec)
         metadata = whole.metadata_dict
         origin_run, origin_task = metadata.get("origin-run-id"), metadata.get("origin-task-id")
@@ -53,7 +53,9 @@ def find_task(task: Any) -> tuple[TaskIdentity, int]:
             return TaskIdentity.of_task(whole), attempt
         flow, _, step, _ = whole.pathspec.split("/")
         found = _task(f"{flow}/{origin_run}/{step}/{origin_task}")
-    raise InvalidReference(f"task {task!r}: resumes another task, and that one again, more than {_MAX_DEPTH} times")
+    raise InvalidInput(
+        f"task {task!r}: it resumes a task that resumes another one, more than {_MAX_RESUMED_RUNS} times"
+    )
 
 
 def _task(pathspec: str) -> Any:
@@ -62,7 +64,7 @@ def _task(pathspec: str) -> Any:
 
     parts = pathspec.split("/")
     if len(parts) != 4 or not all(parts):
-        raise InvalidReference(f"task {pathspec!r}: expected a pathspec of the form flow/run/step/task")
+        raise InvalidInput(f"task {pathspec!r}: expected a pathspec of the form flow/run/step/task")
     try:
         return Task(pathspec, _namespace_check=False)
     except (MetaflowNotFound, MetaflowInvalidPathspec) as error:
@@ -70,7 +72,7 @@ def _task(pathspec: str) -> Any:
 
 
 def store_of(task: TaskIdentity) -> Store:
-    """The store that a task writes to. A local one that is not on this machine was moved: the default one then."""
+    """The store that a task writes to. If it is a local directory that is not on this machine, the default store."""
     if task.datastore_type != "s3" and not os.path.isdir(task.datastore_root):
         return default_store()
     return task.store()

@@ -1,4 +1,4 @@
-"""The writer of a task's checkpoints: one for each task and process, whichever object saves."""
+"""The writer of a task's checkpoints. Each process has one for each task, whichever object saves."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .journal import Journal
 
 __all__ = ["writer_of"]
 
-_known: dict[tuple[TaskIdentity, int], CheckpointWriter] = {}
+_writers: dict[tuple[TaskIdentity, int], CheckpointWriter] = {}
 
 
 def writer_of(task: TaskIdentity, journal: Journal) -> CheckpointWriter:
-    """The writer that this process saves with.
+    """The writer with which this process saves checkpoints of `task`.
 
-    Where there is a journal, the processes of this machine draw their numbers from it, and the store need not be
-    asked. A process that was forked has a writer of its own: connections must not be shared with the parent.
+    If there is a journal, the processes of this machine draw the numbers of their checkpoints from it, and the store
+    is not asked. A forked process has another writer than its parent, because they must not share connections.
     """
     key = task, os.getpid()
-    if key not in _known:
-        _known[key] = CheckpointWriter(
+    if key not in _writers:
+        _writers[key] = CheckpointWriter(
             task.store(),
             task.checkpoint_place(),
             task.id,
@@ -30,4 +30,4 @@ def writer_of(task: TaskIdentity, journal: Journal) -> CheckpointWriter:
             start=0 if journal.is_there else None,
             draw=journal.draw_number,
         )
-    return _known[key]
+    return _writers[key]

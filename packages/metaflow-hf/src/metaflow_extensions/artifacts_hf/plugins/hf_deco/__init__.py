@@ -1,1 +1,1 @@
-"""`@huggingface_hub`: repos of the Hugging Face Hub, kept in the datastore."""
+"""`@huggingface_hub`: repos of the Hugging Face Hub, stored in the datastore."""

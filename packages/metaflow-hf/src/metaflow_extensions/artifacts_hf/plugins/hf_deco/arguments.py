@@ -1,6 +1,6 @@
-"""What users ask for: the arguments of `snapshot_download` and the forms of `load=`, checked and made one.
+"""The arguments of `snapshot_download` and the forms of `load=`, checked and turned into one class.
 
-Needs no huggingface_hub: mistakes are found before a flow starts, on a machine that may not have it.
+This module does not import huggingface_hub: mistakes are found before a flow starts, on a machine that may lack it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metaflow_artifacts.plugin import InvalidReference
+from metaflow_artifacts.plugin import InvalidInput
 
 __all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "without_secrets"]
 
@@ -23,8 +23,8 @@ REPO_TYPES = ("model", "dataset", "space")
 _REPO_ID = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _SECRETS = ("token", "headers", "use_auth_token")
-# Arguments of snapshot_download, past ones too, that say how or where to download and not what.
-_NO_MATTER = frozenset(
+# Arguments of snapshot_download, of earlier versions too, that decide how or where to download, but not what.
+_IGNORED = frozenset(
     {
         "cache_dir",
         "library_name",
@@ -36,7 +36,7 @@ _NO_MATTER = frozenset(
         "user_agent",
     }
 )
-_KINDS: dict[str, tuple[type, ...]] = {
+_ARGUMENT_TYPES: dict[str, tuple[type, ...]] = {
     "max_workers": (int,),
     "etag_timeout": (int, float, type(None)),
     "endpoint": (str, type(None)),
@@ -48,45 +48,43 @@ _FORMS = "a repo id, a dict of snapshot_download arguments, or a pair of one of 
 
 @dataclass(frozen=True)
 class RepoRequest:
-    """A repo as it was asked for. Nothing of `token` and `headers` is in its repr, name or metadata."""
+    """A repo with the arguments it was asked for. Its repr, name and metadata contain neither `token` nor `headers`."""
 
     repo_id: str
     repo_type: str = "model"
     revision: str | None = None
-    """Branch, tag or commit as given; None is the default branch."""
+    """Branch, tag or commit id; None is the default branch."""
     allow_patterns: tuple[str, ...] | None = None
     ignore_patterns: tuple[str, ...] | None = None
     force_download: bool = False
     local_files_only: bool = False
     max_workers: int = 8
-    """Files at once."""
+    """Files that are downloaded at the same time."""
     etag_timeout: float | None = None
-    """Seconds to wait for the Hub's answer about a repo; None is huggingface_hub's own setting."""
+    """Seconds to wait for the Hub's answer about a repo; None is the setting of huggingface_hub."""
     local_dir: str | None = None
-    """Where the files are wanted besides, None for nowhere."""
+    """A directory to which the files are copied as well; None for none."""
     endpoint: str | None = None
     token: bool | str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> RepoRequest:
-        """From keyword arguments of `huggingface_hub.snapshot_download`.
+        """Make a request from keyword arguments of `huggingface_hub.snapshot_download`.
 
-        Raises InvalidReference naming the argument that is unknown, missing or of the wrong kind.
+        Raises InvalidInput, which names the argument that is unknown, missing or has the wrong type.
         """
-        given = {name: value for name, value in arguments.items() if name not in _NO_MATTER}
+        given = {name: value for name, value in arguments.items() if name not in _IGNORED}
         if given.pop("dry_run", False):
-            raise InvalidReference("dry_run: not supported; call huggingface_hub.snapshot_download for that")
+            raise InvalidInput("dry_run: not supported; call huggingface_hub.snapshot_download for that")
         if given.get("token") is None:
             given["token"] = given.pop("use_auth_token", None)
         unknown = sorted(set(given) - {*cls.__dataclass_fields__, "use_auth_token"})
         if unknown:
-            raise InvalidReference(f"{unknown[0]}: not an argument of huggingface_hub.snapshot_download")
+            raise InvalidInput(f"{unknown[0]}: not an argument of huggingface_hub.snapshot_download")
         given.pop("use_auth_token", None)
         if "repo_id" not in given:
-            raise InvalidReference(
-                "repo_id is missing: the repo to download, for example google-bert/bert-base-uncased"
-            )
+            raise InvalidInput("repo_id is missing: the repo to download, for example google-bert/bert-base-uncased")
         repo_type = given["repo_type"] = given.get("repo_type") or "model"
         for name in ("force_download", "local_files_only"):
             given[name] = bool(given.get(name))
@@ -97,61 +95,61 @@ class RepoRequest:
             given.pop("max_workers", None)
         if given.get("local_dir") is not None:
             given["local_dir"] = os.fspath(given["local_dir"])
-        # A revision that huggingface_hub resolved knows its commit.
+        # huggingface_hub returns revisions as texts with an attribute that holds the commit.
         given["revision"] = getattr(given.get("revision"), "resolved", given.get("revision"))
         request = cls(**given)
         if not isinstance(request.repo_id, str) or not _REPO_ID.fullmatch(request.repo_id):
-            raise InvalidReference(f"repo_id {request.repo_id!r}: expected <name> or <organisation>/<name>")
+            raise InvalidInput(f"repo_id {request.repo_id!r}: expected <name> or <organisation>/<name>")
         if repo_type not in REPO_TYPES:
-            raise InvalidReference(f"repo_type {repo_type!r}: expected one of {', '.join(REPO_TYPES)}")
-        for name, kinds in _KINDS.items():
-            if not isinstance(getattr(request, name), kinds):
-                # The value is not shown: it may be a secret that is only in the wrong form.
-                raise InvalidReference(f"{name}: has the wrong type, {type(getattr(request, name)).__name__}")
+            raise InvalidInput(f"repo_type {repo_type!r}: expected one of {', '.join(REPO_TYPES)}")
+        for name, types in _ARGUMENT_TYPES.items():
+            if not isinstance(getattr(request, name), types):
+                # The value is not shown: it may be a secret in the wrong form.
+                raise InvalidInput(f"{name}: has the wrong type, {type(getattr(request, name)).__name__}")
         if request.revision is not None and (not isinstance(request.revision, str) or not request.revision):
-            raise InvalidReference(f"revision {request.revision!r}: expected a branch, a tag or a commit id")
+            raise InvalidInput(f"revision {request.revision!r}: expected a branch, a tag or a commit id")
         return request
 
     @property
     def commit(self) -> str | None:
-        """The commit that was asked for, where it was asked for by its id: it never moves."""
+        """The commit, if it was asked for by its id; None for a branch or a tag, which can change."""
         return self.revision if self.revision is not None and _COMMIT.fullmatch(self.revision) else None
 
     @property
-    def moving(self) -> tuple[str | None, ...]:
-        """What the Hub is asked for a commit by."""
+    def revision_key(self) -> tuple[str | None, ...]:
+        """What decides the commit: the Hub is asked with these values."""
         return self.endpoint, self.repo_type, self.repo_id, self.revision or "main"
 
     @property
-    def moving_hash(self) -> str:
-        """20 hex digits of that."""
-        return _sha256(self.moving)[:20]
+    def revision_hash(self) -> str:
+        """20 hex digits of `revision_key`."""
+        return _sha256(self.revision_key)[:20]
 
     @property
     def name(self) -> str:
-        """10 hex digits of all that decides the content."""
-        return self.place[:10]
+        """The name of a snapshot's checkpoints: 10 hex digits of all that decides the content."""
+        return self.content_hash[:10]
 
     @property
-    def place(self) -> str:
+    def content_hash(self) -> str:
         """12 hex digits of all that decides the content."""
         return self._digest(self.repo_type, self.repo_id, self.revision or "main")[:12]
 
     @property
-    def files_id(self) -> str:
-        """10 hex digits of what decides which files of a commit are wanted."""
+    def patterns_hash(self) -> str:
+        """10 hex digits of what selects files of a commit: the patterns."""
         return self._digest()[:10]
 
     @property
     def repo_hash(self) -> str:
-        """20 hex digits of the repo."""
+        """20 hex digits of the repo's type and id."""
         return _sha256([self.repo_type, self.repo_id])[:20]
 
     def _digest(self, *parts: str) -> str:
         return _sha256([*parts, _sorted(self.allow_patterns), _sorted(self.ignore_patterns)])
 
     def metadata(self, commit: str) -> dict[str, Any]:
-        """What a snapshot's reference says about where it came from."""
+        """The metadata of a snapshot's reference: where its content came from."""
         return {
             "registry": "huggingface",
             "repo_id": self.repo_id,
@@ -174,7 +172,7 @@ def _patterns(name: str, value: Any) -> tuple[str, ...] | None:
         return (value,)
     if isinstance(value, (Sequence, set, frozenset)) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise InvalidReference(f"{name} {value!r}: expected a pattern such as '*.json', or a list of them")
+    raise InvalidInput(f"{name} {value!r}: expected a pattern such as '*.json', or a list of them")
 
 
 def _sorted(patterns: tuple[str, ...] | None) -> list[str] | None:
@@ -187,41 +185,41 @@ def _sha256(value: Any) -> str:
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """One entry of `load=`: a repo, and where it goes (None: a temporary directory)."""
+    """One entry of `load=`: a repo, and the directory to load it into (None: a temporary one)."""
 
     request: RepoRequest
     path: str | None = None
 
 
 def parse_load(load: Any) -> list[LoadSpec]:
-    """The entries of a decorator's `load` argument. Raises InvalidReference naming the entry that is none."""
+    """The entries of a decorator's `load` argument. Raises InvalidInput, which names the entry that is wrong."""
     if load is None:
         return []
-    # One entry by itself is taken for a list of one.
+    # A single entry counts as a list of one entry.
     entries = load if isinstance(load, list) else [load]
     return [_spec(entry, f"load[{number}]") for number, entry in enumerate(entries)]
 
 
 def _spec(entry: Any, where: str) -> LoadSpec:
     path: str | None = None
-    # The command line (--with) has no tuples.
+    # On the command line (--with) a pair is a list: JSON has no tuples.
     if isinstance(entry, (tuple, list)):
         if len(entry) != 2 or not isinstance(entry[1], (str, os.PathLike)):
-            raise InvalidReference(f"{where}: expected {_FORMS}; found {len(entry)} entries")
+            raise InvalidInput(f"{where}: expected {_FORMS}; found {len(entry)} entries")
         entry, path = entry[0], os.fspath(entry[1])
     if isinstance(entry, str):
         entry = {"repo_id": entry}
     if not isinstance(entry, Mapping):
-        raise InvalidReference(f"{where}: expected {_FORMS}; found {type(entry).__name__}")
+        raise InvalidInput(f"{where}: expected {_FORMS}; found {type(entry).__name__}")
     try:
         request = RepoRequest.of(entry)
-    except InvalidReference as error:
-        raise InvalidReference(f"{where}: {error}") from None
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error}") from None
     return LoadSpec(request, path if path is not None else request.local_dir)
 
 
 def without_secrets(load: Any) -> Any:
-    """A copy of a `load` argument that may be written down: Metaflow stores decorators' attributes with each run."""
+    """A copy of a `load` argument without its secrets. Metaflow stores the attributes of decorators with each run."""
     if isinstance(load, Mapping):
         return {name: without_secrets(value) for name, value in load.items() if name not in _SECRETS}
     if isinstance(load, (list, tuple)):

@@ -1,9 +1,9 @@
-"""From a request to a reference: what the datastore has, what the Hub says, and what is fetched when.
+"""From a request to a reference: what the datastore has, what the Hub says, and what is downloaded.
 
-A revision that moves is resolved to its commit first, with one small request for all tasks of a run. A snapshot of
-that commit in the request's own place is used as it is. One that somebody else has stored, in another step or flow,
-is entered in the own place too, and no byte moves. Only then the Hub is asked for files, by one task of all that
-want them.
+1. A branch or tag is resolved to its commit, with one small request for all tasks of a run.
+2. A snapshot of that commit at the place of the request (flow, step, scope, foreach value) is used as it is.
+3. A snapshot of that commit at another place gets a second manifest at this place. No content is transferred.
+4. Else the files are downloaded from the Hub, by one of all tasks that want them at the same time.
 """
 
 from __future__ import annotations
@@ -39,33 +39,37 @@ from .dedupe_index import DedupeIndex
 from .errors import HubError, HubUnavailable
 from .fetch import Content, fetch
 from .hub import Hub, HubFile, Resolved
-from .lease import TTL, single_flight
+from .lease import TTL_S, single_flight
 from .previous_snapshot import PreviousSnapshot
 
 __all__ = ["Cache", "SnapshotResult"]
 
 _ATTEMPTS_WITH_FALLBACK = 2
-_PATIENCE_WITH_FALLBACK = 5.0
-_CLOSE = 2.0
-_PATIENCE_FOR_COMMIT = 5.0
-_SECONDS_BETWEEN_LINES = 60.0
+_MAX_RETRY_AFTER_WITH_FALLBACK_S = 5.0
+"""How patiently the Hub is asked for a commit if the datastore has a snapshot that can be used instead."""
+_CLOCK_RESOLUTION_S = 2.0
+"""Storages may date objects in whole seconds: objects closer than this are compared by their manifests."""
+_MAX_COMMIT_WAIT_S = 5.0
+"""Seconds to wait for another task of the run that resolves the same revision."""
+_PROGRESS_INTERVAL_S = 60.0
+"""Seconds between two lines about a download in the log."""
 
 
 @dataclass(frozen=True)
 class SnapshotResult:
-    """A snapshot that is in the datastore, and how it came to be there."""
+    """A snapshot in the datastore, and where its content came from."""
 
     artifact: ModelArtifact
     from_hub: bool
-    """Whether the Hub was asked for files; else the datastore had them all."""
+    """Whether files were requested from the Hub; else the datastore had all of them."""
     downloaded: int
-    """Bytes that came from the Hub."""
+    """Bytes that were downloaded from the Hub."""
     files: Sequence[FileEntry]
     seconds: float
     delivered: bool = False
-    """Whether the files lie at the path that was given, too."""
-    instead: str = ""
-    """Why it is not what the Hub has at present, where it is not known to be."""
+    """Whether the files were also written to the given path."""
+    fallback_reason: str = ""
+    """Why a stored snapshot was used without knowing whether the Hub has a newer commit; else empty."""
 
     @property
     def commit(self) -> str:
@@ -82,10 +86,13 @@ class Cache:
         label: str,
         log: Callable[[str], None],
         warn: Callable[[str], None],
-        lease_ttl: float = TTL,
+        lease_ttl: float = TTL_S,
     ) -> None:
-        """`writer_of` says where a request's snapshots lie, which depends on the cache scope; `lease_ttl` in
-        seconds."""
+        """`writer_of` returns the writer for the place of a request's snapshots, which depends on the cache scope.
+
+        `label` becomes the label of new snapshots. `log` and `warn` are called with one line. `lease_ttl` is the time
+        in seconds after which the lease of a task that was killed expires.
+        """
         self._writer_of = writer_of
         self._label = label
         self._log = log
@@ -94,17 +101,17 @@ class Cache:
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
 
     def obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None = None) -> SnapshotResult:
-        """A snapshot of what is asked for, in the datastore when this returns.
+        """A snapshot of what `request` asks for. It is in the datastore when this returns.
 
-        With `path`, files that come from the Hub are written there at the same time, unless the datastore has some.
-        Raises HubError where neither the Hub nor the datastore has it, UsageError where huggingface_hub is needed
-        and not installed, StorageError where the datastore fails.
+        With `path`, files are also written there while they are downloaded; if the datastore already has some of
+        them, no file is. Raises HubError if neither the Hub nor the datastore has the repo, UsageError if
+        huggingface_hub is needed and not installed, StorageError if the datastore fails.
         """
-        return _Task(self, request, path).obtain()
+        return SnapshotResolver(self, request, path).obtain()
 
 
-class _Task:
-    """One call of `Cache.obtain`."""
+class SnapshotResolver:
+    """Finds or downloads the snapshot of one request: one call of `Cache.obtain`."""
 
     def __init__(self, cache: Cache, request: RepoRequest, path: str | os.PathLike[str] | None) -> None:
         self._cache = cache
@@ -112,8 +119,8 @@ class _Task:
         self._path = path
         self._writer = cache._writer_of(request)
         self._store = self._writer.store
-        self._hints = DedupeIndex(self._store)
-        self._began = self._told = time.monotonic()
+        self._index = DedupeIndex(self._store)
+        self._began = self._last_progress = time.monotonic()
         self._known_hub: Hub | None = None
 
     @property
@@ -126,20 +133,20 @@ class _Task:
         request = self._request
         stored = self._listed()
         if request.force_download:
-            self._cache._resolved.pop(request.moving, None)
+            self._cache._resolved.pop(request.revision_key, None)
         try:
             commit = request.commit or self._resolve(fallback=bool(stored)).commit
             if not request.force_download:
                 found = next((m for m in self._manifests(stored) if _commit_of(m) == commit), None)
                 if found is not None:
                     return self._from_datastore(found)
-            return self._bring(commit)
+            return self._add(commit)
         except HubError as error:
             return self._fall_back(stored, error)
 
     def _resolve(self, *, fallback: bool) -> Resolved:
-        """What the revision is: asked once in a run, so that all its tasks see one state of a repo."""
-        known, key = self._cache._resolved, self._request.moving
+        """The commit of the revision. It is asked once in a run, so that all tasks of the run use the same commit."""
+        known, key = self._cache._resolved, self._request.revision_key
         if key not in known:
             known[key] = self._resolve_in_run(fallback)
         return known[key]
@@ -147,31 +154,31 @@ class _Task:
     def _resolve_in_run(self, fallback: bool) -> Resolved:
         request = self._request
         run = "/".join(self._writer.pathspec.split("/")[:2])
-        found = None if request.force_download else self._hints.commit_in(run, request)
+        found = None if request.force_download else self._index.commit_in(run, request)
         if found is not None:
             return found
 
         def ask() -> Resolved:
-            limits = (_ATTEMPTS_WITH_FALLBACK, _PATIENCE_WITH_FALLBACK) if fallback else ()
+            limits = (_ATTEMPTS_WITH_FALLBACK, _MAX_RETRY_AFTER_WITH_FALLBACK_S) if fallback else ()
             resolved = self._hub.resolve(*limits)
-            self._hints.note_commit(run, request, resolved)
+            self._index.note_commit(run, request, resolved)
             return resolved
 
         if request.force_download or self._hub.offline:
             return ask()
         return single_flight(
             self._store.storage,
-            f"{HUB}/leases/{hashlib.sha256(run.encode()).hexdigest()[:20]}.{request.moving_hash}",
-            lambda: self._hints.commit_in(run, request),
+            f"{HUB}/leases/{hashlib.sha256(run.encode()).hexdigest()[:20]}.{request.revision_hash}",
+            lambda: self._index.commit_in(run, request),
             ask,
             lambda who: None,
             self._writer.pathspec,
             self._cache._lease_ttl,
-            _PATIENCE_FOR_COMMIT,
+            _MAX_COMMIT_WAIT_S,
         )
 
     def _listed(self) -> list[ObjectInfo]:
-        """What this request has stored in its place, newest first; none of it is read."""
+        """The stored snapshots of this request at its place, newest first. None of them is read."""
         found = []
         for info in self._store.storage.list(self._writer.place.prefix()):
             try:
@@ -187,22 +194,22 @@ class _Task:
             try:
                 manifest = self._store.manifest(info.key)
             except (ArtifactNotFound, CorruptArtifact) as error:
-                self._cache._warn(f"passing over a stored snapshot: {error}")
+                self._cache._warn(f"skipping a stored snapshot: {error}")
                 continue
-            if self._is_mine(manifest.artifact):
+            if self._is_requested(manifest.artifact):
                 yield manifest
 
     def _newest(self, stored: list[ObjectInfo]) -> Manifest | None:
         best = next(self._manifests(stored), None)
         if best is None:
             return None
-        # Storages count whole seconds: what was stored close together, the manifests themselves tell apart.
+        # Of snapshots that were stored at almost the same time, the manifests say which is newest.
         times = {info.key: info.modified for info in stored}
-        near = [info for info in stored if abs(info.modified - times[best.artifact["key"]]) < _CLOSE]
-        return max(self._manifests(near), key=lambda manifest: manifest.artifact["created_on"], default=best)
+        candidates = [info for info in stored if abs(info.modified - times[best.artifact["key"]]) < _CLOCK_RESOLUTION_S]
+        return max(self._manifests(candidates), key=lambda manifest: manifest.artifact["created_on"], default=best)
 
-    def _is_mine(self, artifact: ModelArtifact) -> bool:
-        """Whether a snapshot is of what is asked for: names are short, and two can be the same."""
+    def _is_requested(self, artifact: ModelArtifact) -> bool:
+        """Whether a snapshot is one of this request. Two requests can have the same name, which is a short hash."""
         metadata = artifact["metadata"]
         wanted = self._request.metadata(str(metadata.get("commit")))
         return {name: metadata.get(name) for name in wanted} == wanted
@@ -214,26 +221,26 @@ class _Task:
         if newest is None:
             raise type(error)(f"{error}; the datastore has no snapshot of it for this cache_scope") from error
         offline = isinstance(error, HubUnavailable) and error.final
-        instead = f"{error}; using commit {_commit_of(newest)[:12]}, stored {newest.artifact['created_on']}"
-        (self._cache._log if offline else self._cache._warn)(instead)
-        return replace(self._from_datastore(newest), instead=instead)
+        reason = f"{error}; using commit {_commit_of(newest)[:12]}, stored {newest.artifact['created_on']}"
+        (self._cache._log if offline else self._cache._warn)(reason)
+        return replace(self._from_datastore(newest), fallback_reason=reason)
 
     def _from_datastore(self, manifest: Manifest, artifact: ModelArtifact | None = None) -> SnapshotResult:
         if artifact is None:
             artifact = manifest.artifact
-            # The store may have been moved or be reached by another name since.
+            # The store may have been moved since, or be reached by another name.
             artifact["url"] = self._store.storage.url(artifact["key"])
         self._cache._log(f"{self._request} is in the datastore [key: {artifact['key']}]")
         return SnapshotResult(artifact, False, 0, manifest.files, time.monotonic() - self._began)
 
-    def _bring(self, commit: str) -> SnapshotResult:
-        """Into the own place, what others have stored or the Hub has."""
+    def _add(self, commit: str) -> SnapshotResult:
+        """The snapshot of a commit that this place lacks: from another place, or else from the Hub."""
         resolved = self._resolve(fallback=False)
         if self._request.force_download:
             return self._download(commit)
         return single_flight(
             self._store.storage,
-            f"{HUB}/leases/{self._request.repo_hash}.{commit}.{self._request.files_id}",
+            f"{HUB}/leases/{self._request.repo_hash}.{commit}.{self._request.patterns_hash}",
             lambda: self._take_over(commit, resolved),
             lambda: self._download(commit),
             lambda who: self._cache._log(f"{self._request}: waiting for {who}, which downloads it"),
@@ -242,20 +249,20 @@ class _Task:
         )
 
     def _take_over(self, commit: str, resolved: Resolved) -> SnapshotResult | None:
-        """What somebody has stored, if anybody has, in the own place."""
-        snapshot = self._hints.snapshot(self._request, commit)
+        """A snapshot that any task has stored, with a manifest at this place; None if there is none."""
+        snapshot = self._index.snapshot(self._request, commit)
         if snapshot is None:
             return None
         manifest = snapshot.manifest
         key = parse_key(manifest.artifact["key"])
-        if isinstance(key, CheckpointKey) and key.place == self._writer.place and self._is_mine(manifest.artifact):
+        if isinstance(key, CheckpointKey) and key.place == self._writer.place and self._is_requested(manifest.artifact):
             return self._from_datastore(manifest)
         if resolved.restricted:
             self._hub.check_access()
         try:
             artifact = self._commit(commit, Content(list(manifest.files), list(manifest.chunks), {}))
         except TransientStorageError:
-            # Some of its content is gone.
+            # Some of its chunks are gone.
             return None
         return self._from_datastore(manifest, artifact)
 
@@ -270,7 +277,7 @@ class _Task:
         )
         with nullcontext() if self._path is None else staged_target(self._path) as target:
             content, artifact = self._fetch(commit, files, target)
-        self._hints.note_snapshot(request, commit, artifact["key"], content.oids)
+        self._index.note_snapshot(request, commit, artifact["key"], content.oids)
         seconds = time.monotonic() - self._began
         self._cache._log(
             f"Stored {request} in {seconds:.2f} seconds: {size_text(content.downloaded)} came from the Hub, "
@@ -279,34 +286,34 @@ class _Task:
         return SnapshotResult(artifact, True, content.downloaded, content.files, seconds, content.delivered)
 
     def _fetch(self, commit: str, files: list[HubFile], target: str | None) -> tuple[Content, ModelArtifact]:
-        snapshot = None if self._request.force_download else self._hints.newest(self._request)
-        earlier = PreviousSnapshot(self._store.storage, snapshot) if snapshot is not None else None
+        snapshot = None if self._request.force_download else self._index.newest(self._request)
+        previous = PreviousSnapshot(self._store.storage, snapshot) if snapshot is not None else None
         reuse = not self._request.force_download
         content = fetch(
             self._store,
             self._hub,
             commit,
             files,
-            earlier=earlier,
+            previous=previous,
             reuse=reuse,
             target=target,
-            progress=Progress(self._tell),
+            progress=Progress(self._log_progress),
         )
         try:
             return content, self._commit(commit, content)
         except TransientStorageError:
-            # A gc was faster than this; what it left is not fetched again.
-            again = fetch(self._store, self._hub, commit, files, earlier=earlier, reuse=reuse)
+            # A gc has removed chunks in the meantime. Only these are downloaded again.
+            again = fetch(self._store, self._hub, commit, files, previous=previous, reuse=reuse)
             again.downloaded += content.downloaded
             again.delivered = content.delivered
             return again, self._commit(commit, again)
 
-    def _tell(self, transfer: Progress) -> None:
-        """A line now and then in the log of a download that takes its time."""
+    def _log_progress(self, progress: Progress) -> None:
+        """Write a line to the log from time to time, while a long download runs."""
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
-            self._cache._log(f"{self._request}: {size_text(transfer.done)} of {size_text(transfer.total)}")
+        if now - self._last_progress >= _PROGRESS_INTERVAL_S:
+            self._last_progress = now
+            self._cache._log(f"{self._request}: {size_text(progress.done)} of {size_text(progress.total)}")
 
     def _commit(self, commit: str, content: Content) -> ModelArtifact:
         artifact = self._store.commit_checkpoint(

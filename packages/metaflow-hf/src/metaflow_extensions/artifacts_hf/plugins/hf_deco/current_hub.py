@@ -1,4 +1,4 @@
-"""`current.huggingface_hub`: what `@huggingface_hub` gives to the code of a step."""
+"""`current.huggingface_hub`: the object that `@huggingface_hub` gives to the code of a step."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _ANY_NAMESPACE = "0" * 12
 
 @dataclass(frozen=True)
 class Event:
-    """A repo that a task has asked for, and what came of it."""
+    """A repo that a task has asked for, and the snapshot that it got."""
 
     request: RepoRequest
-    obtained: SnapshotResult
+    result: SnapshotResult
     path: str | None
-    """Where it was loaded to; None where only its reference was asked for."""
+    """The directory that it was loaded into; None if only its reference was asked for."""
     seconds: float
-    """From the question to the last file."""
+    """From the call to the last file."""
 
 
 class CurrentHuggingfaceHub:
@@ -60,30 +60,48 @@ class CurrentHuggingfaceHub:
         self._writers: dict[CheckpointPlace, CheckpointWriter] = {}
         self._cache = Cache(self._writer_of, f"{task.flow}_{task.step}", log, log.warning)
         self.events: list[Event] = []
-        """What was asked for so far, for the card."""
+        """The repos that were asked for so far, for the card."""
         self.watch: Callable[[], None] = lambda: None
-        """Called after each of them."""
+        """Called after each event."""
 
     @property
     def loaded(self) -> Loaded:
-        """Repo id -> local path of what `@huggingface_hub(load=…)` has loaded.
+        """A mapping of repo ids to the local directories that `@huggingface_hub(load=…)` has loaded them into.
 
-        A mapping; `loaded.info[repo_id]` is the reference that belongs to `loaded[repo_id]`.
+        `loaded.info[repo_id]` is the reference of the repo.
         """
         return self._loaded
 
     @in_flow
     def snapshot_download(self, repo_id: str | None = None, **arguments: Any) -> ModelArtifact:
-        """Make sure that a repo is in the datastore, and return the reference to it: a plain dict, to be kept in
-        `self.x` and loaded with `@model(load=["x"])`.
+        """Store a repo in the datastore, unless it is there already, and return the reference to it.
 
-        Takes the arguments of `huggingface_hub.snapshot_download`. What the datastore has already is not downloaded
-        again, unless `force_download=True`. A branch or tag is what it is on the Hub at this moment; where the Hub
-        cannot be reached, or fails, it is what the datastore has of it, with a warning. With `local_dir`, the files
-        are brought there too.
+        Keep the reference in an artifact (`self.x`) and load it with `@model(load=["x"])`. Files that the datastore
+        has are not downloaded again. If the Hub cannot be reached, or fails, the newest snapshot that the datastore has
+        of the same arguments is used, with a warning.
 
-        Raises HubError (an `ArtifactError`) where neither the Hub nor the datastore has it, InvalidReference for
-        arguments that make no sense, StorageError where the datastore fails.
+        Parameters
+        ----------
+        repo_id : str
+            The repo, for example `google-bert/bert-base-uncased`.
+        **arguments : Any
+            Other arguments of `huggingface_hub.snapshot_download`. A branch or tag in `revision` is resolved to its
+            commit once in a run. `force_download=True` asks the Hub again and downloads every file. `local_dir` is a
+            directory into which the files are loaded as well.
+
+        Returns
+        -------
+        ModelArtifact
+            The reference, a plain dict.
+
+        Raises
+        ------
+        HubError
+            If neither the Hub nor the datastore has the repo.
+        InvalidInput
+            If an argument is unknown or has the wrong type.
+        StorageError
+            If the datastore fails.
         """
         request = RepoRequest.of(_with_repo(repo_id, arguments))
         return self._obtain(request, request.local_dir)[0]
@@ -92,10 +110,31 @@ class CurrentHuggingfaceHub:
     def load(
         self, repo_id: str | None = None, path: str | os.PathLike[str] | None = None, **arguments: Any
     ) -> AbstractContextManager[str]:
-        """`with current.huggingface_hub.load(repo_id=…) as path:` has the files of a repo in a local directory.
+        """Load a repo into a local directory: `with current.huggingface_hub.load(repo_id=…) as path:`.
 
-        Takes the arguments of `huggingface_hub.snapshot_download`, and raises as `snapshot_download` does. Without
-        `path`, the directory is a new temporary one, gone at the end of the block; else it is made, or added to.
+        The repo is stored in the datastore first, unless it is there already, as with `snapshot_download`.
+
+        Parameters
+        ----------
+        repo_id : str
+            The repo, for example `google-bert/bert-base-uncased`.
+        path : str or os.PathLike, default None
+            The directory to load into. It is created if it does not exist; files of the same name are replaced, and
+            other files are left alone. By default a new temporary directory, which is deleted at the end of the block.
+        **arguments : Any
+            Other arguments of `huggingface_hub.snapshot_download`.
+
+        Returns
+        -------
+        ContextManager[str]
+            A context manager that gives the path of the directory.
+
+        Raises
+        ------
+        TargetError
+            If the directory cannot be written.
+        ArtifactError
+            The same errors as `snapshot_download`.
         """
         request = RepoRequest.of(_with_repo(repo_id, arguments))
         return self._loading(request, path if path is not None else request.local_dir)
@@ -113,29 +152,29 @@ class CurrentHuggingfaceHub:
             temporary.close()
 
     def load_first(self, specs: list[LoadSpec]) -> None:
-        """Load what the decorator's `load` names."""
+        """Load the repos of the decorator's `load`."""
         for spec in specs:
             request = spec.request
             if request.repo_id in self._loaded:
-                self._log.warning(f"{request.repo_id} is named twice in load=; loaded[{request.repo_id!r}] is the last")
+                self._log.warning(f"{request.repo_id} is in load= twice; loaded[{request.repo_id!r}] is the last one")
             path = spec.path if spec.path is not None else self._temporary.new(_prefix(request))
             artifact, target = self._obtain(request, path)
             self._loaded.add(request.repo_id, target, artifact)
 
     def _obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None) -> tuple[ModelArtifact, str]:
         began = time.monotonic()
-        obtained = self._cache.obtain(request, path)
+        result = self._cache.obtain(request, path)
         target = ""
         if path is not None:
             target = os.fspath(path)
-            if not obtained.delivered:
+            if not result.delivered:
                 before = time.monotonic()
-                self.task.store().load(obtained.artifact, path)
+                self.task.store().load(result.artifact, path)
                 self._log(f"Loaded {request} in {time.monotonic() - before:.2f} seconds")
-            note_loaded(obtained.artifact["key"])
-        self.events.append(Event(request, obtained, target or None, time.monotonic() - began))
+            note_loaded(result.artifact["key"])
+        self.events.append(Event(request, result, target or None, time.monotonic() - began))
         self.watch()
-        return obtained.artifact, target
+        return result.artifact, target
 
     def _writer_of(self, request: RepoRequest) -> CheckpointWriter:
         place = self._place(request)
@@ -147,10 +186,10 @@ class CurrentHuggingfaceHub:
     def _place(self, request: RepoRequest) -> CheckpointPlace:
         if self.cache_scope == "checkpoint":
             return self.task.checkpoint_place(HUB)
-        # A place for each request: it is listed to find what is stored, and everybody's would be too much. No flow or
-        # step can have such a name.
+        # Each request has a place of its own, because the place is listed to find its snapshots. A place for all flows
+        # would be too long to list. No flow or step can have a name with a hyphen.
         flow = self.task.flow if self.cache_scope == "flow" else _ANY_FLOW
-        return CheckpointPlace(flow, _ANY_STEP, _ANY_NAMESPACE, request.place, HUB)
+        return CheckpointPlace(flow, _ANY_STEP, _ANY_NAMESPACE, request.content_hash, HUB)
 
     def close(self) -> None:
         """Remove the temporary directories."""

@@ -1,4 +1,4 @@
-"""The step decorator itself: when Metaflow calls what."""
+"""The step decorator: the hooks that Metaflow calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metaflow.metaflow_current import current
 
 from metaflow_artifacts.plugin import ArtifactError, Log, UsageError, in_hook, refuse_foreign_decorators
 
-# Every Metaflow process imports this module; what only decorated steps need is imported where it is used.
+# Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
     from .arguments import LoadSpec
     from .current_hub import CurrentHuggingfaceHub
@@ -19,7 +19,7 @@ __all__ = ["HuggingfaceHubDecorator"]
 
 
 class HuggingfaceHubDecorator(StepDecorator):
-    """Keeps repos of the Hugging Face Hub in the datastore, and loads them, as `current.huggingface_hub`.
+    """Stores repos of the Hugging Face Hub in the datastore and loads them from there, with `current.huggingface_hub`.
 
     ```python
     @huggingface_hub
@@ -43,26 +43,26 @@ class HuggingfaceHubDecorator(StepDecorator):
     ----------
     load : list of str, dict, (str, str) and (dict, str), default None
         Repos to load before the step's code runs: repo ids, or dicts of arguments of
-        `huggingface_hub.snapshot_download`; with a path beside it, a repo is loaded into that directory, else into
-        a temporary one.
+        `huggingface_hub.snapshot_download`. In a pair, the second element is the directory to load into; without it, a
+        temporary directory is used.
     cache_scope : str, default 'checkpoint'
-        Who shares what is downloaded. `checkpoint`: the same step of the same flow, in the same namespace and at the
-        same foreach value. `flow`: all steps of the flow, in all namespaces. `global`: all flows.
+        Which tasks find a stored snapshot. `checkpoint`: those of the same flow, step, namespace and foreach value.
+        `flow`: those of all steps of the flow, in all namespaces. `global`: those of all flows.
     temp_dir_root : str, default None
-        Where temporary directories are made; the system's place for them by default. They are gone when the task
+        The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
     show_card : bool, default True
-        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its repos.
+        Whether a step that has a card (`@card`, `--with card`) gets a second one, which shows its repos.
 
     MF Add To Current
     -----------------
     huggingface_hub -> metaflow_extensions.artifacts_hf.plugins.hf_deco.current_hub.CurrentHuggingfaceHub
-        Downloads repos into the datastore and loads them from there: `snapshot_download`, `load`, `loaded`.
+        Stores repos in the datastore and loads them from there: `snapshot_download`, `load`, `loaded`.
 
         @@ Returns
         ----------
         CurrentHuggingfaceHub
-            The object by which the step gets repos of the Hugging Face Hub.
+            The object with which the step gets repos of the Hugging Face Hub.
     """
 
     name = "huggingface_hub"
@@ -73,7 +73,7 @@ class HuggingfaceHubDecorator(StepDecorator):
 
     @in_hook
     def init(self) -> None:
-        """Check the arguments, in the process that starts the run too."""
+        """Check the arguments. Metaflow calls this in the process that starts the run too, before any task runs."""
         from .arguments import CACHE_SCOPES, parse_load, without_secrets
 
         scope = self.attributes["cache_scope"]
@@ -83,7 +83,7 @@ class HuggingfaceHubDecorator(StepDecorator):
             self._specs = parse_load(self.attributes["load"])
         except ArtifactError as error:
             raise type(error)(f"@huggingface_hub: {error}") from None
-        # Metaflow stores the attributes with every run, and prints them.
+        # Metaflow prints the attributes, and stores them with every run.
         self.attributes["load"] = without_secrets(self.attributes["load"])
 
     @in_hook
@@ -97,13 +97,14 @@ class HuggingfaceHubDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from .live_card import attach_card
+        from metaflow_artifacts.plugin import attach_card
+
+        from .report import CARD_TYPE
 
         refuse_foreign_decorators()
         self._flow_datastore = flow_datastore
         self._log = Log("huggingface_hub", logger)
-        # From the command line (--with) it comes as text.
-        self._has_card = str(self.attributes["show_card"]) != "False" and attach_card(flow, step_name, decorators)
+        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
 
     @in_hook
     def task_pre_step(
@@ -142,9 +143,9 @@ class HuggingfaceHubDecorator(StepDecorator):
     ) -> Callable[..., Any]:
         if self._hub is None or not self._has_card:
             return step_func
-        from .live_card import with_card
+        from .live_card import with_hub_card
 
-        return with_card(step_func, self._hub, self._log.warning)
+        return with_hub_card(step_func, self._hub, self._log.warning)
 
     def task_finished(
         self,

@@ -1,11 +1,11 @@
-"""What can go wrong with the Hub, under core's `ArtifactError`.
+"""The errors of this package, below core's `ArtifactError`.
 
 ```
 ArtifactError
-└── HubError                 the Hub, or what it sent, is not what was asked for
-    ├── HubMismatch          a file came, and is not the one that is listed
-    ├── HubDenied            no such repo, revision or file, or not for this token
-    └── HubUnavailable       offline, cannot be reached, overloaded, or failing: later it may be different
+└── HubError                 the Hub did not give what was asked for
+    ├── HubMismatch          the content of a file is not what the Hub lists
+    ├── HubDenied            no such repo, revision or file, or this token has no access
+    └── HubUnavailable       offline, unreachable, overloaded or failing; a later call may succeed
 ```
 """
 
@@ -17,27 +17,27 @@ __all__ = ["HubDenied", "HubError", "HubMismatch", "HubUnavailable"]
 
 
 class HubError(ArtifactError):
-    """The Hub does not give what was asked for; the message says why and what to do."""
+    """The Hub did not give what was asked for. The message says why, and what to do."""
 
-    worth_another_try = False
-    """Whether the same file, fetched anew from its first byte on, may come right."""
+    may_pass_on_retry = False
+    """Whether another download of the same file, from its first byte, may succeed."""
 
 
 class HubMismatch(HubError):
-    """What came is not what the Hub lists: other bytes, fewer or more."""
+    """The content that arrived is not what the Hub lists: other bytes, fewer bytes or more."""
 
-    worth_another_try = True
+    may_pass_on_retry = True
 
 
 class HubDenied(HubError):
-    """There is no such repo, revision or file on the Hub, or the token, if any, does not open it."""
+    """The Hub has no such repo, revision or file, or the token, if there is one, gives no access to it."""
 
 
 class HubUnavailable(HubError):
-    """The Hub cannot be reached (or must not be: HF_HUB_OFFLINE), refuses for now, or fails."""
+    """The Hub cannot be reached, must not be asked (HF_HUB_OFFLINE), refuses for now, or fails."""
 
     def __init__(self, message: str, *, retry_after: float | None = None, final: bool = False) -> None:
-        """`retry_after`: seconds that the Hub asks to wait; `final`: trying again in this process is in vain."""
+        """`retry_after` is the time in seconds that the Hub asks to wait; `final` says that no retry can succeed."""
         super().__init__(message)
         self.retry_after = retry_after
         self.final = final

@@ -1,7 +1,7 @@
-"""A commit's files, brought into the store as chunks: from what is there already, or as streams from the Hub.
+"""The files of a commit, stored as chunks: reused from the store, or streamed from the Hub.
 
-Sizes are known from the Hub's list, so it is clear where the content is cut before a byte comes. Each file is
-asked for once, and nothing is written to disk but chunks, and the files themselves where somebody waits for them.
+The Hub lists the sizes of all files, so that the borders of the chunks are known before the first byte arrives. Each
+file is requested once. Only chunks are written, and the files themselves if a target directory is given.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ from metaflow_artifacts.plugin import (
 
 from .dedupe_index import DedupeIndex
 from .errors import HubError
-from .hub import Check, Hub, HubFile
+from .hub import ContentVerifier, Hub, HubFile
 from .previous_snapshot import PreviousSnapshot
 
 __all__ = ["Content", "fetch"]
 
 T = TypeVar("T")
 
-_MODE = 0o644
-_BIG_AT_ONCE = 4
-"""Files of more than half a chunk that are fetched at the same time. Where the storage stages in memory, each holds two
-chunks there."""
+_FILE_MODE = 0o644
+_MAX_BIG_DOWNLOADS = 4
+"""Files of more than half a chunk that are downloaded at the same time. If the storage stages chunks in memory, each of
+these files needs the memory of two chunks."""
 
 
 @dataclass
 class Content:
-    """Files that are in the store, and no manifest names yet."""
+    """The content of a snapshot: it is in the store, but no manifest names it yet."""
 
     files: list[FileEntry]
     chunks: list[Chunk]
     oids: dict[str, str]
-    """The Hub's id of each file whose content was found to have it."""
+    """The Hub's id of each file whose content was verified against it."""
     since: float | None = None
-    """When the first chunk was looked for, in seconds since the epoch; None where they were not."""
+    """When the first chunk was looked up, in seconds since the epoch; None if no chunk was looked up."""
     downloaded: int = 0
-    """Bytes that came from the Hub."""
+    """Bytes that were downloaded from the Hub."""
     delivered: bool = False
-    """Whether all files lie in the target directory too."""
+    """Whether all files were written into the target directory too."""
 
 
 def fetch(
@@ -73,24 +73,24 @@ def fetch(
     commit: str,
     files: Sequence[HubFile],
     *,
-    earlier: PreviousSnapshot | None = None,
+    previous: PreviousSnapshot | None = None,
     reuse: bool = True,
     target: str | None = None,
     progress: Progress | None = None,
 ) -> Content:
-    """Bring the content of `files`, in the order of their paths, into `store`.
+    """Store the content of `files`, which are sorted by path.
 
-    `earlier` is a stored snapshot of the same repo; without `reuse`, nothing that the store has is taken for
-    granted. Into the empty directory `target`, files are written while they come; where the store had some of
-    them, it is left empty. Raises HubError where the Hub does not give a file as it lists it, TargetError where
-    `target` cannot be written, StorageError where the store fails.
+    `previous` is a stored snapshot of the same repo, whose chunks are reused. Without `reuse`, every file is
+    downloaded. Files are also written into the empty directory `target` while they are downloaded; if the store
+    already had one of them, `target` is left empty. Raises HubError if the Hub does not send a file as it lists it,
+    TargetError if `target` cannot be written, StorageError if the store fails.
     """
-    return _Fetcher(store, hub, commit, files, earlier, reuse, target, progress or Progress()).run()
+    return _Fetcher(store, hub, commit, files, previous, reuse, target, progress or Progress()).run()
 
 
 @dataclass
 class _Unit:
-    """One or more chunks that are filled together: a big file, or a pack of small ones."""
+    """Files that are stored together: one big file with its chunks, or a pack of small files in one chunk."""
 
     files: list[int]
     chunks: list[Chunk] = field(default_factory=list)
@@ -98,15 +98,15 @@ class _Unit:
 
 
 class _Stopped(Exception):
-    """Another file has failed, and this one is not needed any more."""
+    """Another file has failed, so that this one is no longer needed."""
 
 
 class _IncomingChunk:
-    """A chunk of `size` bytes that comes in parts, and is in the storage's hands, not in ours, while it does."""
+    """A chunk of `size` bytes that arrives in parts, which are written to the storage's staging area at once."""
 
     def __init__(self, store: Store, size: int) -> None:
         self.missing = size
-        """Bytes that are still to come."""
+        """Bytes that have not arrived yet."""
         self._store = store
         self._size = size
         self._digest = hashlib.sha256()
@@ -114,15 +114,15 @@ class _IncomingChunk:
         self._staged = self._stack.enter_context(store.storage.stage(size))
 
     def take(self, block: memoryview) -> memoryview:
-        """Take the front of a block; what is left of it, where it is more than is missing."""
-        mine = block[: self.missing]
-        self._digest.update(mine)
-        self._staged.write(mine)
-        self.missing -= len(mine)
-        return block[len(mine) :]
+        """Add as much of a block as the chunk lacks, and return the rest of the block."""
+        part = block[: self.missing]
+        self._digest.update(part)
+        self._staged.write(part)
+        self.missing -= len(part)
+        return block[len(part) :]
 
     def commit(self) -> tuple[Chunk, bool]:
-        """Store it, in any thread; False beside it where it was stored already."""
+        """Store the chunk, and return it with whether it is new to the store. Any thread may call this."""
         chunk = Chunk(self._digest.hexdigest(), self._size)
         with self._stack:
             if is_stored(self._store.storage, chunk, self._store.refresh_after):
@@ -131,7 +131,7 @@ class _IncomingChunk:
         return chunk, True
 
     def close(self) -> None:
-        """Drop what has come."""
+        """Discard what has arrived."""
         self._stack.close()
 
 
@@ -142,7 +142,7 @@ class _Fetcher:
         hub: Hub,
         commit: str,
         files: Sequence[HubFile],
-        earlier: PreviousSnapshot | None,
+        previous: PreviousSnapshot | None,
         reuse: bool,
         target: str | None,
         progress: Progress,
@@ -151,7 +151,7 @@ class _Fetcher:
         self.hub = hub
         self.commit = commit
         self.files = files
-        self.earlier = earlier if reuse else None
+        self.previous = previous if reuse else None
         self.reuse = reuse
         self.target = target
         self.deliver = target is not None
@@ -160,7 +160,7 @@ class _Fetcher:
         self.content = Content([], [], {}, time.time())
         self.digests: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._big = threading.Semaphore(_BIG_AT_ONCE)
+        self._big = threading.Semaphore(_MAX_BIG_DOWNLOADS)
         self._failure: BaseException | None = None
 
     def run(self) -> Content:
@@ -168,7 +168,7 @@ class _Fetcher:
         units = list(self._units())
         if self.target is not None:
             make_tree(self.target, [file.path for file in self.files], ())
-        with ThreadPoolExecutor(_BIG_AT_ONCE, thread_name_prefix="metaflow-artifacts-hf") as self._putters:
+        with ThreadPoolExecutor(_MAX_BIG_DOWNLOADS, thread_name_prefix="metaflow-artifacts-hf") as self._putters:
             try:
                 in_threads(max(1, self.hub.request.max_workers), self._calls(units))
             except _Stopped:
@@ -177,7 +177,7 @@ class _Fetcher:
         self.content.chunks = [chunk for unit in units for chunk in unit.chunks]
         offset = 0
         for number, file in enumerate(self.files):
-            self.content.files.append(FileEntry(file.path, file.size, _MODE, offset, self.digests.get(number)))
+            self.content.files.append(FileEntry(file.path, file.size, _FILE_MODE, offset, self.digests.get(number)))
             offset += file.size
         if self.target is not None:
             self._finish_target(self.target)
@@ -188,7 +188,7 @@ class _Fetcher:
         if self.deliver:
             for file in self.files:
                 if not file.size:
-                    create(os.path.join(target, file.path), _MODE).close()
+                    create(os.path.join(target, file.path), _FILE_MODE).close()
             return
         with os.scandir(target) as entries:
             for entry in entries:
@@ -219,7 +219,7 @@ class _Fetcher:
             first = self.files[unit.files[0]]
             if not is_packed(first.size, self.store.chunk_size):
                 yield self._call(self._save_big, unit)
-            elif self.earlier is not None and self.earlier.pack(self.files[number] for number in unit.files):
+            elif self.previous is not None and self.previous.pack(self.files[number] for number in unit.files):
                 yield self._call(self._save_known_pack, unit)
             else:
                 for number in unit.files:
@@ -244,16 +244,16 @@ class _Fetcher:
         chunks = self._known_chunks(file)
         if chunks is None:
             with self._big:
-                chunks = self._twice(file, self._download)
+                chunks = self._download_verified(file, self._download)
             if file.sha256 is not None:
                 self.dedupe_index.note_file(file.sha256, chunks)
         else:
-            self._found(file)
+            self._skip(file)
             self.progress.add(file.size)
         unit.chunks = chunks
 
     def _known_chunks(self, file: HubFile) -> list[Chunk] | None:
-        """The chunks of a file that the store has, all of them looked for."""
+        """The chunks of a file if the store has all of them, else None."""
         if not self.reuse:
             return None
         for chunks in self._candidates(file):
@@ -262,14 +262,14 @@ class _Fetcher:
         return None
 
     def _candidates(self, file: HubFile) -> Iterator[list[Chunk] | None]:
-        if self.earlier is not None:
-            yield self.earlier.chunks_of(file)
+        if self.previous is not None:
+            yield self.previous.chunks_of(file)
         if file.sha256 is not None:
-            place = self.dedupe_index.file(file.sha256, file.size)
-            if place is not None and sum(chunk.size for chunk in place.chunks) == file.size:
-                yield place.chunks
+            location = self.dedupe_index.file(file.sha256, file.size)
+            if location is not None and sum(chunk.size for chunk in location.chunks) == file.size:
+                yield location.chunks
             if file.size <= self.store.chunk_size:
-                # A file that is one chunk has the chunk's name for digest, whoever saved it.
+                # A file that is one chunk has the digest in the chunk's name, whichever decorator saved it.
                 yield [Chunk(file.sha256, file.size)]
 
     def _is_stored(self, chunk: Chunk) -> bool:
@@ -278,7 +278,7 @@ class _Fetcher:
 
     def _save_known_pack(self, unit: _Unit) -> None:
         files = [self.files[number] for number in unit.files]
-        found = self.earlier.pack(files) if self.earlier is not None else None
+        found = self.previous.pack(files) if self.previous is not None else None
         if found is None or not self._is_stored(found[0]):
             for number in unit.files:
                 self._save_small(unit, number)
@@ -287,21 +287,21 @@ class _Fetcher:
         for number, digest in zip(unit.files, found[1], strict=True):
             if digest is not None:
                 self.digests[number] = digest
-            self._found(self.files[number])
+            self._skip(self.files[number])
             self.progress.add(self.files[number].size)
 
     def _save_small(self, unit: _Unit, number: int) -> None:
         file = self.files[number]
         content = self._known_content(file)
         if content is None:
-            content = self._twice(file, lambda file, check: b"".join(self._blocks(file, check)))
+            content = self._download_verified(file, lambda file, verifier: b"".join(self._blocks(file, verifier)))
         else:
-            self._found(file)
+            self._skip(file)
         with self._lock:
             unit.contents[number] = content
-            whole = len(unit.contents) == len(unit.files)
-        if whole:
-            # The last file of a pack to come stores it.
+            is_complete = len(unit.contents) == len(unit.files)
+        if is_complete:
+            # The thread that adds the last file of a pack stores the pack.
             parts = [unit.contents[number] for number in unit.files]
             if len(parts) > 1:
                 for number, part in zip(unit.files, parts, strict=True):
@@ -311,21 +311,21 @@ class _Fetcher:
             self._note_pack(unit)
 
     def _known_content(self, file: HubFile) -> bytes | None:
-        """The content of a small file that the store has."""
+        """The content of a small file if the store has it, else None."""
         if not self.reuse:
             return None
         self._stop_if_failed()
-        content = self.earlier.content(file) if self.earlier is not None else None
+        content = self.previous.content(file) if self.previous is not None else None
         if content is not None or file.sha256 is None:
             return content
-        place = self.dedupe_index.file(file.sha256, file.size)
-        if place is None:
+        location = self.dedupe_index.file(file.sha256, file.size)
+        if location is None:
             return None
-        # Of a file that is part of one chunk, no more than the file is read.
-        digest = file.sha256 if len(place.chunks) == 1 else None
-        entry = FileEntry(file.path, file.size, _MODE, place.offset, digest)
+        # With a digest, only the file is read of a chunk that contains other files too.
+        digest = file.sha256 if len(location.chunks) == 1 else None
+        entry = FileEntry(file.path, file.size, _FILE_MODE, location.offset, digest)
         try:
-            content = read_range(self.store.storage, place.chunks, entry, 0, file.size)
+            content = read_range(self.store.storage, location.chunks, entry, 0, file.size)
         except CorruptArtifact:
             return None
         return content if hashlib.sha256(content).hexdigest() == file.sha256 else None
@@ -337,23 +337,23 @@ class _Fetcher:
                 self.dedupe_index.note_file(file.sha256, unit.chunks, offset)
             offset += file.size
 
-    def _twice(self, file: HubFile, download: Callable[[HubFile, Check], T]) -> T:
-        """Fetch a file; once more, over plain HTTP, where what came is not what the Hub lists."""
-        check = Check(file)
+    def _download_verified(self, file: HubFile, download: Callable[[HubFile, ContentVerifier], T]) -> T:
+        """Download a file. If the content is not what the Hub lists, download it again, over plain HTTP."""
+        verifier = ContentVerifier(file)
         try:
-            content = download(file, check)
+            content = download(file, verifier)
         except HubError as error:
-            if not error.worth_another_try:
+            if not error.may_pass_on_retry:
                 raise
             file = replace(file, xet_hash=None)
-            check = Check(file)
-            content = download(file, check)
-        self._note(file, check.verified)
+            verifier = ContentVerifier(file)
+            content = download(file, verifier)
+        self._note_oid(file, verifier.verified)
         return content
 
-    def _blocks(self, file: HubFile, check: Check) -> Iterator[bytes]:
-        with nullcontext() if self.target is None else create(os.path.join(self.target, file.path), _MODE) as copy:
-            for block in self.hub.stream(self.commit, file, check):
+    def _blocks(self, file: HubFile, verifier: ContentVerifier) -> Iterator[bytes]:
+        with nullcontext() if self.target is None else create(os.path.join(self.target, file.path), _FILE_MODE) as copy:
+            for block in self.hub.stream(self.commit, file, verifier):
                 self._stop_if_failed()
                 with self._lock:
                     self.content.downloaded += len(block)
@@ -365,13 +365,13 @@ class _Fetcher:
         if self._failure is not None:
             raise _Stopped
 
-    def _download(self, file: HubFile, check: Check) -> list[Chunk]:
-        """Stream a file into chunks; one is committed while the next one comes."""
+    def _download(self, file: HubFile, verifier: ContentVerifier) -> list[Chunk]:
+        """Stream a file into chunks. Each is committed while the next one arrives."""
         sizes = iter(plan([(file.path, file.size)], self.store.chunk_size))
         chunk: _IncomingChunk | None = None
         puts: list[Future[Chunk]] = []
         try:
-            for block in self._blocks(file, check):
+            for block in self._blocks(file, verifier):
                 view = memoryview(block)
                 while view:
                     chunk = chunk or _IncomingChunk(self.store, next(sizes))
@@ -396,12 +396,12 @@ class _Fetcher:
         self.progress.add(chunk.size, stored=chunk.size if new else 0)
         return chunk
 
-    def _found(self, file: HubFile) -> None:
-        """A file is in the store: it need not come, and all are to be taken from there."""
+    def _skip(self, file: HubFile) -> None:
+        """Skip the download of a stored file. The target directory can then not be filled from the downloads alone."""
         self.deliver = False
-        self._note(file, True)
+        self._note_oid(file, True)
 
-    def _note(self, file: HubFile, verified: bool) -> None:
+    def _note_oid(self, file: HubFile, verified: bool) -> None:
         if verified:
             with self._lock:
                 self.content.oids[file.path] = file.oid

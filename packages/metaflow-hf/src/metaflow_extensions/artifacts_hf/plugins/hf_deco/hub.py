@@ -1,8 +1,8 @@
-"""The Hub's side: which commit a revision is, what is in it, and the bytes of a file.
+"""The client of the Hub: the commit of a revision, the files of a commit, and the bytes of a file.
 
-Requests go through huggingface_hub's own session, so that its settings hold: endpoint, proxies, certificates,
-offline mode, tokens. Its higher functions are not used: they write files, and some ask the Hub for more than this
-needs. huggingface_hub is imported when the first request is due, not before.
+Requests use the session of huggingface_hub, so that its settings apply: endpoint, proxies, certificates, offline mode
+and tokens. Its functions for downloads are not used, because they write files, and some make more requests than are
+needed here. huggingface_hub is imported when a `Hub` is made.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from urllib.parse import quote
 
 from metaflow_artifacts.plugin import UsageError
 
+from ...toplevel.hf_toplevel import __version__
 from .arguments import RepoRequest
 from .errors import HubDenied, HubError, HubMismatch, HubUnavailable
 from .xet import XetSource, xet_is_available
 
-__all__ = ["Check", "Hub", "HubFile", "Resolved"]
+__all__ = ["ContentVerifier", "Hub", "HubFile", "Resolved"]
 
-ATTEMPTS = 5
-"""Tries of a request, and of a file after its last new byte, before the Hub counts as failing."""
-FIRST_PAUSE = 0.5
-"""Seconds before the second try; each further pause is twice as long."""
-LONGEST_PAUSE = 8.0
-PATIENCE = 300.0
-"""Seconds that the Hub may ask to wait (Retry-After); with more, the request fails at once."""
+MAX_ATTEMPTS = 5
+"""Attempts of a request before it fails; for a file, attempts after its last new byte."""
+FIRST_PAUSE_S = 0.5
+"""Seconds before the second attempt. Each further pause is twice as long."""
+LONGEST_PAUSE_S = 8.0
+MAX_RETRY_AFTER_S = 300.0
+"""The longest wait in seconds that the Hub may ask for (Retry-After). If it asks for more, the request fails."""
 
-_BLOCK = 1 << 20
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_USER_AGENT = "metaflow-artifacts-hf/0.1.0"
+_BLOCK_SIZE = 1 << 20
+_TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_USER_AGENT = f"metaflow-artifacts-hf/{__version__}"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a revision is: a commit, and whether the repo is open to everybody."""
+    """The commit of a revision, and whether access to the repo is restricted (gated or private)."""
 
     commit: str
     restricted: bool
@@ -54,12 +55,12 @@ class HubFile:
     path: str
     size: int
     oid: str
-    """SHA-256 (64 hex) of the content for a file kept with LFS, git's id of the blob (40 hex) for others."""
+    """For a file in LFS the SHA-256 of the content (64 hex digits), for others git's id of the blob (40)."""
     xet_hash: str | None = None
 
     @property
     def sha256(self) -> str | None:
-        """SHA-256 of the content, where the Hub tells it."""
+        """SHA-256 of the content; None if the Hub does not list it."""
         return self.oid if len(self.oid) == 64 else None
 
 
@@ -67,7 +68,7 @@ class Hub:
     """One repo on the Hub, as `request` asks for it."""
 
     def __init__(self, request: RepoRequest, warn: Callable[[str], None] = lambda message: None) -> None:
-        """`warn` is told of each failure that is tried again. Raises UsageError without huggingface_hub."""
+        """`warn` is called before each retry. Raises UsageError if huggingface_hub is not installed."""
         try:
             import huggingface_hub
             from huggingface_hub import constants, errors, utils
@@ -82,111 +83,116 @@ class Hub:
         self._constants = constants
         self._utils: Any = utils
         self.cancelled = threading.Event()
-        """Set when nothing more is wanted of the Hub: waits end at once."""
+        """Set to stop all work: pauses before retries end at once."""
         self._xet: XetSource | None = None
         self._xet_works = True
         self._xet_lock = threading.Lock()
         self._timeout = request.etag_timeout or constants.HF_HUB_ETAG_TIMEOUT
         self._endpoint = (request.endpoint or constants.ENDPOINT).rstrip("/")
-        # Among its bases is the root of the HTTP library's errors, whichever that is: requests, httpx or httpx2.
+        # One of its base classes is the root of the errors of the HTTP library in use: requests, httpx or httpx2.
         roots = [base for base in errors.HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException")]
         self._failures: tuple[type[Exception], ...] = (*roots, HubUnavailable)
 
     @property
     def offline(self) -> bool:
-        """Whether the Hub must not be asked: HF_HUB_OFFLINE, or local_files_only."""
+        """Whether no request may be made: HF_HUB_OFFLINE is set, or local_files_only was passed."""
         return bool(self._constants.HF_HUB_OFFLINE) or self.request.local_files_only
 
     @property
     def where(self) -> str:
-        """The Hub's address, for messages: without what may be secret in it."""
+        """The Hub's address for messages, without a user name and password."""
         return re.sub(r"//[^/@]*@", "//", self._endpoint)
 
-    def resolve(self, attempts: int = ATTEMPTS, patience: float = PATIENCE) -> Resolved:
-        """The commit of the revision asked for: one small request.
+    def resolve(self, attempts: int = MAX_ATTEMPTS, max_retry_after: float = MAX_RETRY_AFTER_S) -> Resolved:
+        """The commit of the revision that was asked for, with one small request.
 
-        Raises HubDenied where there is none for this token, HubUnavailable where the Hub does not answer.
+        Raises HubDenied if there is none, or this token has no access, HubUnavailable if the Hub does not answer.
         """
         revision = quote(self.request.revision or "main", safe="")
-        # A space cannot be gated, and the Hub refuses the question.
+        # A space cannot be gated, and the Hub refuses to answer whether it is.
         query = "expand=sha&expand=private" + ("" if self.request.repo_type == "space" else "&expand=gated")
-        info = self._json(f"{self._api}/revision/{revision}?{query}", attempts, patience)[0]
+        info = self._json(f"{self._api}/revision/{revision}?{query}", attempts, max_retry_after)[0]
         commit = info.get("sha") if isinstance(info, dict) else None
         if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
             raise HubError(f"{self.where} does not tell the commit of {self.request}: is it a Hugging Face Hub?")
         return Resolved(commit, bool(info.get("gated")) or bool(info.get("private")))
 
     def check_access(self) -> None:
-        """Make sure that the token opens the repo's content. Raises HubDenied where it does not."""
-        self._json(f"{self._api}/auth-check", ATTEMPTS, PATIENCE)
+        """Raise HubDenied unless the token gives access to the repo's content."""
+        self._json(f"{self._api}/auth-check", MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
 
     def tree(self, commit: str) -> list[HubFile]:
-        """All files of a commit that the patterns let through, in the order of their paths."""
+        """The files of a commit that match the patterns, sorted by path."""
         files: dict[str, HubFile] = {}
         url: str | None = f"{self._api}/tree/{commit}?recursive=true&expand=false"
         while url is not None:
-            rows, url = self._json(url, ATTEMPTS, PATIENCE)
+            rows, url = self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
             for row in rows if isinstance(rows, list) else [{}]:
                 file = _file_of(row)
                 if file is None:
                     raise HubError(f"{self.where} gives a file list of {self.request} that cannot be read")
                 if row["type"] == "file":
                     files[file.path] = file
-        allow, ignore = _listed(self.request.allow_patterns), _listed(self.request.ignore_patterns)
+        allow, ignore = _as_list(self.request.allow_patterns), _as_list(self.request.ignore_patterns)
         wanted = self._utils.filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore)
         return [files[path] for path in sorted(wanted, key=lambda path: path.encode("utf-8", "surrogatepass"))]
 
-    def stream(self, commit: str, file: HubFile, check: Check | None = None) -> Iterator[bytes]:
-        """The content of a file in blocks, verified when the last one was taken; `check` then tells how.
+    def stream(self, commit: str, file: HubFile, verifier: ContentVerifier | None = None) -> Iterator[bytes]:
+        """The content of a file in blocks. It is verified only when the iterator is exhausted.
 
-        A connection that breaks is taken up where it broke. Raises HubError where what came is not the file.
+        A download whose connection breaks resumes at the byte where it broke. Raises HubError if the content is not
+        what the Hub lists.
         """
-        check = check or Check(file)
-        check.what = self._named(file)
-        yield from self._xet_blocks(commit, file, check)
+        verifier = verifier or ContentVerifier(file)
+        verifier.shown_name = self._named(file)
+        yield from self._xet_blocks(commit, file, verifier)
         url = f"{self._endpoint}/{self._folder}{self.request.repo_id}/resolve/{commit}/{quote(file.path)}"
         failures = 0
-        while check.size < file.size:
-            before = check.size
+        while verifier.size < file.size:
+            before = verifier.size
             try:
-                with self._open(url, check.size, self._named(file)) as response:
-                    check.seen(response)
-                    for block in self._blocks(response, check.size):
-                        check.add(block)
+                with self._open(url, verifier.size, self._named(file)) as response:
+                    verifier.note_etag(response)
+                    for block in self._blocks(response, verifier.size):
+                        verifier.add(block)
                         yield block
-                    if check.size < file.size:
-                        raise HubUnavailable(f"{self._named(file)}: {check.size} bytes came instead of {file.size}")
+                    if verifier.size < file.size:
+                        raise HubUnavailable(
+                            f"{self._named(file)}: received {verifier.size} bytes instead of {file.size}"
+                        )
             except self._failures as error:
-                failures = 1 if check.size > before else failures + 1
+                failures = 1 if verifier.size > before else failures + 1
                 failure = self._failure(error, self._named(file))
-                if failures >= ATTEMPTS:
+                if failures >= MAX_ATTEMPTS:
                     raise failure from None
-                self._pause(failures, failure, PATIENCE)
-        check.finish()
+                self._pause(failures, failure, MAX_RETRY_AFTER_S)
+        verifier.finish()
 
-    def _xet_blocks(self, commit: str, file: HubFile, check: Check) -> Iterator[bytes]:
-        """As much of a file as its Xet storage gives."""
+    def _xet_blocks(self, commit: str, file: HubFile, verifier: ContentVerifier) -> Iterator[bytes]:
+        """The content of a file from its Xet storage; it ends early if that storage fails."""
         if file.xet_hash is None or not file.size or not xet_is_available():
             return
         try:
             source = self._xet_source(commit)
             if source is not None:
-                for block in source.blocks(file.xet_hash, file.size, check.size):
-                    check.add(block)
+                for block in source.blocks(file.xet_hash, file.size, verifier.size):
+                    verifier.add(block)
                     yield block
         except ConnectionError as error:
-            self._warn(f"{self._named(file)}: its Xet storage fails ({_words(error)}); going on over HTTP")
+            self._warn(f"{self._named(file)}: its Xet storage fails ({_one_line(error)}); continuing over HTTP")
 
     def _xet_source(self, commit: str) -> XetSource | None:
-        """The repo's Xet storage; None where it gives no access, which is asked for once."""
+        """The repo's Xet storage; None if it gives no access. Access is requested once."""
         with self._xet_lock:
             if self._xet is None and self._xet_works:
                 self._xet_works = False
                 url = f"{self._api}/xet-read-token/{commit}"
                 try:
-                    self._xet = XetSource(url, self.headers, self._json(url, ATTEMPTS, PATIENCE)[0])
+                    self._xet = XetSource(url, self.headers, self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)[0])
                 except (HubError, KeyError, TypeError, RuntimeError, OSError) as error:
-                    self._warn(f"{self.request}: no access to its Xet storage ({_words(error)}); going on over HTTP")
+                    self._warn(
+                        f"{self.request}: no access to its Xet storage ({_one_line(error)}); continuing over HTTP"
+                    )
             return self._xet
 
     def _named(self, file: HubFile) -> str:
@@ -201,7 +207,7 @@ class Hub:
         return "" if self.request.repo_type == "model" else f"{self.request.repo_type}s/"
 
     def headers(self) -> dict[str, str]:
-        """What goes with each request to the Hub; the token is in it."""
+        """The headers of each request to the Hub, including the token."""
         headers = {"user-agent": _USER_AGENT, "accept-encoding": "identity"}
         token = self._token()
         if token is not None:
@@ -221,13 +227,13 @@ class Hub:
             )
         return found
 
-    def _json(self, url: str, attempts: int, patience: float) -> tuple[Any, str | None]:
-        """A JSON answer and the address of its next page, if any."""
+    def _json(self, url: str, attempts: int, max_retry_after: float) -> tuple[Any, str | None]:
+        """A JSON answer, and the address of its next page if there is one."""
         what = str(self.request)
         for attempt in range(1, attempts + 1):
             try:
                 session = self._session()
-                # A client that the user made (set_client_factory) may not follow redirects by itself.
+                # A client that the user configured (set_client_factory) may not follow redirects unless it is told to.
                 follow = {"follow_redirects": True} if _is_httpx(session) else {}
                 response = session.get(url, headers=self.headers(), timeout=self._timeout, **follow)
                 self._raise_for_status(response, what)
@@ -236,13 +242,13 @@ class Hub:
                 failure = self._failure(error, what)
                 if attempt == attempts:
                     raise failure from None
-                self._pause(attempt, failure, patience)
+                self._pause(attempt, failure, max_retry_after)
             except ValueError as error:
                 raise HubError(f"{self.where} answers about {what} with something that is not JSON") from error
         raise AssertionError("at least one attempt is made")
 
     def _next_page(self, response: Any) -> str | None:
-        # A mirror may pass on the address of the Hub behind it; the token goes to no other host than the endpoint.
+        # A mirror may return the address of the Hub behind it. The token must go to no host but the endpoint.
         url = response.links.get("next", {}).get("url")
         return self._endpoint + url[url.index("/api/") :] if url is not None and "/api/" in url else None
 
@@ -270,9 +276,11 @@ class Hub:
             yield response
 
     def _blocks(self, response: Any, start: int) -> Iterator[bytes]:
-        """The body from byte `start` of the file on, also where the server began at the front."""
+        """The content from byte `start` of the file, even if the server ignored the range and sent the whole file."""
         skip = start if start and response.status_code != 206 else 0
-        blocks = response.iter_bytes(_BLOCK) if hasattr(response, "iter_bytes") else response.iter_content(_BLOCK)
+        blocks = (
+            response.iter_bytes(_BLOCK_SIZE) if hasattr(response, "iter_bytes") else response.iter_content(_BLOCK_SIZE)
+        )
         for block in blocks:
             if skip:
                 skip, block = max(0, skip - len(block)), block[skip:]
@@ -286,7 +294,7 @@ class Hub:
         code = response.headers.get("X-Error-Code", "")
         says = " ".join(response.headers.get("X-Error-Message", "").split())[:200]
         answer = f"the Hub answers {status}" + (f" ({says})" if says else "")
-        if status in _PASSING:
+        if status in _TRANSIENT_STATUSES:
             hint = "; it limits the rate of requests: log in, or wait before the next run" if status == 429 else ""
             raise HubUnavailable(f"{what}: {answer}{hint}", retry_after=_retry_after(response.headers))
         if code == "GatedRepo" or status == 403:
@@ -308,14 +316,14 @@ class Hub:
     def _failure(self, error: BaseException, what: str) -> HubUnavailable:
         if isinstance(error, HubUnavailable):
             return error
-        return HubUnavailable(f"{what}: {self.where} cannot be reached ({type(error).__name__}: {_words(error)})")
+        return HubUnavailable(f"{what}: {self.where} cannot be reached ({type(error).__name__}: {_one_line(error)})")
 
-    def _pause(self, attempt: int, failure: HubUnavailable, patience: float) -> None:
+    def _pause(self, attempt: int, failure: HubUnavailable, max_retry_after: float) -> None:
         if failure.final:
             raise failure from None
-        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1))
+        seconds = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
         if failure.retry_after is not None:
-            if failure.retry_after > patience:
+            if failure.retry_after > max_retry_after:
                 raise HubUnavailable(
                     f"{failure}; it asks to wait {failure.retry_after:.0f} s, which is too long"
                 ) from None
@@ -325,50 +333,52 @@ class Hub:
 
 
 def pause(seconds: float, cancelled: threading.Event) -> None:
-    """Wait before a request is made again, but no longer than until `cancelled`."""
+    """Wait before a retry; the wait ends early when `cancelled` is set."""
     cancelled.wait(seconds)
 
 
-class Check:
-    """Size and digest of a file while it comes in."""
+class ContentVerifier:
+    """Counts and hashes the bytes of a file as they arrive, and compares them with what the Hub lists."""
 
     def __init__(self, file: HubFile) -> None:
         self.file = file
-        self.what = file.path
-        """How the file is called in errors."""
+        self.shown_name = file.path
+        """The name of the file in errors."""
         self.size = 0
-        """Bytes so far."""
+        """Bytes received so far."""
         self.verified = False
-        """Whether all has come, and its digest is what the Hub lists."""
+        """Whether the whole content was received, and has the digest that the Hub lists."""
         self._etag = ""
         if file.sha256 is not None:
             self._digest = hashlib.sha256()
         else:
             self._digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
-    def seen(self, response: Any) -> None:
-        """Note what the server calls the content."""
+    def note_etag(self, response: Any) -> None:
+        """Note the ETag with which the server names the content."""
         self._etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
 
     def add(self, block: bytes) -> None:
+        """Add the next block. Raises HubMismatch if the file is longer than the Hub lists."""
         self.size += len(block)
         if self.size > self.file.size:
-            raise HubMismatch(f"{self.what}: the Hub gives more than the {self.file.size} bytes that it lists")
+            raise HubMismatch(f"{self.shown_name}: the Hub sends more than the {self.file.size} bytes that it lists")
         self._digest.update(block)
 
     def finish(self) -> None:
-        """Raise HubError where the content is not what the Hub lists."""
+        """Raise HubMismatch if the content is not what the Hub lists."""
         found = self._digest.hexdigest()
         self.verified = found == self.file.oid
-        # Other servers of the same interface may use ids of their own for small files, here and there.
+        # Other servers with the same API may list ids of their own for small files, which are not git's ids. The ETag
+        # shows that: it is then not the listed id either.
         if not self.verified and (self.file.sha256 is not None or self._etag == self.file.oid):
             raise HubMismatch(
-                f"{self.what}: what came is not what the Hub lists (digest {found} instead of {self.file.oid})"
+                f"{self.shown_name}: the content is not what the Hub lists (digest {found} instead of {self.file.oid})"
             )
 
 
 def _file_of(row: Any) -> HubFile | None:
-    """A row of the Hub's file list; None where it is none. Names that lead elsewhere are none."""
+    """A row of the Hub's file list; None if it is malformed, or its path leads out of the repo."""
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not isinstance(row.get("type"), str):
         return None
     path, size, oid, lfs = row["path"], row.get("size", 0), row.get("oid", ""), row.get("lfs")
@@ -383,8 +393,8 @@ def _file_of(row: Any) -> HubFile | None:
     return HubFile(path, size, str(oid), xet if isinstance(xet, str) else None)
 
 
-def _words(error: BaseException) -> str:
-    """What a library says, in one line, and without addresses: they can have a signature in them."""
+def _one_line(error: BaseException) -> str:
+    """The message of an error as one line, without addresses: an address can contain a signature."""
     return re.sub(r"https?://\S+", "…", " ".join(str(error).split()))[:200]
 
 
@@ -392,12 +402,12 @@ def _is_httpx(session: Any) -> bool:
     return callable(getattr(session, "stream", None))
 
 
-def _listed(patterns: tuple[str, ...] | None) -> list[str] | None:
+def _as_list(patterns: tuple[str, ...] | None) -> list[str] | None:
     return None if patterns is None else list(patterns)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the Hub asks to wait: Retry-After, or the reset of its rate limit."""
+    """Seconds that the Hub asks to wait, from Retry-After or from the reset of its rate limit."""
     value = (headers.get("Retry-After") or "").strip()
     if value.isdigit():
         return float(value)
@@ -412,5 +422,5 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _offline() -> HubUnavailable:
     return HubUnavailable(
-        "the Hub must not be asked: HF_HUB_OFFLINE is set, or local_files_only was passed", final=True
+        "no request to the Hub is allowed: HF_HUB_OFFLINE is set, or local_files_only was passed", final=True
     )

@@ -1,10 +1,11 @@
-"""One of many does the work: a lease in the store, by put-if-absent, that a holder who is killed cannot keep.
+"""Single-flight across machines: an expiring lease object in the store, acquired with put-if-absent.
 
-A lease is a row of generations, `<name>/0`, `<name>/1`, …; whoever wrote the highest holds it, and rewrites it
-while at work. Who waits takes the next generation when the highest has not changed for `ttl` seconds by its own
-clock, so that no two clocks are compared; or at once, where the holder was a process of this machine that is
-gone. A holder that was only slow and goes on beside its successor does harm to nobody: what they do may be done
-twice.
+The objects of a lease are its generations, `<name>/0`, `<name>/1`, …. The process that wrote the highest generation
+holds the lease, and rewrites that object while it works. A process that waits takes the next generation when the
+highest one has not changed for `ttl` seconds by its own clock, so that no two clocks are compared. It takes it at once
+if the holder was a process of the same machine and has ended.
+
+A holder that was only slow may continue while its successor works. The work must therefore be safe to do twice.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from typing import TypeVar
 
 from metaflow_artifacts.plugin import ArtifactNotFound, Storage, StorageError
 
-__all__ = ["TTL", "Lease", "single_flight"]
+__all__ = ["TTL_S", "Lease", "single_flight"]
 
 T = TypeVar("T")
 
-TTL = 30.0
-"""Seconds without a sign of life after which a holder counts as gone."""
-_FIRST_POLL = 0.1
-_LONGEST_POLL = 2.0
+TTL_S = 30.0
+"""Seconds without a heartbeat after which a lease has expired."""
+_FIRST_POLL_S = 0.1
+_LONGEST_POLL_S = 2.0
+"""Seconds between two looks at a lease that another process holds: the first interval, and the longest."""
 
 
 def single_flight(
@@ -35,43 +37,44 @@ def single_flight(
     name: str,
     find: Callable[[], T | None],
     work: Callable[[], T],
-    waiting: Callable[[str], None],
+    on_wait: Callable[[str], None],
     who: str,
-    ttl: float = TTL,
-    patience: float | None = None,
+    ttl: float = TTL_S,
+    max_wait: float | None = None,
 ) -> T:
-    """What `find` finds, once one of all the callers with this `name` has done the `work` that makes it be found.
+    """Let one of all callers with this `name` do the `work`; the others wait, and return what `find` then finds.
 
-    `waiting` is called once, with the `who` of the holder, when there is something to wait for. Where the work
-    raises, it is this caller's error, and the next one tries. Who has waited for `patience` seconds waits no longer
-    and does the work too: for work that is small, and fails slowly where it fails.
+    `find` returns None until the work is done. `on_wait` is called once, with the `who` of the holder, if there is a
+    holder to wait for. If `work` raises, this caller raises the error, and the next caller does the work. A caller that
+    has waited for `max_wait` seconds does the work too, without the lease; that is for work that is small, and slow
+    only if it fails.
     """
     lease = Lease(storage, name, who, ttl)
     began = time.monotonic()
-    poll = _FIRST_POLL
-    told = False
+    poll = _FIRST_POLL_S
+    has_called = False
     while True:
-        with lease.tried() as held:
-            # Also when it is held: the last holder may have finished just before.
+        with lease.attempt() as held:
+            # Also if this process holds the lease: the previous holder may just have finished.
             found = find()
             if found is not None:
                 return found
             if held:
                 return work()
-        if patience is not None and time.monotonic() - began > patience:
+        if max_wait is not None and time.monotonic() - began > max_wait:
             return work()
-        if not told:
-            told = True
-            waiting(lease.holder)
+        if not has_called:
+            has_called = True
+            on_wait(lease.holder)
         time.sleep(poll)
-        poll = min(_LONGEST_POLL, 1.5 * poll)
+        poll = min(_LONGEST_POLL_S, 1.5 * poll)
 
 
 class Lease:
-    """A try after another for one lease."""
+    """One process's attempts to acquire a lease."""
 
-    def __init__(self, storage: Storage, name: str, who: str, ttl: float = TTL) -> None:
-        """`name` is a key without a slash at its end; `who` is shown to those who wait."""
+    def __init__(self, storage: Storage, name: str, who: str, ttl: float = TTL_S) -> None:
+        """`name` is a key without a slash at its end. `who` is what the processes that wait are shown."""
         self._storage = storage
         self._name = name
         self._who = who
@@ -79,23 +82,23 @@ class Lease:
         self._seen: tuple[int, bytes] | None = None
         self._seen_at = 0.0
         self.holder = ""
-        """The `who` of the holder that was met last."""
+        """The `who` of the holder that the last attempt found."""
 
     @contextmanager
-    def tried(self) -> Iterator[bool]:
-        """Try to take the lease; whether it is held for the block."""
+    def attempt(self) -> Iterator[bool]:
+        """Try to acquire the lease, and yield whether this process holds it during the block."""
         generation = self._take()
         if generation is None:
             yield False
             return
         stop = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(generation, stop), daemon=True)
-        beating.start()
+        heartbeat = threading.Thread(target=self._beat, args=(generation, stop), daemon=True)
+        heartbeat.start()
         try:
             yield True
         finally:
             stop.set()
-            beating.join()
+            heartbeat.join()
             self._release(generation)
 
     def _take(self) -> int | None:
@@ -110,7 +113,7 @@ class Lease:
         try:
             content = self._storage.get(self._key(generation))
         except ArtifactNotFound:
-            # Released just now: the next try will see.
+            # It was released just now. The next attempt finds out.
             return True
         if self._seen != (generation, content):
             self._seen, self._seen_at = (generation, content), time.monotonic()
@@ -132,12 +135,12 @@ class Lease:
         beat = 0
         while not stop.wait(self._ttl / 3):
             beat += 1
-            # The worst that comes of it is that somebody else does the work too.
+            # If the heartbeat fails, another process may do the work as well, which is safe.
             with suppress(StorageError):
                 self._storage.put(self._key(generation), self._sign(beat))
 
     def _release(self, generation: int) -> None:
-        # One that stays behind holds the next ones up for `ttl`, and no longer.
+        # A lease that cannot be deleted makes others wait until it has expired, and no longer.
         with suppress(StorageError):
             self._storage.delete([self._key(number) for number in range(generation + 1)])
 
@@ -151,12 +154,12 @@ def _parse(content: bytes) -> dict[str, object]:
 
 
 def _process(pid: int) -> dict[str, object]:
-    """What tells this process from every other one on every machine."""
+    """What identifies this process among all processes of all machines."""
     return {"host": socket.gethostname(), "space": _pid_space(), "pid": pid, "start": _start_of(pid)}
 
 
 def _is_gone(holder: dict[str, object]) -> bool:
-    """Whether the holder is known to be gone: a process of this machine, and not there any more."""
+    """Whether the holder is known to have ended: a process of this machine that no longer exists."""
     pid = holder.get("pid")
     if holder.get("host") != socket.gethostname() or holder.get("space") != _pid_space() or not isinstance(pid, int):
         return False
@@ -166,7 +169,7 @@ def _is_gone(holder: dict[str, object]) -> bool:
 
 
 def _pid_space() -> str:
-    """The machine's start and the namespace in which process ids count, where there is /proc."""
+    """The id of the machine's boot, and the namespace of its process ids; empty without /proc."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -175,11 +178,11 @@ def _pid_space() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started, as the kernel counts; empty where it is not there, or cannot be known."""
+    """When a process started, in the kernel's clock ticks; empty if there is no such process, or no /proc."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            # The second field, in parentheses, may hold spaces. A process that has ended and not been waited for
-            # has the state Z.
+            # The second field, in parentheses, may contain spaces. A process that has ended, and whose parent has
+            # not waited for it, has the state Z.
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""

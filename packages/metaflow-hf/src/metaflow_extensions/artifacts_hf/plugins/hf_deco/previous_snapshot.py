@@ -1,4 +1,4 @@
-"""Content of a stored snapshot, taken over into the next one of the same repo."""
+"""Reuse of the chunks of a stored snapshot in the next snapshot of the same repo."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .hub import HubFile
 
 __all__ = ["PreviousSnapshot"]
 
-_CHUNKS_IN_MEMORY = 4
+_MAX_CHUNKS_IN_MEMORY = 4
 
 
 class PreviousSnapshot:
-    """What a stored snapshot has, by the Hub's ids of its files. Safe to use from several threads."""
+    """The content of a stored snapshot, by the Hub's ids of its files. Several threads may use it."""
 
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
         self._storage = storage
@@ -36,24 +36,24 @@ class PreviousSnapshot:
         self._lock = threading.Lock()
 
     def _find_packs(self, snapshot: Snapshot) -> dict[tuple[tuple[str, str], ...], tuple[Chunk, list[FileEntry]]]:
-        """Each chunk of whole files, by what it holds."""
+        """The packs: each chunk that consists of whole files, by the paths and ids of these files."""
         files, oids = snapshot.manifest.files, snapshot.oids
         packs = {}
         parts = segments([file.size for file in files], [chunk.size for chunk in self._chunks])
-        for chunk, mine in zip(self._chunks, parts, strict=True):
-            entries = [files[part.file] for part in mine]
-            whole = all(part.length == entry.size for part, entry in zip(mine, entries, strict=True))
+        for chunk, sections in zip(self._chunks, parts, strict=True):
+            entries = [files[part.file] for part in sections]
+            whole = all(part.length == entry.size for part, entry in zip(sections, entries, strict=True))
             if whole and all(entry.path in oids for entry in entries):
                 packs[tuple((entry.path, oids[entry.path]) for entry in entries)] = chunk, entries
         return packs
 
     def pack(self, files: Iterable[HubFile]) -> tuple[Chunk, list[str | None]] | None:
-        """The chunk that holds exactly these files in this order, and the digest of each where it is noted."""
+        """The chunk that holds exactly these files in this order, with the SHA-256 of each if the manifest has it."""
         found = self._packs.get(tuple((file.path, file.oid) for file in files))
         return (found[0], [entry.sha256 for entry in found[1]]) if found is not None else None
 
     def chunks_of(self, file: HubFile) -> list[Chunk] | None:
-        """The chunks of a file that shares none of them with another."""
+        """The chunks of a file; None if it shares a chunk with another file."""
         entry = self._files.get((file.oid, file.size))
         if entry is None or not entry.size:
             return None
@@ -64,7 +64,7 @@ class PreviousSnapshot:
         return list(self._chunks[first:last])
 
     def content(self, file: HubFile) -> bytes | None:
-        """The bytes of a file that lies in one chunk; None where it does not, or where the store has lost them."""
+        """The content of a file that is in one chunk; None for other files, and if the chunk is missing or damaged."""
         entry = self._files.get((file.oid, file.size))
         if entry is None or not entry.size:
             return None
@@ -81,13 +81,13 @@ class PreviousSnapshot:
         return content
 
     def _chunk(self, chunk: Chunk) -> bytes:
-        # Under the lock: files that follow each other lie in one chunk, which is to be read once.
+        # Under the lock, because files that are next to each other are in the same chunk, which should be read once.
         with self._lock:
             content = self._contents.get(chunk)
             if content is None:
                 whole = bytearray()
                 read_chunk(self._storage, chunk, whole.extend, whole.clear)
                 content = self._contents[chunk] = bytes(whole)
-                if len(self._contents) > _CHUNKS_IN_MEMORY:
+                if len(self._contents) > _MAX_CHUNKS_IN_MEMORY:
                     self._contents.popitem(last=False)
             return content

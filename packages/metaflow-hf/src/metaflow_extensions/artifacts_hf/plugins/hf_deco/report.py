@@ -1,4 +1,4 @@
-"""What the card shows: the repos that a task asked for, as a plain dict that JSON holds, and the page made of it."""
+"""What the card shows: the repos that a task asked for, as JSON can hold them, and the page that is made of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from metaflow_artifacts.plugin import (
     count_text,
     duration_text,
     facts,
-    heading,
     note,
     notice,
     paragraph,
     section,
     size_text,
     table,
+    task_heading,
     tiles,
     time_text,
 )
@@ -26,17 +26,17 @@ from metaflow_artifacts.plugin import (
 if TYPE_CHECKING:
     from .current_hub import CurrentHuggingfaceHub, Event
 
-__all__ = ["CARD_ID", "CARD_TYPE", "content", "data_of"]
+__all__ = ["CARD_TYPE", "content", "data_of"]
 
 CARD_TYPE = "huggingface_hub"
-CARD_ID = "huggingface_hub"
 
-_REPOS = 50
-_FILES = 100
+_MAX_REPOS = 50
+_MAX_FILES = 100
+"""Files that the card lists of each repo, the largest first."""
 
 
 def data_of(hub: CurrentHuggingfaceHub, state: str) -> dict[str, Any]:
-    """What the task has asked for so far; `state` is `running`, `done` or `failed`."""
+    """The repos that the task has asked for so far; `state` is `running`, `done` or `failed`."""
     events = list(hub.events)
     return {
         "pathspec": hub.task.pathspec,
@@ -45,39 +45,36 @@ def data_of(hub: CurrentHuggingfaceHub, state: str) -> dict[str, Any]:
         "state": state,
         "now": time.time(),
         "count": len(events),
-        "size": sum(event.obtained.artifact["size"] for event in events),
-        "downloaded": sum(event.obtained.downloaded for event in events),
+        "size": sum(event.result.artifact["size"] for event in events),
+        "downloaded": sum(event.result.downloaded for event in events),
         "seconds": sum(event.seconds for event in events),
-        "repos": [_repo(event) for event in events[-_REPOS:]],
+        "repos": [_repo(event) for event in events[-_MAX_REPOS:]],
     }
 
 
 def _repo(event: Event) -> dict[str, Any]:
-    obtained = event.obtained
-    files = sorted(obtained.files, key=lambda file: file.size, reverse=True)
+    result = event.result
+    files = sorted(result.files, key=lambda file: file.size, reverse=True)
     return {
-        **obtained.artifact["metadata"],
-        "key": obtained.artifact["key"],
-        "stored": obtained.artifact["created_on"],
-        "size": obtained.artifact["size"],
-        "from_hub": obtained.from_hub,
-        "downloaded": obtained.downloaded,
-        "instead": obtained.instead,
+        **result.artifact["metadata"],
+        "key": result.artifact["key"],
+        "stored": result.artifact["created_on"],
+        "size": result.artifact["size"],
+        "from_hub": result.from_hub,
+        "downloaded": result.downloaded,
+        "fallback_reason": result.fallback_reason,
         "path": event.path,
         "seconds": event.seconds,
         "file_count": len(files),
-        "files": [[file.path, file.size] for file in files[:_FILES]],
+        "files": [[file.path, file.size] for file in files[:_MAX_FILES]],
     }
 
 
 def content(data: Mapping[str, Any]) -> list[Html]:
     """The parts of the page."""
     if not data:
-        return [paragraph("The task has not told anything about its repos yet.")]
-    step = data["pathspec"].split("/")[2]
-    when = f"as of {time_text(data['now'])}" if data["state"] == "running" else f"ended {time_text(data['now'])}"
-    below = f"{data['pathspec']}, attempt {data['attempt']}, cache_scope={data['cache_scope']!r}, {when}"
-    parts = [heading(f"Hugging Face repos of {step}", below, data["state"])]
+        return [paragraph("The task has not reported any repos yet.")]
+    parts = [task_heading("Hugging Face repos", data, f"cache_scope={data['cache_scope']!r}")]
     repos: Sequence[Mapping[str, Any]] = data["repos"]
     if not repos:
         return [*parts, paragraph("No repo was asked for.")]
@@ -87,7 +84,7 @@ def content(data: Mapping[str, Any]) -> list[Html]:
                 (f"{data['count']:,}", "repo" if data["count"] == 1 else "repos"),
                 (size_text(data["size"]), "content"),
                 (size_text(data["downloaded"]), "came from the Hub"),
-                (duration_text(data["seconds"]), "until all of it was there"),
+                (duration_text(data["seconds"]), "total time"),
             ]
         )
     )
@@ -133,14 +130,14 @@ def _details(repo: Mapping[str, Any]) -> Html:
     rows: list[tuple[str, object]] = [
         ("commit", code(repo["commit"])),
         ("key", code(repo["key"])),
-        ("stored", time_text(repo["stored"])),
+        ("stored", f"{time_text(repo['stored'])} UTC"),
     ]
     for name in ("allow_patterns", "ignore_patterns"):
         if repo[name] is not None:
             rows.append((name, code(", ".join(repo[name]) or "none")))
     if repo["path"]:
         rows.append(("loaded to", code(repo["path"])))
-    parts = [notice(repo["instead"])] if repo["instead"] else []
+    parts = [notice(repo["fallback_reason"])] if repo["fallback_reason"] else []
     parts.append(facts(rows))
     parts.append(
         table([("file", "text"), ("size", "number")], [(path, size_text(size)) for path, size in repo["files"]])

@@ -1,7 +1,7 @@
-"""Files out of the Hub's Xet storage, through hf_xet: several connections a file, and files of any size.
+"""Files from the Hub's Xet storage, through the library hf_xet, which opens several connections for each file.
 
-Used where hf_xet is installed and HF_HUB_DISABLE_XET is not set; everything else comes over plain HTTP, and so
-does the rest of a file for which Xet fails.
+It is used if hf_xet is installed and HF_HUB_DISABLE_XET is not set. All other files are downloaded over plain HTTP, and
+so is the rest of a file if Xet fails in the middle.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 __all__ = ["XetSource", "xet_is_available"]
 
-_BLOCK = 1 << 20
+_BLOCK_SIZE = 1 << 20
 
 
 def xet_is_available() -> bool:
-    """Whether an hf_xet is installed that gives files as streams, and its use is not switched off."""
+    """Whether the installed hf_xet can stream files, and HF_HUB_DISABLE_XET is not set."""
     from huggingface_hub import constants
 
     return not getattr(constants, "HF_HUB_DISABLE_XET", False) and _library() is not None
@@ -35,7 +35,7 @@ def _library() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _session(process: int) -> Any:
-    # One for each process: its threads do not survive a fork.
+    # One session for each process: its threads do not survive a fork.
     return _library().XetSession()
 
 
@@ -43,7 +43,7 @@ class XetSource:
     """The Xet storage behind one commit of a repo."""
 
     def __init__(self, token_url: str, headers: Callable[[], Mapping[str, str]], answer: Mapping[str, Any]) -> None:
-        """`answer` is what the Hub says at `token_url`, where hf_xet asks again when the access runs out."""
+        """`answer` is the Hub's answer at `token_url`; hf_xet asks there again when the token expires."""
         self._group = _session(os.getpid()).new_download_stream_group(
             endpoint=answer["casUrl"],
             token=answer["accessToken"],
@@ -53,11 +53,11 @@ class XetSource:
         )
 
     def blocks(self, xet_hash: str, size: int, start: int) -> Iterator[bytes]:
-        """The content of a file from byte `start` on, in blocks; fewer bytes where the storage fails."""
+        """The content of a file in blocks, from byte `start`. Raises ConnectionError if the storage fails."""
         try:
             stream = self._group.download_stream(_library().XetFileInfo(xet_hash, size), start=start)
             for block in stream:
-                for begin in range(0, len(block), _BLOCK):
-                    yield block[begin : begin + _BLOCK]
+                for begin in range(0, len(block), _BLOCK_SIZE):
+                    yield block[begin : begin + _BLOCK_SIZE]
         except (OSError, RuntimeError) as error:
             raise ConnectionError(str(error)) from error

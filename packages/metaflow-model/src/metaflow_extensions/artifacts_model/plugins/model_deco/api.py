@@ -1,4 +1,4 @@
-"""Models outside of decorated steps: in notebooks, scripts and services."""
+"""Functions for models outside of decorated steps: in notebooks, scripts and services."""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ __all__ = ["delete_model", "load_model"]
 
 @in_flow
 def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str]) -> str:
-    """Load a model, checkpoint or Hub snapshot into the directory `path`, and return that path.
+    """Load a model, checkpoint or Hub snapshot into a directory, and return the path of the directory.
 
-    `reference` is the dict that a save returned, or its key. A key is looked up in the datastore that
-    Metaflow is configured for (METAFLOW_DEFAULT_DATASTORE), or in that of the flow that runs; a dict is
-    loaded from where its `url` says. The directory is made, or added to: files of the same name are replaced,
-    nothing else is touched. What was saved as a single file lies in it under that file's name.
+    Parameters
+    ----------
+    reference : str or Mapping[str, Any]
+        The dict that a save returned, or its key. A dict is loaded from the datastore in its `url`. A key is looked up
+        in the datastore of the running flow, or else in the one that Metaflow is configured for
+        (METAFLOW_DEFAULT_DATASTORE).
+    path : str or os.PathLike
+        The directory to load into. It is created if it does not exist; files of the same name are replaced, and other
+        files are left alone. What was saved as a single file is loaded under that file's name.
 
-    Raises `metaflow_artifacts.errors.InvalidReference` for what is no reference, `ArtifactNotFound` where
-    nothing is stored at the key, `CorruptArtifact` where content is missing or changed, `TargetError` where
-    `path` cannot be written, `StorageError` where the datastore cannot be reached.
+    Returns
+    -------
+    str
+        `path`.
+
+    Raises
+    ------
+    ArtifactError
+        The same errors as `current.model.load`, for example ArtifactNotFound if nothing is stored at the key.
     """
-    # Here, because every Metaflow process imports this module.
+    # Imported here, because every Metaflow process imports this module.
     from metaflow_artifacts.plugin import bar, key_of, note_loaded
 
     refuse_foreign_decorators()
@@ -39,9 +50,22 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
 def delete_model(reference: str | Mapping[str, Any]) -> bool:
     """Delete a model, checkpoint or Hub snapshot from the datastore, and return True.
 
-    `reference` is the dict that a save returned, or its key. What it alone used of the store is freed by the
-    next garbage collection. Raises `metaflow_artifacts.errors.ArtifactNotFound` where nothing is stored at
-    the key, otherwise as `load_model` does.
+    The next garbage collection (`metaflow-artifacts gc`) frees the space that only this artifact used.
+
+    Parameters
+    ----------
+    reference : str or Mapping[str, Any]
+        The dict that a save returned, or its key.
+
+    Returns
+    -------
+    bool
+        True.
+
+    Raises
+    ------
+    ArtifactNotFound
+        If nothing is stored at the key.
     """
     refuse_foreign_decorators()
     store_for(reference).delete(reference)

@@ -1,4 +1,4 @@
-"""`current.model`: what `@model` gives to the code of a step."""
+"""`current.model`: the object that `@model` gives to the code of a step."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from metaflow_artifacts.plugin import (
     store_for,
 )
 
-__all__ = ["SLOW", "CurrentModel"]
+__all__ = ["SLOW_SAVE_S", "CurrentModel"]
 
-SLOW = 1.0
-"""Seconds from which a save has a line in the log."""
+SLOW_SAVE_S = 1.0
+"""A save that takes at least this many seconds has a line in the log."""
 
 
 class CurrentModel:
@@ -46,9 +46,9 @@ class CurrentModel:
 
     @property
     def loaded(self) -> Loaded:
-        """Local paths of what was loaded: by the names in `@model(load=…)`, and by key for `load()`.
+        """A mapping of the names in `@model(load=…)`, and of the keys given to `load()`, to local directories.
 
-        A mapping; `loaded.info[name]` is the reference that belongs to `loaded[name]`.
+        `loaded.info[name]` is the reference that belongs to `loaded[name]`.
         """
         return self._loaded
 
@@ -60,22 +60,41 @@ class CurrentModel:
         metadata: Mapping[str, Any] | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory and return the reference to it: a plain dict, to be kept in `self.x`.
+        """Save a file or directory as a model, and return the reference to it.
 
-        `label` names the model in its key, by default after flow and step. `metadata` is kept with it:
-        anything that JSON holds, numpy scalars too. `storage_format` is accepted for flows written for other
-        packages and changes nothing. The keys of everything that the task has loaded become the model's
-        `parents`.
+        Keep the reference in an artifact (`self.x`) and load it with `@model(load=["x"])`. The keys of everything that
+        the task has loaded become the `parents` of the model. If the save raises an error, no model is stored.
 
-        Raises `metaflow_artifacts.errors.SourceError` where `path` cannot be read, `InvalidReference` for a
-        label or metadata that break a rule, `StorageError` where the datastore fails; no model is stored
-        then.
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file or directory to save.
+        label : str, default None
+            A name for the model, which its key begins with; by default the names of the flow and the step.
+        metadata : Mapping[str, Any], default None
+            A dict that is stored with the model: values that JSON can hold, and numpy scalars.
+        storage_format : str, default None
+            Accepted for flows that were written for other packages; it changes nothing.
+
+        Returns
+        -------
+        ModelArtifact
+            The reference, a plain dict.
+
+        Raises
+        ------
+        SourceError
+            If `path` cannot be read.
+        InvalidInput
+            If the label or the metadata breaks a rule.
+        StorageError
+            If the datastore fails.
         """
         if label is None:
             flow, _, step, _ = self._pathspec.split("/")
             label = f"{flow}_{step}"
         start = time.monotonic()
-        transfer = Progress()
+        progress = Progress()
         artifact = self._store.save_model(
             path,
             label,
@@ -83,29 +102,48 @@ class CurrentModel:
             pathspec=self._pathspec,
             attempt=self._attempt,
             parents=loaded_keys(),
-            progress=transfer,
+            progress=progress,
         )
         seconds = time.monotonic() - start
-        if seconds >= SLOW:
-            from metaflow_artifacts.plugin import size
+        if seconds >= SLOW_SAVE_S:
+            from metaflow_artifacts.plugin import size_text
 
             self._log(
-                f"Saved `{label}` in {seconds:.2f} seconds: {size(transfer.total)}, "
-                f"{size(transfer.stored)} of it new to the datastore"
+                f"Saved `{label}` in {seconds:.2f} seconds: {size_text(progress.total)}, "
+                f"{size_text(progress.stored)} of it new to the datastore"
             )
         return artifact
 
     @in_flow
     def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
-        """Load a model, checkpoint or Hub snapshot and return the directory it is in.
+        """Load a model, checkpoint or Hub snapshot into a directory, and return the path of the directory.
 
-        `reference` is the dict that a save returned, or its key. Without `path`, the directory is a new
-        temporary one, gone when the task ends; else it is made, or added to: files of the same name are
-        replaced, nothing else is touched. What was saved as a single file lies in it under that file's name.
+        Parameters
+        ----------
+        reference : str or Mapping[str, Any]
+            The dict that a save returned, or its key.
+        path : str or os.PathLike, default None
+            The directory to load into. It is created if it does not exist; files of the same name are replaced, and
+            other files are left alone. By default a new temporary directory, which is deleted when the task ends. What
+            was saved as a single file is loaded under that file's name.
 
-        Raises `metaflow_artifacts.errors.InvalidReference` for what is no reference, `ArtifactNotFound` where
-        nothing is stored at the key, `CorruptArtifact` where content is missing or changed, `TargetError`
-        where `path` cannot be written, `StorageError` where the datastore cannot be reached.
+        Returns
+        -------
+        str
+            The path of the directory.
+
+        Raises
+        ------
+        InvalidReference
+            If `reference` is not a reference or a key.
+        ArtifactNotFound
+            If nothing is stored at the key.
+        CorruptArtifact
+            If content is missing or damaged.
+        TargetError
+            If the directory cannot be written.
+        StorageError
+            If the datastore cannot be reached.
         """
         key = key_of(reference)
         return self.load_as(hashlib.sha256(key.encode()).hexdigest()[:6], reference, path, entry=key)
@@ -118,8 +156,7 @@ class CurrentModel:
         *,
         entry: str | None = None,
     ) -> str:
-        """Load under a name of the log and of temporary directories; `entry` is the one in `loaded`, if
-        another."""
+        """Load with `name` in the log and in the temporary directory; `entry`, if given, is the name in `loaded`."""
         store = store_for(reference, self._store)
         info = store.info(reference) if isinstance(reference, str) else parse_reference(reference)
         with self._timed(name, info["key"]):

@@ -1,4 +1,4 @@
-"""The step decorator itself: when Metaflow calls what."""
+"""The step decorator: the hooks that Metaflow calls."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from metaflow_artifacts.plugin import (
 )
 
 if TYPE_CHECKING:
-    # Imported where they are used: every Metaflow process imports this module, few of them run a step with
-    # it.
+    # Imported where they are used: every Metaflow process imports this module, and few of them run a decorated step.
     from .current_model import CurrentModel
     from .names import Wanted
 
@@ -26,7 +25,7 @@ __all__ = ["ModelDecorator"]
 
 
 class ModelDecorator(StepDecorator):
-    """Saves and loads models in a step, as `current.model`.
+    """Saves and loads models in a step with `current.model`.
 
     ```python
     @model
@@ -46,14 +45,16 @@ class ModelDecorator(StepDecorator):
     Parameters
     ----------
     load : str or list of str and (str, str), default None
-        What to load before the step's code runs: names of artifacts or Parameters of the flow that hold what
-        `current.model.save`, `current.checkpoint.save` or `current.huggingface_hub.snapshot_download` returned, or its
-        key. With `(name, path)`, it is loaded into that directory, else into a temporary one.
+        What to load before the step's code runs: names of artifacts or Parameters of the flow. Each must hold a
+        reference, which `current.model.save`, `current.checkpoint.save` or
+        `current.huggingface_hub.snapshot_download` returned, or its key. In a pair, the second element is the directory
+        to load into; without it, a temporary directory is used.
     temp_dir_root : str, default None
-        Where temporary directories are made; the system's place for them by default. They are gone when the task ends.
+        The directory in which temporary directories are made; by default the system's. They are deleted when the task
+        ends.
     best_effort_load : bool, default False
-        Go on without what cannot be found: names that hold nothing, and what was deleted from the datastore. Such
-        names are missing in `current.model.loaded`.
+        Whether the step runs even if something cannot be found: a name that holds nothing, or an artifact that was
+        deleted from the datastore. `current.model.loaded` then lacks that name.
 
     MF Add To Current
     -----------------
@@ -63,7 +64,7 @@ class ModelDecorator(StepDecorator):
         @@ Returns
         ----------
         CurrentModel
-            The object by which the step saves and loads models.
+            The object with which the step saves and loads models.
     """
 
     name = "model"
@@ -116,8 +117,8 @@ class ModelDecorator(StepDecorator):
         wanted, absent = resolve(self.attributes["load"] or (), flow, step_name, joined, best_effort=best_effort)
         for name in absent:
             self._log(f"Nothing to load for `{name}`: the flow has no value for it")
-        for one in wanted:
-            self._load(self._model, one, step_name, best_effort)
+        for entry in wanted:
+            self._load(self._model, entry, step_name, best_effort)
 
     def _load(self, model: CurrentModel, wanted: Wanted, step: str, best_effort: bool) -> None:
         self._log(f"Loading Artifact with name `{wanted.name}` [type:{wanted.type}] with key: {wanted.key}")

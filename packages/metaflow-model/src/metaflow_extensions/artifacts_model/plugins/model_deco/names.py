@@ -1,5 +1,4 @@
-"""The `load` argument of `@model`: which artifacts of the flow it names, and the references that these
-hold."""
+"""The `load` argument of `@model`: the artifacts of the flow that it names, and the references that these hold."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Wanted:
-    """Something to load before the step begins."""
+    """An artifact to load before the step's code runs."""
 
     name: str
     path: str | None
@@ -30,10 +29,9 @@ class Wanted:
 
 
 def parse_load(load: object, step: str) -> list[list[str | None]]:
-    """The `load` argument as a list of [name, path or None]: a form that JSON carries to remote tasks
-    unchanged.
+    """The `load` argument as a list of [name, path or None], which JSON carries to remote tasks unchanged.
 
-    Raises UsageError for anything that is not of one of the forms.
+    Raises UsageError for a value that has none of the allowed forms.
     """
     if load is None:
         return []
@@ -63,11 +61,10 @@ def _is_pair(entry: object, kinds: type | tuple[type, ...]) -> bool:
 def resolve(
     entries: Iterable[Sequence[str | None]], flow: Any, step: str, inputs: Sequence[Any] | None, *, best_effort: bool
 ) -> tuple[list[Wanted], list[str]]:
-    """What `entries` name in the flow as the step finds it, and, with `best_effort`, the names that hold
-    nothing.
+    """What `entries` name in the flow, and, with `best_effort`, the names that hold nothing.
 
-    `inputs` are those of a join, else None: a join's artifacts count where all branches that have them agree.
-    Raises InvalidReference naming the step, the name and what it held.
+    `inputs` are those of a join, and None in other steps. In a join, a name counts if all branches that have it hold
+    the same. Raises InvalidReference, which names the step, the name and what it holds.
     """
     found: list[Wanted] = []
     absent: list[str] = []
@@ -98,7 +95,7 @@ def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
     where = f"step {step}: {name!r} in @model(load=…)"
     if value is _MISSING:
         raise InvalidReference(
-            f"{where} is no artifact or Parameter of the flow here; set self.{name} in an earlier step to what a "
+            f"{where} is not an artifact or Parameter of the flow here; set self.{name} in an earlier step to what a "
             "save returned, or to its key"
         )
     if not isinstance(value, (str, Mapping)):

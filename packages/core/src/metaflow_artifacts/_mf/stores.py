@@ -1,0 +1,186 @@
+"""Which store a call means: that of the running task, of Metaflow's configuration, or of a reference.
+
+This module is above `datastore` (how a Metaflow datastore becomes a store) and `task` (which task runs): it uses both.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from metaflow_artifacts._mf.datastore import open_root, running_flow_datastore, s3_client, store_at, store_of_flow
+from metaflow_artifacts._mf.task import TaskIdentity
+from metaflow_artifacts.errors import (
+    ArtifactError,
+    ArtifactNotFound,
+    CorruptArtifact,
+    InvalidInput,
+    StorageError,
+    TransientStorageError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    # Imported where they are used: every Metaflow process imports the decorators, and few of them use a store.
+    from metaflow_artifacts._format.reference import ModelArtifact
+    from metaflow_artifacts._storage import Storage
+    from metaflow_artifacts._store.store import Store
+
+__all__ = ["default_store", "store_for"]
+
+_FIRST_LOOKUP_S = 5.0
+"""Seconds to wait for the root that a reference names, which may be gone, before the configured store is asked."""
+_COMPARED_FIELDS = ("created_on", "size", "pathspec")
+"""Two stores can hold different artifacts at the same key. These fields tell them apart."""
+
+
+def default_store() -> Store:
+    """The store for code outside of decorated steps.
+
+    It is that of the task that runs in this process, else that of the task whose subprocess this is, else that of
+    Metaflow's configuration (METAFLOW_DEFAULT_DATASTORE).
+
+    Raises StorageError where nothing is configured or found.
+    """
+    running = running_flow_datastore()
+    if running is not None:
+        return store_of_flow(running)
+    task = TaskIdentity.from_environment()
+    if task is not None:
+        return task.store()
+    from metaflow import metaflow_config
+
+    kind = metaflow_config.DEFAULT_DATASTORE
+    if kind == "local":
+        return store_at(kind, _configured_local_root())
+    if kind == "s3":
+        return store_at(kind, metaflow_config.DATASTORE_SYSROOT_S3)
+    return store_at(kind, None)
+
+
+def store_for(reference: str | Mapping[str, Any], default: Store | None = None) -> Store:
+    """The store that holds the artifact which `reference` names.
+
+    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. A
+    `url` below another root is looked up there, with one request and for at most 5 s. `default` is used instead if it
+    holds this artifact and that root does not: nothing is stored there, the bucket is gone, refuses access or cannot
+    be reached, or the directory is not on this machine.
+
+    Raises InvalidReference for a dict that is not a reference, ArtifactNotFound if neither store holds the artifact,
+    and StorageError if that cannot be known. The message names both roots and what was found at each.
+    """
+    from metaflow_artifacts._format.reference import parse_reference
+    from metaflow_artifacts._store.store import root_of
+
+    root = root_of(reference)
+    if root is None or isinstance(reference, str) or ("://" in root and not root.startswith("s3://")):
+        return default or default_store()
+    no_default: ArtifactError | None = None
+    if default is None:
+        try:
+            default = default_store()
+        except ArtifactError as error:
+            no_default = error
+    if default is not None and _is_same_root(root, default.root):
+        return default
+    return _found(root, parse_reference(reference), default, no_default)
+
+
+def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default: ArtifactError | None) -> Store:
+    """The store at `root` if it holds `artifact`, else `default` if that does.
+
+    `no_default` is the reason why there is no `default`.
+    """
+    key = artifact["key"]
+    try:
+        return _holding(root, key, _FIRST_LOOKUP_S)
+    except (ArtifactNotFound, InvalidInput, StorageError) as error:
+        there = error
+    try:
+        if default is None:
+            raise no_default or StorageError("no datastore is configured")
+        _demand(default, artifact)
+    except (ArtifactNotFound, StorageError, UsageError) as error:
+        if isinstance(there, TransientStorageError):
+            # No other store holds it, so the root of the reference is asked again, for as long as every load waits.
+            try:
+                return _holding(root, key)
+            except (ArtifactNotFound, StorageError) as again:
+                there = again
+        raise _in_neither(artifact, there, default, error) from error
+    return default
+
+
+def _is_same_root(one: str, other: str) -> bool:
+    """Whether two roots name the same directory or prefix; no request is made."""
+    if one.startswith("s3://") or other.startswith("s3://"):
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _holding(root: str, key: str, patience: float | None = None) -> Store:
+    """The store at `root`, which must hold an object at `key`; `patience` as in `_storage`.
+
+    Raises ArtifactNotFound if it holds none, InvalidInput for a root that breaks a rule, StorageError if the root
+    cannot be reached.
+    """
+    if not root.startswith("s3://") and not os.path.isdir(root):
+        raise ArtifactNotFound(f"{root} is no directory on this machine")
+    storage = _storage(root, patience)
+    if storage.stat(key) is None:
+        raise ArtifactNotFound(f"nothing is stored at {storage.url(key)}")
+    return open_root(root)
+
+
+@functools.lru_cache(maxsize=16)
+def _storage(root: str, patience: float | None) -> Storage:
+    """The storage at `root`. On S3, with `patience`, it waits at most that many seconds for an answer."""
+    if patience is None or not root.startswith("s3://"):
+        return open_root(root).storage
+    from metaflow_artifacts._storage.s3 import S3Storage
+
+    return S3Storage(root, functools.partial(s3_client, patience), patience=patience)
+
+
+def _demand(store: Store, artifact: ModelArtifact) -> None:
+    """Raise ArtifactNotFound unless `store` holds this artifact.
+
+    The key alone does not tell: two deployments of Metaflow that both count their runs from 1 write the same keys of
+    checkpoints.
+    """
+    try:
+        found = store.info(artifact["key"])
+    except CorruptArtifact:
+        # The load raises an error that says more.
+        return
+    differing = [name for name in _COMPARED_FIELDS if found.get(name) != artifact.get(name)]
+    if differing:
+        differences = ", ".join(f"{name} {found.get(name)!r} in place of {artifact.get(name)!r}" for name in differing)
+        raise ArtifactNotFound(f"another artifact is stored there ({differences})")
+
+
+def _in_neither(
+    artifact: ModelArtifact, there: ArtifactError, default: Store | None, here: ArtifactError
+) -> ArtifactError:
+    second = "no datastore is configured" if default is None else f"in the configured datastore, {default.root}"
+    message = (
+        f"{artifact['key']} cannot be found: at {artifact['url']}, as the reference says: {there}; and {second}: {here}"
+    )
+    if isinstance(there, ArtifactNotFound) and isinstance(here, ArtifactNotFound):
+        return ArtifactNotFound(message)
+    passing = any(isinstance(error, TransientStorageError) for error in (there, here))
+    return (TransientStorageError if passing else StorageError)(message)
+
+
+def _configured_local_root() -> str:
+    from metaflow.plugins.datastores.local_storage import LocalStorage
+
+    root: str | None = LocalStorage.get_datastore_root_from_config(str, create_on_absent=False)
+    if root is None:
+        raise StorageError(
+            f"no local datastore (a directory .metaflow) in {os.getcwd()} or above it; "
+            "change to where the flow ran, or set METAFLOW_DATASTORE_SYSROOT_LOCAL"
+        )
+    return root
