@@ -1,4 +1,4 @@
-"""Stores that metaflow-checkpoint has written to as well: its objects are passed over, ours never taken for its."""
+"""Stores that metaflow-checkpoint has written to as well: its objects are skipped, ours are not mistaken for them."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_a_save_fails_if_its_chunks_are_removed_every_time(local: Store, tmp_pat
             local.storage.put(f"{GC_MARKS}x.0.done", b"")
 
     store = Store(Watched(local.storage, before), chunk_size=CHUNK)
-    with pytest.raises(TransientStorageError, match="deleted meanwhile, 10 times in a row"):
+    with pytest.raises(TransientStorageError, match="were deleted while it ran, 10 times in a row"):
         store.save_model(write(tmp_path / "a", 4))
     assert list(local.list()) == []
 

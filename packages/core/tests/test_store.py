@@ -188,7 +188,7 @@ def test_only_the_files_asked_for_are_loaded(store: Store, tree: Path, tmp_path:
     assert content(tmp_path / "out") == {
         name: value for name, value in content(tree).items() if name == b"sub" or name.startswith(b"sub/f00")
     }
-    with pytest.raises(ArtifactNotFound, match=r"no file of it matches '\*\.onnx'"):
+    with pytest.raises(ArtifactNotFound, match=r"has no file that matches '\*\.onnx'"):
         store.load(saved, tmp_path / "none", only="*.onnx")
     assert not (tmp_path / "none").exists()
 

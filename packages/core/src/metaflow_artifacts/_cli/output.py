@@ -14,7 +14,7 @@ __all__ = ["escape", "escape_lines", "print_json", "print_table", "warn"]
 
 
 def escape(text: str) -> str:
-    """`text` with what is not printable as escape sequences: it may come from strangers and go to a terminal."""
+    """`text` with what is not printable as escape sequences: it may be untrusted and be printed on a terminal."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
