@@ -83,6 +83,7 @@ def remote(root: str, connect: Callable[[], Any]) -> Store:
 
 
 @pytest.fixture
-def impatient(root: str, connect: Callable[[], Any]) -> Store:
-    """As `remote`, for calls that must fail: it makes a second attempt where there is no answer, and no third."""
-    return Store(open_storage(root, client=connect, patience=0.8), chunk_size=CHUNK)
+def impatient(remote: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """`remote`, for calls that must fail: four attempts are enough, also where the machine is slow."""
+    monkeypatch.setattr(s3_requests, "_ATTEMPTS", 4)
+    return remote

@@ -191,7 +191,7 @@ def test_a_load_is_right_or_fails_where_the_store_vanishes(
 def test_a_disk_that_is_unmounted_during_a_save_leaves_no_store(
     store: Store, disk: Path, tree: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
-    """It is unmounted while it is written to: the directory below it is no store, and must not become one."""
+    """It is unmounted during a save. The directory below it is not a store, and must not become one."""
     store.save_model(tree / "small.txt")
     commits = []
 

@@ -111,7 +111,7 @@ def test_odd_names_are_loaded_unchanged(
 def test_names_that_are_the_same_for_the_file_system_are_an_error(
     local: Store, sandbox: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch, names: list[str]
 ) -> None:
-    """No such file system is at hand: `lexists` answers as it would."""
+    """There is no such file system here: `lexists` answers as it would there."""
     from metaflow_artifacts._transfer.target import _folded
 
     real = os.path.lexists
@@ -431,7 +431,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def measured(store: Store) -> tuple[list[str], int]:
-    """What reading the manifest, its head and its chunks come to, and the memory that this takes, in MiB."""
+    """The results of reading the manifest, its head and its chunks, and the memory that this takes, in MiB."""
     done = subprocess.run([sys.executable, "-c", MEASURE, store.root, KEY], capture_output=True, text=True, check=True)
     *said, memory = done.stdout.splitlines()
     return said, int(memory) >> 10

@@ -74,7 +74,7 @@ BAD_KEYS = {
 def test_invalid_keys_are_refused_before_any_request(
     local: Store, tmp_path: Path, outcomes: Outcomes, case: str, key: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused by every call, before the storage is asked."""
+    """Every call refuses them before it makes a request."""
     asked: list[str] = []
     store = Store(Watched(local.storage, lambda operation, key: asked.append(operation)))
     reference = {**wire({})["head"]["artifact"], "key": key}

@@ -54,7 +54,7 @@ def test_no_checkpoint_is_overwritten_where_conditions_are_ignored(
     proxy.plan = ignores_conditions()
     case = "`If-None-Match` is ignored"
     for _ in range(2):
-        # A number that is taken already, as two processes draw it.
+        # A number that exists, as when two processes choose the same one.
         writer = CheckpointWriter(remote, PLACE, "0" * 8, 0, "F/1/s/2", start=0)
         outcome = failing(lambda writer=writer: writer.save(tree / "small.txt", label="l"), remote)  # type: ignore[misc]
         outcomes.record(SECTION, f"{case}: save of a checkpoint", outcome)

@@ -1,4 +1,4 @@
-"""What is special to a disk: modes of files, kills, full and read-only file systems, directories that come and go."""
+"""Local storage: modes of files, kills, full and read-only file systems, directories that other processes remove."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_another_user_may_read_and_not_write(shared: Path) -> None:
     said = as_another_user(place)
     assert said.pop("get") == "b'content'"
     assert said.pop("list") == "['a/b']"
-    # The caller then writes the object again, and is told why it may not.
+    # The caller then writes the object again, and gets an error that says why it may not.
     assert said.pop("touch") == "False"
     for text in said.values():
         assert text.startswith("StorageError cannot ")
@@ -169,7 +169,7 @@ def test_a_killed_writer_leaves_a_temporary_object(storage: LocalStorage) -> Non
 def test_directories_that_other_processes_remove_are_made_again(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
-    """Another process prunes empty directories; writers make them anew."""
+    """Another process removes empty directories; writers make them again."""
     makedirs = os.makedirs
     made = []
 
@@ -255,7 +255,7 @@ def test_one_writer_wins_without_hard_links(
 
 
 def test_a_link_whose_answer_was_lost_is_a_success(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network file system makes the link, loses the answer, asks again, and is told that the file exists."""
+    """A network file system makes the link, loses the answer, and finds the file when it makes the request again."""
     link = os.link
 
     def twice(source: str, target: str) -> None:

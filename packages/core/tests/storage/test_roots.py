@@ -68,5 +68,5 @@ def test_local_roots_are_absolute(root: str, tmp_path: Path, monkeypatch: pytest
     storage = open_storage(root)
     assert os.path.isabs(storage.root)
     assert storage.root == os.path.abspath(os.path.expanduser(root))
-    # The working directory may change later; where the store lies may not.
+    # The working directory may change later; the location of the store may not.
     assert open_storage(Path(storage.root)).root == storage.root

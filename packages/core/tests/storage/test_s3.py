@@ -171,7 +171,7 @@ def test_a_reader_never_mixes_two_objects(storage: S3Storage, proxy: FaultProxy,
     with storage.open("a") as reader:
         direct.put("a", DATA[::-1])
         rest = iter(lambda: reader.readinto(memoryview(bytearray(MIB))), 0)
-        with pytest.raises(TransientStorageError, match="it was replaced meanwhile"):
+        with pytest.raises(TransientStorageError, match="it was replaced while it was read"):
             list(rest)
 
 
@@ -193,7 +193,7 @@ def test_bytes_that_change_in_transit_to_s3_are_sent_again(
     stage(storage, "a", DATA)
     assert direct.get("a") == DATA
     proxy.plan = always(Damage(12345, sent=True), "PUT")
-    with pytest.raises(TransientStorageError, match="the content changed in transit"):
+    with pytest.raises(TransientStorageError, match="the content was changed in transit"):
         stage(storage, "b", DATA)
     assert direct.stat("b") is None
 
@@ -221,7 +221,7 @@ def test_a_server_that_stalls_is_an_error(root: str, s3_server: SeaweedServer, p
         storage.get("a")
     assert 1 < len(proxy.requests) < 6
     proxy.plan = once(Stall(), "GET")
-    assert storage.get("a") == b"content"
+    assert open_storage(root, client=client).get("a") == b"content"
 
 
 def test_a_server_without_conditional_writes_is_named(storage: S3Storage, proxy: FaultProxy) -> None:
@@ -293,7 +293,7 @@ def test_wrong_settings_are_named(
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a Python of its own, without the AWS configuration of this machine."""
+    """Run code in a separate Python process, without the AWS configuration of this machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "METAFLOW_"))}
     isolated = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     return subprocess.run(

@@ -212,7 +212,7 @@ def test_a_server_without_batches_gets_one_request_a_key(
     storage.delete([*keys, "never"])
     assert [info.key for info in direct.list("")] == ["b"]
     assert methods(proxy) == ["POST", *["DELETE"] * 31]
-    # It is not asked for batches again.
+    # No further batch is sent to it.
     storage.delete(["b"])
     assert methods(proxy)[32:] == ["DELETE"]
     assert list(direct.list("")) == []

@@ -27,14 +27,14 @@ def uptime() -> float:
 class Claim:
     """The right to put one key in place, which one writer at a time has.
 
-    A claim is a file that is created with O_EXCL, `.claim-<hash of the key>.<number>`. Whoever creates it looks at the
-    target, puts its object there within _HOLD_SECONDS or not at all, and removes the claim. A claim older than
-    _DEAD_SECONDS belongs to a writer that died: it is ignored, and the claim with the next number counts.
+    A claim is a file that is created with O_EXCL, `.claim-<hash of the key>.<number>`. The writer that creates it
+    checks the target, puts its object there within _HOLD_SECONDS or not at all, and removes the claim. A claim older
+    than _DEAD_SECONDS belongs to a writer that died: it is ignored, and the claim with the next number counts.
 
     Why no two writers hold claims that both count: the claims of one number exclude each other by O_EXCL. A writer
     holds number n+1 only if it found n dead. While the target is missing, a claim is removed only by its own holder,
-    and only within _HOLD_SECONDS, when nobody can have found it dead; so n stays there, and dead, as long as n+1 is
-    held. Once the target is there, whoever gets a claim sees the target and gives up. This rests on the file
+    and only within _HOLD_SECONDS, when no writer can have found it dead; so a dead n is not removed as long as
+    n+1 is held. Once the target exists, a writer that gets a claim sees the target and gives up. This rests on the file
     system's clock, and on a writer that is stopped between its last look at the clock and its next system call being
     stopped for less than _DEAD_SECONDS - _HOLD_SECONDS.
     """

@@ -55,7 +55,7 @@ class S3Storage(Storage):
 
     `root` is `s3://bucket` or `s3://bucket/prefix`. `client` is a function of no arguments that returns a boto3 S3
     client (see `client_config` for its settings); without it, one is made as boto3 is configured. One client serves
-    all threads of a process and is made at the first request, anew after a fork. `sse` (`AES256`, `aws:kms`) and
+    all threads of a process. It is made at the first request, and again after a fork. `sse` (`AES256`, `aws:kms`) and
     `sse_kms_key_id` ask for server-side encryption of all that is written.
 
     A request that fails for a reason that may pass is retried; no attempt begins later than `patience` seconds after

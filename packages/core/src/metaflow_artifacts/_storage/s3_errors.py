@@ -114,8 +114,10 @@ def is_unsupported(error: BaseException | None) -> bool:
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     code = code_of(error)
     # Expired credentials and the like are a 400 too.
-    told = code == "NotImplemented" or (code not in _REASONS and code not in _PASSING and not code.startswith("KMS"))
-    return status in _UNSUPPORTED and told
+    is_general = code == "NotImplemented" or (
+        code not in _REASONS and code not in _PASSING and not code.startswith("KMS")
+    )
+    return status in _UNSUPPORTED and is_general
 
 
 def explain(error: Exception, context: RequestContext) -> ArtifactError:
@@ -152,7 +154,7 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
     from botocore import exceptions as botocore
     from urllib3 import exceptions as urllib3
 
-    told = _literal(_one_line(error))
+    text = _literal(_one_line(error))
     credentials = (
         botocore.NoCredentialsError,
         botocore.PartialCredentialsError,
@@ -163,11 +165,11 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
         botocore.NoAuthTokenError,
     )
     if isinstance(error, credentials):
-        return f"no AWS credentials ({told.rstrip('.')}); {_CHECK_CREDENTIALS}", False, StorageError
+        return f"no AWS credentials ({text.rstrip('.')}); {_CHECK_CREDENTIALS}", False, StorageError
     if isinstance(error, botocore.ParamValidationError):
-        return f"{told}; {_CHECK_ROOT}", False, InvalidInput
+        return f"{text}; {_CHECK_ROOT}", False, InvalidInput
     if isinstance(error, botocore.SSLError) and "CERTIFICATE" in str(error).upper():
-        return f"the TLS certificate of {{endpoint}} is not trusted ({told})", False, StorageError
+        return f"the TLS certificate of {{endpoint}} is not trusted ({text})", False, StorageError
     unreachable = (
         botocore.ConnectTimeoutError,
         botocore.EndpointConnectionError,
@@ -176,7 +178,7 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
     )
     if isinstance(error, unreachable):
         return (
-            f"cannot connect to {{endpoint}} ({told.rstrip('.')}); check the endpoint and the network",
+            f"cannot connect to {{endpoint}} ({text.rstrip('.')}); check the endpoint and the network",
             True,
             StorageError,
         )
@@ -190,8 +192,8 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
         ConnectionError,
     )
     if isinstance(error, passing):
-        return f"the connection to {{endpoint}} broke ({told}); try again", True, StorageError
-    return told, False, StorageError
+        return f"the connection to {{endpoint}} broke ({text}); try again", True, StorageError
+    return text, False, StorageError
 
 
 def _one_line(text: object) -> str:

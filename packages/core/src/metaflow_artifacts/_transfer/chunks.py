@@ -95,8 +95,8 @@ def are_safe_from_gc(
             found = set(pool.map(lambda chunk: _probe_chunk(storage, chunk, refresh_after), distinct))
         if _Presence.ABSENT in found:
             return False
-        # A chunk younger than refresh_after cannot be in any later batch. One that was renewed just now may be in a
-        # batch that looked at it earlier: check again.
+        # A chunk younger than refresh_after cannot be in any later batch. A chunk that was renewed just now may be in
+        # a batch that checked its time before: check again.
         if _Presence.RENEWED not in found:
             return True
     return True

@@ -134,7 +134,7 @@ class _Saver:
         return _GroupSave(group, [None] * chunks, self._open(group.files.start, chunks) if chunks > 1 else None)
 
     def _all_jobs(self, saves: list[_GroupSave]) -> Iterator[Callable[[], None]]:
-        """The youngest files come last: they are usually old enough when their turn comes (see `wait_for_tick`)."""
+        """The youngest files come last: until then they are usually old enough (see `wait_for_tick`)."""
         young = []
         for save in saves:
             if any(is_young(self.files[number]) for number in save.group.files):

@@ -50,7 +50,7 @@ def seaweedfs(
 ) -> Iterator[SeaweedServer]:
     """Run a server with its data in `directory`, on free ports of 127.0.0.1, and stop it at the end.
 
-    When the block begins, `bucket` (at least three letters) exists and takes objects. Raises RuntimeError, with the
+    When the block begins, `bucket` (at least three letters) exists and accepts objects. Raises RuntimeError, with the
     end of the server's log, where it does not start, and FileNotFoundError where `weed` is not installed.
     """
     home = Path(directory)

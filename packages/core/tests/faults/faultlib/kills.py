@@ -153,7 +153,7 @@ class Checkpoints(Scenario):
 
 
 class Checkpoint(Checkpoints):
-    """A checkpoint that must not become the latest, after one that is."""
+    """A checkpoint with `latest=False`, after one with `latest=True`."""
 
     def prepare(self) -> None:
         self.latest = self.save(self.store, latest=True)

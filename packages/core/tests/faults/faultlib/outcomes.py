@@ -36,7 +36,7 @@ def content(root: str | os.PathLike[str]) -> dict[bytes, Any]:
 
 
 def loading(store: Store, key: str, target: Path, expected: dict[bytes, Any], **options: Any) -> str:
-    """Load into a new directory: the outcome, where it is one of the two that there are."""
+    """Load into a new directory. Returns the outcome: the right bytes, or an ArtifactError that left nothing."""
     try:
         store.load(key, target, **options)
     except ArtifactError as error:

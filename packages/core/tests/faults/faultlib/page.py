@@ -46,7 +46,7 @@ class PageCheck:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """All of the suite, whatever part of it was asked for."""
+        """Note which tests must pass before the page can be compared: all of the suite, even if only a part is run."""
         mine = [item for item in items if item.path.parent == self._suite]
         if mine:
             self._expected.update(item.nodeid for item in mine)
