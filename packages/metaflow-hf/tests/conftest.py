@@ -15,7 +15,7 @@ from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
-# The test Hub is a program of its own too, and pytest's importlib mode adds no directory.
+# pytest's importlib mode does not add this directory, which has the modules of the test Hub.
 sys.path.insert(0, str(Path(__file__).parent))
 
 # huggingface_hub reads its settings when it is imported: none of this machine's may count.

@@ -68,7 +68,7 @@ class Fault:
 
 
 class Hub:
-    """The server, in a thread of its own."""
+    """The server, in a separate thread."""
 
     def __init__(self, port: int = 0, page: int = 1000, echo: bool = False) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -437,7 +437,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve_directory(directory: Path, port: int = 0) -> Hub:
-    """A hub with the repos that lie below a directory; files of 1 MB and more are LFS files."""
+    """A hub with the repos in a directory; files of 1 MB and more are LFS files."""
     hub = Hub(port, echo=True)
     for kind in KINDS:
         for path in sorted((directory / kind).glob("*/*")):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._mf.card import task_heading as task_heading
     from ._mf.card import tiles as tiles
     from ._mf.card import timeline as timeline
+    from ._mf.conflict import guard_decorators as guard_decorators
     from ._mf.conflict import refuse_foreign_decorators as refuse_foreign_decorators
     from ._mf.datastore import store_of_flow as store_of_flow
     from ._mf.errors import in_flow as in_flow
@@ -114,7 +115,7 @@ _WHERE = {
         "tiles",
         "timeline",
     ),
-    "_mf.conflict": ("refuse_foreign_decorators",),
+    "_mf.conflict": ("guard_decorators", "refuse_foreign_decorators"),
     "_mf.datastore": ("store_of_flow",),
     "_mf.errors": ("in_flow", "in_hook", "shown"),
     "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),

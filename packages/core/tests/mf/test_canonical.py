@@ -106,7 +106,7 @@ def test_each_kind_of_value_has_its_own_text() -> None:
         (frozenset({1, 2}), {2, 1}),
     ],
 )
-def test_values_that_mean_the_same_share_a_text(one: object, other: object) -> None:
+def test_equal_values_have_the_same_text(one: object, other: object) -> None:
     assert canonical(one) == canonical(other)
 
 
@@ -131,7 +131,7 @@ def test_the_text_is_the_same_in_another_process() -> None:
     assert len(texts) == 1
 
 
-def test_what_has_no_text_is_said() -> None:
+def test_a_value_without_a_stable_text_is_refused() -> None:
     loop: list[object] = []
     loop.append(loop)
     deep: list[object] = []

@@ -28,7 +28,7 @@ def content(tmp_path: Path) -> Path:
     return tmp_path / "content"
 
 
-def test_the_local_datastore(tmp_path: Path, content: Path) -> None:
+def test_the_configured_local_datastore_is_listed(tmp_path: Path, content: Path) -> None:
     root = tmp_path / "project" / ".metaflow"
     key = open_store(root).save_model(content)["key"]
     (tmp_path / "project" / "below").mkdir()
@@ -41,7 +41,7 @@ def test_the_local_datastore(tmp_path: Path, content: Path) -> None:
     assert ls(configured, "--root", other, where=tmp_path) == []
 
 
-def test_no_datastore_at_all(tmp_path: Path) -> None:
+def test_without_a_datastore_the_error_names_the_option(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "metaflow_artifacts", "ls"]
     environment = {**os.environ, "METAFLOW_HOME": str(tmp_path), "METAFLOW_DEFAULT_DATASTORE": "local"}
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
@@ -49,7 +49,7 @@ def test_no_datastore_at_all(tmp_path: Path) -> None:
     assert "or pass --root" in done.stderr
 
 
-def test_the_s3_datastore(tmp_path: Path, content: Path, s3_server: SeaweedServer) -> None:
+def test_the_configured_s3_datastore_is_listed(tmp_path: Path, content: Path, s3_server: SeaweedServer) -> None:
     environment = {
         **s3_server.environment(),
         "METAFLOW_HOME": str(tmp_path),

@@ -1,5 +1,4 @@
-"""Which store it is: of a flow, of a reference, of the configuration; and the S3 client as Metaflow is
-configured."""
+"""The store of a flow, of a reference and of the configuration, and the S3 client that Metaflow configures."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded, "_keys", {})
 
 
-def test_a_mapping_of_names_to_paths_with_their_references() -> None:
+def test_loaded_maps_names_to_paths_and_references() -> None:
     mapping = Loaded()
     assert isinstance(mapping, Mapping)
     assert (len(mapping), list(mapping), "x" in mapping) == (0, [], False)

@@ -1,4 +1,4 @@
-"""A reference whose `url` leads nowhere any more is looked for in the configured store, and taken for no other."""
+"""An artifact that is no longer at the `url` of its reference is loaded from the configured store, if it is there."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def default(tmp_path: Path) -> Store:
 
 
 def moved(reference: ModelArtifact, root: str) -> ModelArtifact:
-    """The reference as it was before its store was moved away from `root`."""
+    """The reference as it was before its store was moved from `root`."""
     return {**reference, "url": f"{root}/{reference['key']}"}
 
 
 def as_configured(monkeypatch: pytest.MonkeyPatch, endpoint: str, access_key: str = "a", secret_key: str = "s") -> None:
-    """Let Metaflow in this process have its S3 there."""
+    """Configure Metaflow in this process for an S3 server."""
     from metaflow import metaflow_config
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", access_key)
@@ -56,9 +56,7 @@ def s3(s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Se
         cached.cache_clear()
 
 
-def test_a_directory_that_is_not_here_leads_to_the_configured_store(
-    default: Store, content: Path, tmp_path: Path
-) -> None:
+def test_a_missing_directory_leads_to_the_configured_store(default: Store, content: Path, tmp_path: Path) -> None:
     saved = moved(default.save_model(content), str(tmp_path / "gone"))
     assert store_for(saved, default) is default
     default.delete(saved["key"])
@@ -84,7 +82,7 @@ def test_a_directory_that_has_lost_the_key_leads_to_the_configured_store(
     assert "\n" not in str(raised.value)
 
 
-def test_another_artifact_at_the_same_key_is_not_taken_for_it(default: Store, content: Path, tmp_path: Path) -> None:
+def test_another_artifact_at_the_same_key_is_not_loaded(default: Store, content: Path, tmp_path: Path) -> None:
     saved = default.save_model(content)
     for field, value in (("created_on", "2020-01-01T00:00:00+00:00"), ("size", 1), ("pathspec", "F/1/s/2")):
         other = moved({**saved, field: value}, str(tmp_path / "gone"))  # type: ignore[misc]
@@ -111,7 +109,7 @@ def test_a_directory_that_cannot_be_read_leads_to_the_configured_store(
         store_for(saved, default)
 
 
-def test_without_a_configured_store_the_place_that_the_url_says_is_named(
+def test_without_a_configured_store_the_error_names_the_root_of_the_url(
     content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = open_store(tmp_path / "old").save_model(content)
@@ -142,7 +140,7 @@ def test_a_bucket_or_prefix_that_is_gone_leads_to_the_configured_store(
     assert "\n" not in str(raised.value)
 
 
-def test_what_the_old_place_still_holds_is_loaded_from_there(
+def test_what_the_old_root_still_holds_is_loaded_from_there(
     s3: SeaweedServer, default: Store, content: Path, tmp_path: Path
 ) -> None:
     old = f"{s3.root}/{tmp_path.name}/old"
@@ -205,7 +203,7 @@ def test_a_bucket_that_refuses_leads_to_the_configured_store(
     assert not isinstance(raised.value, TransientStorageError)
 
 
-def test_a_place_that_fails_for_a_while_is_asked_again_where_nothing_else_holds_it(
+def test_a_root_that_fails_for_a_while_is_asked_again_if_no_other_store_has_the_artifact(
     server: type[Answers], default: Store, content: Path
 ) -> None:
     saved = moved(default.save_model(content), "s3://busy/metaflow")

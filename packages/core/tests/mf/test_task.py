@@ -32,7 +32,7 @@ def test_an_identity_names_its_task_and_place() -> None:
     assert IDENTITY.store().root == "/data/.metaflow"
 
 
-def test_scopes_are_those_of_the_namespace_or_of_the_tag() -> None:
+def test_a_scope_is_that_of_the_namespace_or_of_the_tag() -> None:
     mine, yours = scope_of("user:me"), scope_of("user:you")
     assert mine != yours
     assert scope_of("user:me", ["unrelated", "checkpoint:"]) == mine
@@ -53,7 +53,7 @@ def test_subprocesses_find_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("other_task")
-def test_a_flow_started_in_a_task_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flow_started_in_a_task_does_not_belong_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, IDENTITY.encode())
     assert TaskIdentity.from_environment() is None
 
@@ -65,7 +65,7 @@ def test_an_environment_that_names_no_task_is_refused(text: str, monkeypatch: py
         TaskIdentity.from_environment()
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
+def test_fields_of_a_later_version_are_ignored() -> None:
     later = IDENTITY.encode()[:-1] + ',"colour":"red"}'
     assert TaskIdentity.decode(later, "a test") == IDENTITY
 

@@ -47,7 +47,7 @@ def test_a_directory_that_was_moved_away_stays_as_it_is(parent: Path, tmp_path: 
     assert (mode(moved), (moved / "weights").read_text()) == (0o555, "w")
 
 
-def test_a_link_in_its_place_leads_nowhere(parent: Path, tmp_path: Path) -> None:
+def test_a_link_at_its_path_is_not_followed(parent: Path, tmp_path: Path) -> None:
     directories = TemporaryDirectories(parent)
     made = directories.new("x_")
     moved = tmp_path / "model"
@@ -81,7 +81,7 @@ def test_a_directory_of_another_user_at_the_same_path_stays(parent: Path) -> Non
     assert sorted(parent.iterdir()) == sorted([parent / "kept", made])
 
 
-def test_what_links_inside_lead_to_stays_as_it_is(parent: Path, tmp_path: Path) -> None:
+def test_the_targets_of_links_inside_are_not_changed(parent: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("x")

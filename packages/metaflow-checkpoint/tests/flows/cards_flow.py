@@ -1,4 +1,4 @@
-"""Steps with and without a card of their own."""
+"""Steps with and without a card of the user."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Damages what it saved, as a broken disk would, and fails: the retry takes the newest that is whole."""
+"""Damages its newest checkpoint, as a broken disk would, and fails. The retry resumes from the one before."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Steps that end in other ways than by themselves: caught, and by a timeout."""
+"""Steps that are ended by an error that is caught, and by a timeout."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What `current.checkpoint` is made of."""
+"""The attributes and errors of `current.checkpoint`."""
 
 import json
 import os

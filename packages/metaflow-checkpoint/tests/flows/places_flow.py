@@ -1,4 +1,4 @@
-"""Nested foreaches over dicts, floats and long strings, each task failing once: all find their own, and no other's."""
+"""Nested foreaches over dicts, floats and long strings. Each task fails once, and resumes from its own checkpoint."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Chooses in its code what to load: another flow's newest checkpoint, by an artifact and by listing its task."""
+"""Loads the newest checkpoint of another flow, by an artifact and by listing its task."""
 
 import os
 

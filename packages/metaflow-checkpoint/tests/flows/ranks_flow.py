@@ -1,4 +1,4 @@
-"""Trains in three processes of its own, which find the task by themselves, save at once and load."""
+"""Trains in three subprocesses, which find their task, save at the same time, and load."""
 
 import multiprocessing
 import os

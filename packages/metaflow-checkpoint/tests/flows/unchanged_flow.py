@@ -1,4 +1,4 @@
-"""A retry that writes all over what it loaded, and saves that; every checkpoint stays what it was."""
+"""A retry overwrites what it loaded, and saves that. No earlier checkpoint changes."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ class UnchangedFlow(FlowSpec):
         directory = current.checkpoint.directory
         emit("loaded", content(directory))
         if current.retry_count == 0:
-            # One that lies in the manifest, and one of several chunks.
+            # One file is stored in the manifest, the other one in several chunks.
             self.save({"small": b"small"})
             os.mkdir(os.path.join(directory, "sub"))
             self.save({"sub/big": os.urandom(40 << 20), "sub/many": os.urandom(100_000)})

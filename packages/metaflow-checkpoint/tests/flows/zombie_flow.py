@@ -1,4 +1,4 @@
-"""The first attempt's training process outlives its task, and goes on saving while the second attempt runs."""
+"""The training process of the first attempt outlives its task, and still saves while the second attempt runs."""
 
 import os
 import subprocess

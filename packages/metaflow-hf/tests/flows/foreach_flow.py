@@ -1,4 +1,4 @@
-"""Many tasks that want the same repo at the same moment."""
+"""Many tasks load the same repo at the same time."""
 
 import os
 

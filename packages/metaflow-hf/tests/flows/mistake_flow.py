@@ -1,4 +1,4 @@
-"""Arguments of the decorator that make no sense; which ones, the environment says."""
+"""Wrong arguments of the decorator, from an environment variable."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A reference in one step, its files in the next."""
+"""Stores a repo in one step, and loads it in the next."""
 
 import os
 

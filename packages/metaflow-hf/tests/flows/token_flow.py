@@ -1,4 +1,4 @@
-"""A token given in every way there is."""
+"""A token that is passed in every possible way."""
 
 import os
 

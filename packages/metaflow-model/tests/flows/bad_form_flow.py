@@ -1,4 +1,4 @@
-"""A `load` of no known form: said before anything runs."""
+"""A `load` argument of a wrong form."""
 
 from metaflow import FlowSpec, model, step
 

@@ -1,4 +1,4 @@
-"""Names in `load` that hold nothing to load; @catch keeps each step's error for the join."""
+"""Names in `load` that hold no reference. @catch keeps the error of each step for the join."""
 
 from metaflow import FlowSpec, catch, current, model, step
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a step's own calls: caught by class, and at last not caught."""
+"""Errors of calls in a step: each is caught by its class, and the last one is not caught."""
 
 import os
 

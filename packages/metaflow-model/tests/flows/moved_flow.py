@@ -1,4 +1,4 @@
-"""Loads, by every call there is, a reference whose url leads to where its store was once."""
+"""Loads a reference whose url has the former root of its store, with every function."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Fails in its second step until told otherwise; resumed, it loads what the first run's first step saved."""
+"""Fails in its second step until an environment variable is set. The resumed run loads what the first run saved."""
 
 import os
 

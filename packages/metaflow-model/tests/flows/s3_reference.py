@@ -1,4 +1,4 @@
-"""Loads a reference from another datastore than its own, in a decorated step and in one that is not."""
+"""Loads a reference from a datastore that is not that of the run, in a step with and a step without @model."""
 
 import os
 

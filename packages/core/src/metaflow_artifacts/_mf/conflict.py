@@ -1,17 +1,18 @@
 """Refuses to work beside another distribution that has decorators of the same names.
 
 The metaflow-checkpoint of other authors has `@model`, `@checkpoint` and `@huggingface_hub` too. If both are installed,
-Metaflow takes some of these names from one and some from the other, without a warning.
+Metaflow uses for each name the distribution that it loads last, which is that one, without a warning.
 """
 
 from __future__ import annotations
 
 import functools
 from importlib.metadata import Distribution, distributions
+from typing import Any
 
 from metaflow_artifacts.errors import UsageError
 
-__all__ = ["refuse_foreign_decorators"]
+__all__ = ["guard_decorators", "refuse_foreign_decorators"]
 
 _DECORATORS = ("model", "checkpoint", "huggingface_hub")
 _OUR_MODULES = "metaflow_extensions.artifacts_"
@@ -25,11 +26,32 @@ def refuse_foreign_decorators() -> None:
     The error says which command removes which distribution. To be called when one of our decorators or functions is
     used, not on import: flows that use none of them must still work.
     """
+    for decorator in _foreign_decorators():
+        raise UsageError(_message(decorator.name, decorator.__module__))
+
+
+def guard_decorators() -> None:
+    """Let every step with a foreign decorator of one of our names stop with the error of `refuse_foreign_decorators`.
+
+    Our own decorators cannot raise it then: Metaflow never calls them. To be called when Metaflow loads the toplevel
+    modules of its extensions, which is after all decorators.
+    """
+    for decorator in _foreign_decorators():
+        decorator.step_init = _refuse_step
+
+
+def _refuse_step(self: Any, *args: Any, **kwargs: Any) -> None:
+    from metaflow_artifacts._mf.errors import shown
+
+    with shown():
+        raise UsageError(_message(self.name, type(self).__module__))
+
+
+def _foreign_decorators() -> list[Any]:
     from metaflow.plugins import STEP_DECORATORS
 
-    for decorator in STEP_DECORATORS:
-        if decorator.name in _DECORATORS and not decorator.__module__.startswith(_OUR_MODULES):
-            raise UsageError(_message(decorator.name, decorator.__module__))
+    found = [one for one in STEP_DECORATORS if one.name in _DECORATORS]
+    return [one for one in found if not one.__module__.startswith(_OUR_MODULES)]
 
 
 def _message(name: str, module: str) -> str:

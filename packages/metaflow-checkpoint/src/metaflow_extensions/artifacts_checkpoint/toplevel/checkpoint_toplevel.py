@@ -1,6 +1,10 @@
-"""Names that this distribution adds to `metaflow`: all here that do not start with two underscores."""
+"""The names that this distribution adds to `metaflow`: all names here that do not begin with two underscores."""
+
+from metaflow_artifacts.plugin import guard_decorators as __guard_decorators
 
 from ..plugins.checkpoint_deco.checkpoint import Checkpoint  # noqa: F401
 
 __mf_extensions__ = "metaflow-artifacts-checkpoint"
 __version__ = "0.1.0"
+
+__guard_decorators()

@@ -1,4 +1,8 @@
-"""Names that this distribution adds to `metaflow`: all here that do not start with two underscores."""
+"""The names that this distribution adds to `metaflow`: all names here that do not begin with two underscores."""
+
+from metaflow_artifacts.plugin import guard_decorators as __guard_decorators
 
 __mf_extensions__ = "metaflow-artifacts-hf"
 __version__ = "0.1.0"
+
+__guard_decorators()

@@ -109,12 +109,12 @@ class Checkpoint:
         name : str, default 'mfchckpt'
             The name of the checkpoint. Checkpoints of all names share one sequence of numbers.
         storage_format : str, default None
-            Accepted for flows that were written for other packages; it changes nothing.
+            Accepted for flows that were written for metaflow-checkpoint; it changes nothing.
 
         Returns
         -------
         ModelArtifact
-            The reference, a plain dict.
+            The reference to the checkpoint, a plain dict.
 
         Raises
         ------

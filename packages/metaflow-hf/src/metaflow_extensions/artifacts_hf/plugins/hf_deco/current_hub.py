@@ -92,7 +92,7 @@ class CurrentHuggingfaceHub:
         Returns
         -------
         ModelArtifact
-            The reference, a plain dict.
+            The reference, a plain dict. Its `metadata` has the repo and the commit.
 
         Raises
         ------
@@ -186,7 +186,7 @@ class CurrentHuggingfaceHub:
     def _place(self, request: RepoRequest) -> CheckpointPlace:
         if self.cache_scope == "checkpoint":
             return self.task.checkpoint_place(HUB)
-        # Each request has a place of its own, because the place is listed to find its snapshots. A place for all flows
+        # Each request has a separate place, because the place is listed to find its snapshots. A place for all flows
         # would be too long to list. No flow or step can have a name with a hyphen.
         flow = self.task.flow if self.cache_scope == "flow" else _ANY_FLOW
         return CheckpointPlace(flow, _ANY_STEP, _ANY_NAMESPACE, request.content_hash, HUB)

@@ -369,7 +369,7 @@ class ContentVerifier:
         """Raise HubMismatch if the content is not what the Hub lists."""
         found = self._digest.hexdigest()
         self.verified = found == self.file.oid
-        # Other servers with the same API may list ids of their own for small files, which are not git's ids. The ETag
+        # Other servers with the same API may list ids for small files that are not git's ids. The ETag
         # shows that: it is then not the listed id either.
         if not self.verified and (self.file.sha256 is not None or self._etag == self.file.oid):
             raise HubMismatch(
