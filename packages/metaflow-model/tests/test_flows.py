@@ -137,7 +137,7 @@ def test_names_that_hold_nothing_to_load_stop_the_step(runner: FlowRunner) -> No
         "step is_absent": "ArtifactNotFound",
     }
     for step, name, held in [
-        ("missing", "'typo'", "no artifact or Parameter"),
+        ("missing", "'typo'", "is not an artifact or Parameter"),
         ("is_number", "'number'", "42 (int)"),
         ("is_text", "'text'", "'some text' (str)"),
         ("is_other", "'other'", "{'loss': 0.5} (dict)"),

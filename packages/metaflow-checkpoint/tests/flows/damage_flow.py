@@ -1,4 +1,4 @@
-"""Damages its newest checkpoint, as a broken disk would, and fails. The retry resumes from the one before."""
+"""Damages its newest checkpoints, as a broken disk would, and fails. The retry resumes from the newest whole one."""
 
 import os
 

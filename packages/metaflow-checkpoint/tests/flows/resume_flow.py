@@ -1,4 +1,4 @@
-"""Fails in its second step after a save, until an environment variable is set; then it is resumed."""
+"""Fails in its second step after a save while FAIL is set; then it is resumed without FAIL."""
 
 import os
 

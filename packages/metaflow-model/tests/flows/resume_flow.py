@@ -1,4 +1,4 @@
-"""Fails in its second step until an environment variable is set. The resumed run loads what the first run saved."""
+"""Fails in its second step while FAIL is set. The resumed run loads what the first run saved."""
 
 import os
 
