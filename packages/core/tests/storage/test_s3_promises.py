@@ -15,6 +15,7 @@ import pytest
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage, s3_requests
+from metaflow_artifacts._storage import s3_client as client_module
 from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TransientStorageError
 from metaflow_artifacts.testing.faults import Answer, FaultProxy, Request
@@ -183,13 +184,44 @@ def test_touch_is_false_where_a_copy_does_not_change_the_time(
         assert storage.touch("b", 0.0) is False
 
 
-def test_touch_is_false_where_the_server_does_not_copy(storage: S3Storage, proxy: FaultProxy) -> None:
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(501, "NotImplemented"), (403, "AccessDenied"), (403, "InvalidObjectState"), (400, "KMS.DisabledException")],
+)
+def test_touch_is_false_where_the_object_may_not_be_copied(
+    storage: S3Storage, proxy: FaultProxy, status: int, code: str
+) -> None:
+    """Without copies, under another's key or in an archive: the caller writes the object again."""
     storage.put("a", b"content")
-    proxy.plan = lambda request: Answer(501, "NotImplemented") if "x-amz-copy-source" in request.headers else None
+    proxy.plan = lambda request: Answer(status, code) if "x-amz-copy-source" in request.headers else None
     assert storage.touch("a") is False
-    proxy.plan = lambda request: Answer(403, "AccessDenied") if "x-amz-copy-source" in request.headers else None
-    with pytest.raises(StorageError, match=r"cannot refresh the time of .*: access denied"):
-        storage.touch("a")
+
+
+def test_a_listing_that_does_not_say_where_it_goes_on_is_an_error(storage: S3Storage, proxy: FaultProxy) -> None:
+    page = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+    proxy.plan = lambda request: Answer(200, "", body=page) if "list-type" in request.path else None
+    with pytest.raises(StorageError, match="a server with ListObjectsV2 is needed"):
+        list(storage.list("a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-01-01T00:00:00Z", 1767225600.0),
+        ("2026-01-01T00:00:00.5Z", 1767225600.5),
+        ("2026-01-01T00:00:00.1234567Z", 1767225600.1234567),
+        ("2026-01-01T01:00:00+01:00", 1767225600.0),
+        ("Thu, 01 Jan 2026 00:00:00 GMT", 1767225600.0),
+    ],
+)
+def test_times_of_listings_are_read_in_every_form(text: str, seconds: float) -> None:
+    assert client_module._timestamp(text) == pytest.approx(seconds, abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday"])
+def test_a_time_that_is_none_is_an_error(text: str) -> None:
+    with pytest.raises(StorageError, match="for the time of an object"):
+        client_module._timestamp(text)
 
 
 UNSUPPORTED = [

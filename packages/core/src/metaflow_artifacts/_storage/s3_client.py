@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import unquote_plus
@@ -97,13 +98,12 @@ def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[st
 
 def _timestamp(text: str) -> float:
     """A time of S3 in seconds since the epoch. Raises StorageError for text that is no time."""
-    try:
-        # Python 3.10 knows neither the letter nor fractions of any length.
-        seconds, _, fraction = text.removesuffix("Z").partition(".")
-        moment = datetime.fromisoformat(seconds).replace(tzinfo=timezone.utc).timestamp()
-        return moment + (float(f"0.{fraction}") if fraction else 0.0)
-    except ValueError:
-        pass
+    # Python 3.10 knows neither the letter nor fractions of any length.
+    seconds, _, fraction = text.removesuffix("Z").partition(".")
+    if text.endswith("Z") and (fraction.isdecimal() or not fraction):
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(seconds).replace(tzinfo=timezone.utc).timestamp()
+            return moment + (float(f"0.{fraction}") if fraction else 0.0)
     try:
         # As botocore reads it elsewhere: some servers give RFC 1123, or another offset.
         from botocore.utils import parse_timestamp
