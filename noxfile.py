@@ -222,9 +222,8 @@ def lint(session: nox.Session) -> None:
 
 
 def check_types(session: nox.Session, tree: tuple[str, ...], beside: str, excluded: str) -> None:
-    """Run mypy on one of `TYPED`, with a cache of its own, which the runs on the others leave as it is."""
-    name = tree[0].replace("/", "-").removesuffix(".py")
-    options = [f"--cache-dir=.mypy_cache/{name}", "--disable-error-code=func-returns-value"]
+    """Run mypy on one of `TYPED`, with the cache that these runs share: their options differ from the packages'."""
+    options = ["--cache-dir=.mypy_cache/tests", "--disable-error-code=func-returns-value"]
     options += [f"--exclude={excluded}"] if excluded else []
     directories = [path for path in (*tree, beside) if path and not path.endswith(".py")]
     session.run("mypy", *options, *tree, env={"MYPYPATH": os.pathsep.join(directories)})
