@@ -35,7 +35,7 @@ def select_pyenv_versions() -> None:
 
 def is_here(python: str) -> bool:
     command = shutil.which(f"python{python}")
-    return bool(command) and subprocess.run([command, "--version"], capture_output=True).returncode == 0
+    return command is not None and subprocess.run([command, "--version"], capture_output=True).returncode == 0
 
 
 select_pyenv_versions()
@@ -57,6 +57,24 @@ LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "
 
 PARALLEL = ("-n", "2", "--dist", "loadgroup")
 """Two tests at once: those that run flows or ask servers wait more than they compute."""
+
+
+TYPED = [
+    (("noxfile.py", "conftest.py", ".ci/seed.py"), "", ""),
+    (("packages/core/tests",), "packages/core/tests/faults", "/flows/|/tests/faults/"),
+    (("packages/core/tests/faults",), "", ""),
+    (("packages/metaflow-model/tests",), "", "/flows/"),
+    (("packages/metaflow-checkpoint/tests",), "", "/flows/"),
+    (("packages/metaflow-hf/tests",), "", "/flows/"),
+    (("tests/interop",), "", "_flow[.]py"),
+    (("tests/docs",), "", "_flow[.]py"),
+    (("tests/browser",), "", "_flow[.]py"),
+    (("tests/examples",), "", "_flow[.]py"),
+    (("benchmarks",), "", "benchmarks/(raw|workload)[.]py"),
+]
+"""What mypy reads besides the packages: files or a directory, another directory that its modules are imported from, and
+what is left out, which is flows: they are written as users write them, without annotations. Each is a run of mypy,
+because two directories have modules of one name."""
 
 
 @functools.cache
@@ -197,8 +215,18 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    for tree, beside, excluded in TYPED:
+        check_types(session, tree, beside, excluded)
     sources = os.pathsep.join(str(path) for path in sorted(ROOT.glob("packages/*/src")))
     session.run("lint-imports", "--no-logo", env={"PYTHONPATH": sources})
+
+
+def check_types(session: nox.Session, tree: tuple[str, ...], beside: str, excluded: str) -> None:
+    """Run mypy on one of `TYPED`, with the cache that these runs share: their options differ from the packages'."""
+    options = ["--cache-dir=.mypy_cache/tests", "--disable-error-code=func-returns-value"]
+    options += [f"--exclude={excluded}"] if excluded else []
+    directories = [path for path in (*tree, beside) if path and not path.endswith(".py")]
+    session.run("mypy", *options, *tree, env={"MYPYPATH": os.pathsep.join(directories)})
 
 
 @nox.session

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from metaflow_artifacts import open_store
@@ -77,7 +78,7 @@ def main() -> None:
     if options.step:
         step(*options.step)
         return
-    sizes = [(f"{gib} GiB", make_large, gib) for gib in options.gib]
+    sizes: list[tuple[str, Callable[[Path, int], None], int]] = [(f"{gib} GiB", make_large, gib) for gib in options.gib]
     sizes += [(f"{count} files of 300 bytes", make_many, count) for count in options.files]
     for name, make, size in sizes:
         with tempfile.TemporaryDirectory() as work:

@@ -54,10 +54,10 @@ def main() -> None:
         proxy.received = 0
         store.save_model(model)
         show("unchanged content saved again", proxy.received, "1")
-        with (model / "weights").open("r+b") as file:
-            file.seek(SIZE - SIZE // 10)
+        with (model / "weights").open("r+b") as weights:
+            weights.seek(SIZE - SIZE // 10)
             for _ in range(SIZE // 10 >> 20):
-                file.write(os.urandom(1 << 20))
+                weights.write(os.urandom(1 << 20))
         proxy.received = 0
         store.save_model(model)
         show("the last tenth changed", proxy.received, "204.8")

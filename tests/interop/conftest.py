@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UV = os.environ["UV"]
 FOLDER = Path(os.environ["WHEELS"])
-WHEELS = {path.name.split("-")[0].replace("_", "-"): path for path in FOLDER.glob("*.whl")}
+WHEELS: dict[object, Path] = {path.name.split("-")[0].replace("_", "-"): path for path in FOLDER.glob("*.whl")}
 UNRELATED = {
     "pyproject.toml": """
         [build-system]

@@ -17,12 +17,13 @@ with Checkpoint() as cp:
 """
 
 
-def test_checkpoints_and_models_are_exchanged(environment: Callable, tmp_path: Path) -> None:
+def test_checkpoints_and_models_are_exchanged(environment: Callable[..., Any], tmp_path: Path) -> None:
     with_checkpoint, with_model = environment("metaflow-artifacts-checkpoint"), environment("metaflow-artifacts-model")
     shared = {"cwd": tmp_path, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path)}
 
     def key(place: Any, flow: str, name: str) -> str:
-        return place.python("-c", KEY.format(flow, name), **shared).split()[-1]
+        printed: str = place.python("-c", KEY.format(flow, name), **shared)
+        return printed.split()[-1]
 
     with_checkpoint.python(HERE / "exchange_checkpoint_flow.py", "run", **shared)
     saved = key(with_checkpoint, "ExchangeCheckpointFlow", "reference")

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ if __name__ == "__main__":
 class Remote:
     """Makes a flow's code package in one environment and runs its steps from the package in another."""
 
-    def __init__(self, local: object, image: object, folder: Path, options: list[str], variables: dict[str, str]):
+    def __init__(self, local: Any, image: Any, folder: Path, options: list[str], variables: dict[str, str]):
         self.local, self.image, self.folder = local, image, folder
         self.options, self.variables = [*options, "--metadata", "local"], variables
 
@@ -47,7 +48,8 @@ class Remote:
         self.folder.mkdir()
         with tarfile.open(archive) as tar:
             # Python 3.12 and later warn where no filter is named; the first 3.10 releases know none.
-            tar.extractall(self.folder, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+            options: dict[str, Any] = {"filter": "data"} if sys.version_info >= (3, 12) else {}
+            tar.extractall(self.folder, **options)
         self.flow = flow.name
         self.run("init", "--run-id", "77", "--task-id", "p1")
 
@@ -60,11 +62,12 @@ class Remote:
             "PYTHONPATH": str(self.folder / ".mf_code"),
             "METAFLOW_EXTRACTED_ROOT": str(self.folder),
         }
-        return self.image.python(self.flow, "--quiet", *self.options, *arguments, cwd=self.folder, **variables)
+        log: str = self.image.python(self.flow, "--quiet", *self.options, *arguments, cwd=self.folder, **variables)
+        return log
 
 
 @pytest.fixture(params=["local", "s3"])
-def remote(request: pytest.FixtureRequest, environment: Callable, tmp_path: Path) -> Callable:
+def remote(request: pytest.FixtureRequest, environment: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     variables: dict[str, str] = {}
     root = str(tmp_path / "datastore")
     if request.param == "s3":
@@ -75,7 +78,7 @@ def remote(request: pytest.FixtureRequest, environment: Callable, tmp_path: Path
     return lambda *packages: Remote(environment("metaflow", *packages), image, tmp_path / "image", options, variables)
 
 
-def test_the_code_package_of_any_flow_carries_core(remote: Callable, tmp_path: Path) -> None:
+def test_the_code_package_of_any_flow_carries_core(remote: Callable[..., Any], tmp_path: Path) -> None:
     flow = tmp_path / "plain_flow.py"
     flow.write_text(PLAIN_FLOW)
     task = remote("metaflow-artifacts-model")
@@ -83,7 +86,7 @@ def test_the_code_package_of_any_flow_carries_core(remote: Callable, tmp_path: P
     assert f"core from {task.folder}/.mf_code/metaflow_artifacts" in task.step("start", "2", "_parameters/p1")
 
 
-def test_a_remote_step_saves_and_another_loads(remote: Callable) -> None:
+def test_a_remote_step_saves_and_another_loads(remote: Callable[..., Any]) -> None:
     task = remote("metaflow-artifacts-model")
     task.unpack(TRAIN_FLOW)
     task.step("start", "2", "_parameters/p1")

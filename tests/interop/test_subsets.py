@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,12 +36,12 @@ def names_of(subset: tuple[str, ...]) -> set[str]:
 
 
 @pytest.fixture
-def make(environment: Callable, unrelated_wheel: Path) -> Callable:
+def make(environment: Callable[..., Any], unrelated_wheel: Path) -> Callable[..., Any]:
     return lambda subset: environment("metaflow", unrelated_wheel, *subset)
 
 
 @subsets
-def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: Callable) -> None:
+def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: Callable[..., Any]) -> None:
     every = set().union(*NAMES.values())
     expected = names_of(subset)
     found = json.loads(make(subset).python("-c", IMPORTS, "acme", "acme_answer", *every).splitlines()[-1])
@@ -55,7 +56,7 @@ def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: C
 
 
 @subsets
-def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable, tmp_path: Path) -> None:
+def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable[..., Any], tmp_path: Path) -> None:
     log = make(subset).python(Path(__file__).with_name("subset_flow.py"), "run", cwd=tmp_path)
     savers = [name for name in ("model", "checkpoint") if name in names_of(subset)]
     assert "acme was here" in log
@@ -66,7 +67,7 @@ def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable,
 
 
 @pytest.mark.parametrize("distribution", NAMES)
-def test_a_package_brings_core_and_none_of_its_siblings(distribution: str, make: Callable) -> None:
+def test_a_package_brings_core_and_none_of_its_siblings(distribution: str, make: Callable[..., Any]) -> None:
     code = "from importlib.metadata import distributions; print(*sorted({d.name for d in distributions()}))"
     installed = set(make((distribution,)).python("-c", code).split())
     assert {name for name in installed if name in {*NAMES, "metaflow-artifacts"}} == {
@@ -75,7 +76,7 @@ def test_a_package_brings_core_and_none_of_its_siblings(distribution: str, make:
     }
 
 
-def test_core_works_without_metaflow(environment: Callable) -> None:
+def test_core_works_without_metaflow(environment: Callable[..., Any]) -> None:
     code = """
 import sys
 import metaflow_artifacts

@@ -218,7 +218,7 @@ def test_one_warning_names_the_first_members_and_counts_the_rest() -> None:
 
 def test_of_two_keys_with_one_text_the_later_is_stored_with_a_warning() -> None:
     with pytest.warns(ArtifactWarning, match=r"metadata\['1'\] \(two keys with this text"):
-        assert normalise_metadata({1: "int", "1": "text"}) == {"1": "text"}
+        assert normalise_metadata({1: "int", "1": "text"}) == {"1": "text"}  # type: ignore[dict-item]
     with pytest.warns(ArtifactWarning, match="two keys"):
         # Two halves of a character, and that character: one text in JSON.
         assert normalise_metadata({"\ud83d\ude00": 1, "\U0001f600": 2}) == {"\U0001f600": 2}

@@ -249,7 +249,7 @@ def _is_mine(artifact: ModelArtifact) -> bool:
 
 def run(open_: Callable[[], Storage], **limits: Any) -> None:
     machine = type("Machine", (TwoAttempts,), {"open_storage": staticmethod(open_)})
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine, settings=settings(deadline=None, suppress_health_check=list(HealthCheck), **limits)
     )
 

@@ -280,7 +280,8 @@ def test_delete(run: Run, store: Store, keys: dict[str, str]) -> None:
 
 
 def test_retain(run: Run, keys: dict[str, str]) -> None:
-    rule = ("retain", "--best", "1", "--metric", "loss", "--lowest", "--flow", "TrainFlow", "--step", "train")
+    options = ("--best", "1", "--metric", "loss", "--lowest", "--flow", "TrainFlow", "--step", "train")
+    rule: tuple[str, ...] = ("retain", *options)
     resume = {row["key"]: row["decision"] for row in run(*rule).table()}
     assert resume == {keys["second"]: "keep: resume", keys["first"]: "keep: best"}
     rule = (*rule, "--last", "0")

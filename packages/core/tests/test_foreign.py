@@ -10,12 +10,13 @@ from faultlib import foreign
 from faultlib.watched import Watched
 
 from metaflow_artifacts import CorruptArtifact, ModelArtifact, StorageError, Store
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
-from metaflow_artifacts._upkeep.survey import ARTIFACT_PREFIXES, artifact_objects
+from metaflow_artifacts._upkeep.survey import artifact_objects
 
 CHUNK = 64 << 10
 FILES = {"a.txt": b"a", "sub/b.bin": bytes(range(256)), "__init__.py": b""}

@@ -126,7 +126,7 @@ def test_saves_do_not_wait_for_marks_that_gc_could_not_remove(
 ) -> None:
     assert gc(Store(CannotDelete(local, GC_MARKS)), dry_run=False).removed == 3
     assert kinds(local) == ["done", "open", "run"]
-    monkeypatch.setattr(sweeps.time, "sleep", never)
+    monkeypatch.setattr(time, "sleep", never)
     for _ in range(2):
         saved = Store(CannotDelete(local), chunk_size=CHUNK).save_model(tmp_path / "a")
         local.load(saved, tmp_path / "out")
@@ -150,7 +150,7 @@ def test_a_saver_without_the_right_to_delete_saves_beside_the_mark_of_a_killed_g
     store.save_model(tmp_path / "a")
     assert kinds(local) == ["done", "open", "run"]
     # From now on nobody waits for it.
-    monkeypatch.setattr(sweeps.time, "sleep", never)
+    monkeypatch.setattr(time, "sleep", never)
     store.save_model(tmp_path / "a")
     for mark in marks(local):
         os.utime(Path(local.root, mark), (time.time() - 30 * DAY,) * 2)
@@ -176,7 +176,7 @@ def test_a_batch_ends_while_the_machine_sleeps(local: Store, monkeypatch: pytest
     def clock(which: int) -> float:
         return real(which) + (slept[0] if which == time.CLOCK_BOOTTIME else 0)
 
-    monkeypatch.setattr(sweeps.time, "clock_gettime", clock)
+    monkeypatch.setattr(time, "clock_gettime", clock)
 
     class Sleeping(Watched):
         def stat(self, key: str) -> ObjectInfo | None:

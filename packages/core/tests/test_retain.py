@@ -123,7 +123,7 @@ def test_what_a_retry_loads_stays_whatever_the_rules_keep(store: Store, save: Sa
     resume = save(2)
     side = save(1, latest=False, loss=10)
     for per in ("task", "step"):
-        plan = plan_retention(store, rules, per=per)  # type: ignore[arg-type]
+        plan = plan_retention(store, rules, per=per)
         assert kept(plan)[resume] == ("resume",)
         assert set(kept(plan)) <= {resume, side}
     execute_retention(store, plan)

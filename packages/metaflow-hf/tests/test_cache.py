@@ -447,7 +447,8 @@ def test_a_chunk_that_gc_removes_before_the_commit_is_downloaded_again(
 
 
 def test_a_private_repo_is_reused_only_with_access(caller: Caller, hub: HubServer) -> None:
-    for name, kind in (("org/private", {"private": True}), ("org/gated", {"gated": True})):
+    kinds: dict[str, dict[str, Any]] = {"org/private": {"private": True}, "org/gated": {"gated": True}}
+    for name, kind in kinds.items():
         hub.repo(name, token="hf_right", files=FILES, **kind)
         caller.obtain(name, token="hf_right")
         with hub.counting() as requests:

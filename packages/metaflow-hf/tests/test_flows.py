@@ -220,7 +220,8 @@ def test_a_killed_download_leaves_no_snapshot_and_delays_nobody(runner: FlowRunn
     big = random.Random(4).randbytes(9_000_000)
     repo.commit({"big.bin": lfs(big)})
     storage = open_store(runner.local_root).storage
-    held = hub.fault("cdn", file="weights.bin", times=99, hold=threading.Event())
+    released = threading.Event()
+    hub.fault("cdn", file="weights.bin", times=99, hold=released)
     try:
         process = runner.start(FLOWS / "reference_flow.py", "run")
         while "weights.bin" not in hub.fetched() or not list(storage.list(f"{HUB}/files/")):
@@ -229,7 +230,7 @@ def test_a_killed_download_leaves_no_snapshot_and_delays_nobody(runner: FlowRunn
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     finally:
-        held.hold.set()
+        released.set()
     assert snapshots(runner) == []
     assert list(storage.list(f"{HUB}/leases/"))
     hub.clear()

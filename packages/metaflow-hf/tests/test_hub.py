@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hub import Hub as HubServer
-from hub_repo import Repo, lfs
+from hub_repo import Blob, Repo, lfs
 
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
@@ -19,7 +19,7 @@ from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub, HubFile
 from metaflow_extensions.artifacts_hf.toplevel import hf_toplevel
 
 BIG = random.Random(1).randbytes(3_000_000)
-FILES = {"config.json": b"{}", "empty": b"", "sub/ü x.txt": b"hello", "weights.bin": lfs(BIG)}
+FILES: dict[str, bytes | Blob] = {"config.json": b"{}", "empty": b"", "sub/ü x.txt": b"hello", "weights.bin": lfs(BIG)}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def client(hub: HubServer, warnings: list[str] | None = None, **arguments: Any) -> Hub:
     request = RepoRequest.of({"repo_id": "org/name", "endpoint": hub.endpoint, "token": False, **arguments})
-    return Hub(request, [].append if warnings is None else warnings.append)
+    return Hub(request, ([] if warnings is None else warnings).append)
 
 
 def contents(hub: HubServer, repo: Repo, **arguments: Any) -> dict[str, bytes]:
@@ -237,13 +237,14 @@ def test_a_hub_that_is_down_is_one_error(hub: HubServer, repo: Repo, pauses: lis
 
 
 def test_a_hub_that_does_not_answer_is_an_error(hub: HubServer, repo: Repo) -> None:
-    held = hub.fault("info", hold=threading.Event())
+    released = threading.Event()
+    hub.fault("info", hold=released)
     asked = client(hub, etag_timeout=0.1)
     try:
         with pytest.raises(HubUnavailable, match="cannot be reached"):
             asked.resolve(attempts=1)
     finally:
-        held.hold.set()
+        released.set()
 
 
 def test_missing_bytes_are_requested_again(hub: HubServer, repo: Repo, pauses: list[float]) -> None:

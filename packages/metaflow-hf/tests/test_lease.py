@@ -50,7 +50,7 @@ def test_a_lease_without_a_heartbeat_expires(store: Store) -> None:
 
 def test_a_holder_rewrites_its_lease(store: Store) -> None:
     with Lease(store.storage, NAME, "slow", ttl=0.3).attempt():
-        signs = set()
+        signs: set[bytes] = set()
         while len(signs) < 3:
             signs.add(store.storage.get(f"{NAME}/0"))
             time.sleep(0.05)

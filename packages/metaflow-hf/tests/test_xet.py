@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import hf_xet
 import pytest
 from hub import Hub as HubServer
-from hub_repo import Repo, lfs
+from hub_repo import Blob, Repo, lfs
 from huggingface_hub import constants
 
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
@@ -32,7 +33,7 @@ def repo(hub: HubServer, tmp_path: Path) -> Repo:
         with hf_xet.XetSession().new_upload_commit(endpoint=hub.cas) as commit:
             handle = commit.start_upload_bytes(content, sha256=hf_xet.COMPUTE_SHA256)
         hashes.append(handle.result().xet_info.hash)
-    files = {
+    files: dict[str, bytes | Blob] = {
         "big.bin": lfs(BIG, hashes[0]),
         "other.bin": lfs(OTHER, hashes[1]),
         "plain.bin": lfs(b"plain"),
@@ -85,7 +86,7 @@ def test_without_hf_xet_files_are_downloaded_over_http(
 
 def test_an_hf_xet_without_streams_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     xet._library.cache_clear()
-    monkeypatch.setattr(xet.importlib, "import_module", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", lambda name: object())
     assert xet._library() is None
     xet._library.cache_clear()
 

@@ -36,7 +36,8 @@ def sandbox(tmp_path: Path) -> Path:
 @pytest.fixture
 def outcomes(request: pytest.FixtureRequest) -> Outcomes:
     """Where a test puts what it finds."""
-    page: PageCheck = request.config.pluginmanager.get_plugin(PageCheck.__name__)
+    page: PageCheck | None = request.config.pluginmanager.get_plugin(PageCheck.__name__)
+    assert page is not None
     return page.outcomes_of(request.node)
 
 

@@ -45,7 +45,8 @@ def whenever_it_is_read(
     monkeypatch: pytest.MonkeyPatch, path: Path, times: int, call: Callable[[Path], object]
 ) -> list[int]:
     """Arrange for a call after the first half block of the file was read, so many times; a list of the calls."""
-    real, calls, lock = OpenSource.blocks, [], threading.Lock()
+    calls: list[int] = []
+    real, lock = OpenSource.blocks, threading.Lock()
 
     def blocks(self: OpenSource, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         mine = self._file.location == str(path) and start == 0
@@ -97,8 +98,8 @@ def test_a_file_that_changes_once_is_saved_in_one_state(
     saved = store.save_model(path.parent)
     after = path.read_bytes() if path.exists() else None
     store.load(saved, tmp_path / "out")
-    expected = {BEFORE: [before], AFTER: [after], ONE_OF_BOTH: [before, after]}[outcome]
-    assert (tmp_path / "out" / path.name).read_bytes() in expected
+    states: dict[str, set[bytes | None]] = {BEFORE: {before}, AFTER: {after}, ONE_OF_BOTH: {before, after}}
+    assert (tmp_path / "out" / path.name).read_bytes() in states[outcome]
     assert check(store, read=True).ok
     outcomes.record(SECTION, case, outcome)
 

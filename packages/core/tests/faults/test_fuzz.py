@@ -197,7 +197,7 @@ fronts = st.dictionaries(
 @given(part=st.integers(0, 2), changes=changes, front=st.one_of(st.just({}), st.just({}), fronts))
 @run_many
 def test_manifests_with_one_changed_part_are_safe(
-    sandbox: Sandbox, part: int, changes: list[Any], front: dict[str, int]
+    sandbox: Sandbox, part: int, changes: list[Any], front: dict[str, Any]
 ) -> None:
     """Of the head, the chunks, or what follows, under digests and lengths that fit, or lengths that do not."""
     pieces = list(parts(RIGHT_ONE))

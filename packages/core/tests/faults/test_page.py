@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+Run = Callable[..., tuple[int, str, str]]
 
 CONFTEST = """
 from pathlib import Path
@@ -49,7 +52,7 @@ OTHER = PAGE.replace("`ArtifactNotFound`", "`CorruptArtifact`")
 
 
 @pytest.fixture(params=[[], ["-n", "2"]], ids=["one process", "two workers"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> object:
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Runs a suite of four tests with a page; returns exit code, output and the page."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_damage.py").write_text(TESTS.partition("def test_loss")[0])
@@ -70,37 +73,37 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> object:
     return run
 
 
-def test_a_page_that_says_what_was_found_passes(run) -> None:
+def test_a_page_that_says_what_was_found_passes(run: Run) -> None:
     code, output, _ = run(PAGE)
     assert code == 0, output
 
 
-def test_a_row_that_no_test_found_fails_the_session(run) -> None:
+def test_a_row_that_no_test_found_fails_the_session(run: Run) -> None:
     code, output, page = run(EXTRA)
     assert code == 1, output
     assert "no test found ['a block']" in output
     assert page == EXTRA
 
 
-def test_another_outcome_fails_the_test_that_found_it(run) -> None:
+def test_another_outcome_fails_the_test_that_found_it(run: Run) -> None:
     code, output, _ = run(OTHER)
     assert code == 1, output
     assert "1 failed, 3 passed" in output
     assert "FAILED test_loss.py::test_loss" in output
 
 
-def test_a_part_of_the_suite_says_nothing_about_other_rows(run) -> None:
+def test_a_part_of_the_suite_says_nothing_about_other_rows(run: Run) -> None:
     code, output, _ = run(EXTRA, "-k", "loss or byte")
     assert code == 0, output
 
 
-def test_the_tables_are_written(run) -> None:
+def test_the_tables_are_written(run: Run) -> None:
     code, output, page = run(OTHER.replace("a bit<br>", "a block<br>"), "--write-page")
     assert code == 0, output
     assert page == PAGE
 
 
-def test_a_part_of_the_suite_writes_nothing(run) -> None:
+def test_a_part_of_the_suite_writes_nothing(run: Run) -> None:
     code, output, page = run(OTHER, "--write-page", "-k", "loss")
     assert code == 1, output
     assert "these have not passed: ['test_damage.py::test_damage[a bit]'" in output

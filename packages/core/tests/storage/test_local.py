@@ -89,7 +89,9 @@ def test_a_read_only_file_system_is_an_error(disk: Path) -> None:
     storage = LocalStorage(disk / "root")
     storage.put("a/b", b"before")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    for call in [*operations(storage, "a/c").values(), lambda: storage.delete(["a/b"]), lambda: storage.touch("a/b")]:
+    calls = operations(storage, "a/c")
+    calls.update(delete=lambda: storage.delete(["a/b"]), touch=lambda: storage.touch("a/b"))
+    for call in calls.values():
         with pytest.raises(StorageError, match="the file system is read-only"):
             call()
     assert storage.get("a/b") == b"before"

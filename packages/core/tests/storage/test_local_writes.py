@@ -261,7 +261,7 @@ def test_a_writer_waits_for_the_claim_of_a_live_writer(bare: LocalStorage, monke
             bare.put("a/b", b"first")
             claims(bare)[0].unlink()
 
-    monkeypatch.setattr(local_claims.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert bare.put_if_absent("a/b", b"second") is False
     assert bare.get("a/b") == b"first"
     assert len(waits) == 3

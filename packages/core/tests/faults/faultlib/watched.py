@@ -114,4 +114,4 @@ class Watched(ForwardingStorage):
 
     def __init__(self, inner: Storage, watcher: Callable[[str, str], None]) -> None:
         super().__init__(inner)
-        self.before = watcher  # type: ignore[method-assign]
+        self.before = watcher  # type: ignore[assignment, method-assign]
