@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ COMMANDS = [
     ("lineage", MISSING),
     ("delete", MISSING),
 ]
+
+HAS_METAFLOW = find_spec("metaflow") is not None
+"""Whether the configured root can be told as the likely one."""
 
 
 @pytest.fixture
@@ -105,7 +109,8 @@ def test_roots_on_s3(s3_server: SeaweedServer, tmp_path: Path, content: Path) ->
         done = run(command, "--root", f"{root}-mistyped")
         assert done.returncode == 1
         assert f"nothing is stored at {root}-mistyped" in done.stderr
-        assert f"pass --root {root}\n" in done.stderr
+        assert f"pass --root {root}\n" in done.stderr or not HAS_METAFLOW
     done = run("ls", "--root", "s3://")
     assert done.returncode == 1
-    assert f"such as {root}, which Metaflow is configured for" in done.stderr
+    assert "pass s3://bucket/prefix" in done.stderr
+    assert f"such as {root}, which Metaflow is configured for" in done.stderr or not HAS_METAFLOW
