@@ -55,8 +55,8 @@ nox.options.sessions = [
 ]
 LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "examples"]
 
-PARALLEL = ("-n", "2", "--dist", "loadgroup")
-"""Two tests at once: those that run flows or ask servers wait more than they compute."""
+PARALLEL = ("-n", "2", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
+"""Two tests at once: those that run flows or ask servers wait more than they compute. The slowest are named."""
 
 
 TYPED = [
