@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ._format.plan import plan as plan
     from ._format.plan import segments as segments
     from ._format.reference import ModelArtifact as ModelArtifact
-    from ._format.reference import parse_reference as parse_reference
     from ._mf.card import Html as Html
     from ._mf.card import TimelinePoint as TimelinePoint
     from ._mf.card import code as code
@@ -64,8 +63,8 @@ if TYPE_CHECKING:
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.references import ParsedReference as ParsedReference
     from ._store.store import Store as Store
-    from ._store.store import key_of as key_of
     from ._text import count_text as count_text
     from ._text import duration_text as duration_text
     from ._text import seconds_of as seconds_of
@@ -99,7 +98,7 @@ _WHERE = {
     "_format.keys": ("CheckpointKey", "CheckpointPlace", "HUB", "ModelKey", "encode_part", "parse_key"),
     "_format.manifest": ("Chunk", "FileEntry", "Manifest"),
     "_format.plan": ("is_packed", "plan", "segments"),
-    "_format.reference": ("ModelArtifact", "parse_reference"),
+    "_format.reference": ("ModelArtifact",),
     "_mf.card": (
         "Html",
         "TimelinePoint",
@@ -126,7 +125,8 @@ _WHERE = {
     "_storage.base": ("ObjectInfo", "Storage"),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
-    "_store.store": ("Store", "key_of"),
+    "_store.references": ("ParsedReference",),
+    "_store.store": ("Store",),
     "_text": ("count_text", "duration_text", "seconds_of", "size_text", "time_text"),
     "_transfer.chunks": ("chunk_key", "is_stored", "put_chunk", "read_chunk"),
     "_transfer.loading": ("read_range",),

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metaflow_artifacts._mf.datastore import open_root, running_flow_datastore, s3_client, store_at, store_of_flow
 from metaflow_artifacts._mf.task import TaskIdentity
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports the decorators, and few of them use a store.
     from metaflow_artifacts._format.reference import ModelArtifact
     from metaflow_artifacts._storage import Storage
+    from metaflow_artifacts._store.references import Reference
     from metaflow_artifacts._store.store import Store
 
 __all__ = ["default_store", "store_for"]
@@ -60,7 +60,7 @@ def default_store() -> Store:
     return store_at(kind, None)
 
 
-def store_for(reference: str | Mapping[str, Any], default: Store | None = None) -> Store:
+def store_for(reference: Reference, default: Store | None = None) -> Store:
     """The store that holds the artifact which `reference` names.
 
     For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. A
@@ -71,11 +71,11 @@ def store_for(reference: str | Mapping[str, Any], default: Store | None = None) 
     Raises InvalidReference for a dict that is not a reference, ArtifactNotFound if neither store holds the artifact,
     and StorageError if that cannot be known. The message names both roots and what was found at each.
     """
-    from metaflow_artifacts._format.reference import parse_reference
-    from metaflow_artifacts._store.store import root_of
+    from metaflow_artifacts._store.references import ParsedReference
 
-    root = root_of(reference)
-    if root is None or isinstance(reference, str) or ("://" in root and not root.startswith("s3://")):
+    parsed = ParsedReference.of(reference)
+    root, artifact = parsed.root, parsed.artifact
+    if root is None or artifact is None or ("://" in root and not root.startswith("s3://")):
         return default or default_store()
     no_default: ArtifactError | None = None
     if default is None:
@@ -85,7 +85,7 @@ def store_for(reference: str | Mapping[str, Any], default: Store | None = None) 
             no_default = error
     if default is not None and _is_same_root(root, default.root):
         return default
-    return _found(root, parse_reference(reference), default, no_default)
+    return _found(root, artifact, default, no_default)
 
 
 def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default: ArtifactError | None) -> Store:

@@ -188,19 +188,19 @@ class Checkpoint:
         StorageError
             If the datastore fails.
         """
-        from metaflow_artifacts.plugin import key_of, note_loaded
+        from metaflow_artifacts.plugin import ParsedReference, note_loaded
 
         from .directory import replace_content
 
-        key = key_of(reference)
+        parsed = ParsedReference.of(reference)
         if path is None:
             target = self._own_directory("load")
-            store = store_for(reference)
+            store = store_for(parsed)
             with replace_content(target) as stage:
-                store.load(reference, stage)
+                store.load(parsed, stage)
         else:
-            target = store_for(reference).load(reference, path)
-        note_loaded(key)
+            target = store_for(parsed).load(parsed, path)
+        note_loaded(parsed.key)
         self._journal().note_parents()
         return target
 

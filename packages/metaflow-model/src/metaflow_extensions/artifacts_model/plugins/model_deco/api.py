@@ -36,13 +36,14 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
         The same errors as `current.model.load`, for example ArtifactNotFound if nothing is stored at the key.
     """
     # Imported here, because every Metaflow process imports this module.
-    from metaflow_artifacts.plugin import bar, key_of, note_loaded
+    from metaflow_artifacts.plugin import ParsedReference, bar, note_loaded
 
     refuse_foreign_decorators()
-    store = store_for(reference)
+    parsed = ParsedReference.of(reference)
+    store = store_for(parsed)
     with bar("loading") as progress:
-        target = store.load(reference, path, progress=progress)
-    note_loaded(key_of(reference))
+        target = store.load(parsed, path, progress=progress)
+    note_loaded(parsed.key)
     return target
 
 
@@ -68,5 +69,8 @@ def delete_model(reference: str | Mapping[str, Any]) -> bool:
         If nothing is stored at the key.
     """
     refuse_foreign_decorators()
-    store_for(reference).delete(reference)
+    from metaflow_artifacts.plugin import ParsedReference
+
+    parsed = ParsedReference.of(reference)
+    store_for(parsed).delete(parsed)
     return True

@@ -14,14 +14,12 @@ from metaflow_artifacts.plugin import (
     Log,
     ModelArtifact,
     ModelKey,
+    ParsedReference,
     Progress,
     Store,
     TemporaryDirectories,
     in_flow,
-    key_of,
     loaded_keys,
-    parse_key,
-    parse_reference,
     store_for,
 )
 
@@ -145,21 +143,22 @@ class CurrentModel:
         StorageError
             If the datastore cannot be reached.
         """
-        key = key_of(reference)
-        return self.load_as(hashlib.sha256(key.encode()).hexdigest()[:6], reference, path, entry=key)
+        parsed = ParsedReference.of(reference)
+        name = hashlib.sha256(parsed.key.encode()).hexdigest()[:6]
+        return self.load_as(name, parsed, path, entry=parsed.key)
 
     def load_as(
         self,
         name: str,
-        reference: str | Mapping[str, Any],
+        reference: ParsedReference,
         path: str | os.PathLike[str] | None,
         *,
         entry: str | None = None,
     ) -> str:
         """Load with `name` in the log and in the temporary directory; `entry`, if given, is the name in `loaded`."""
         store = store_for(reference, self._store)
-        info = store.info(reference) if isinstance(reference, str) else parse_reference(reference)
-        with self._timed(name, info["key"]):
+        info = reference.artifact or store.info(reference)
+        with self._timed(name, reference):
             if path is None:
                 path = self._temporary.new(f"metaflow_models_{name}_")
             target = store.load(reference, path)
@@ -167,8 +166,8 @@ class CurrentModel:
         return target
 
     @contextmanager
-    def _timed(self, name: str, key: str) -> Iterator[None]:
-        kind = "model" if isinstance(parse_key(key), ModelKey) else "checkpoint"
+    def _timed(self, name: str, reference: ParsedReference) -> Iterator[None]:
+        kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
         start = time.monotonic()
         yield
         self._log(f"Loaded artifact `{name}[type:{kind}]` in {time.monotonic() - start:.2f} seconds")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts.plugin import ArtifactError, InvalidReference, ModelKey, UsageError, parse_key, parse_reference
+from metaflow_artifacts.plugin import ArtifactError, InvalidReference, ModelKey, ParsedReference, UsageError
 
 __all__ = ["Wanted", "parse_load", "resolve"]
 
@@ -22,10 +22,17 @@ class Wanted:
 
     name: str
     path: str | None
-    reference: str | Mapping[str, Any]
-    key: str
-    type: str
-    """`model` or `checkpoint`."""
+    reference: ParsedReference
+
+    @property
+    def key(self) -> str:
+        """The key of the artifact."""
+        return self.reference.key
+
+    @property
+    def type(self) -> str:
+        """`model` or `checkpoint`."""
+        return "model" if isinstance(self.reference.parts, ModelKey) else "checkpoint"
 
 
 def parse_load(load: object, step: str) -> list[list[str | None]]:
@@ -101,12 +108,9 @@ def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
     if not isinstance(value, (str, Mapping)):
         raise InvalidReference(f"{where} holds {_held(value)}; expected what a save returned (dict), or its key (str)")
     try:
-        reference = value if isinstance(value, str) else parse_reference(value)
-        key = reference if isinstance(reference, str) else reference["key"]
-        kind = "model" if isinstance(parse_key(key), ModelKey) else "checkpoint"
+        return Wanted(name, path, ParsedReference.of(value))
     except ArtifactError as error:
         raise InvalidReference(f"{where} holds {_held(value)}: {error}") from error
-    return Wanted(name, path, reference, key, kind)
 
 
 def _held(value: object) -> str:
