@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import metaflow.plugins
@@ -41,6 +42,12 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+def installed() -> list[str]:
+    """Our decorator distributions in this environment."""
+    names = {one.metadata["Name"] for one in distributions()}
+    return [name for name in (f"metaflow-artifacts-{part}" for part in ("model", "checkpoint", "hf")) if name in names]
+
+
 @pytest.mark.parametrize("name", ["model", "checkpoint", "huggingface_hub"])
 @pytest.mark.usefixtures("foreign")
 def test_the_error_says_which_command_removes_which_distribution(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +59,7 @@ def test_the_error_says_which_command_removes_which_distribution(name: str, monk
         f"@{name} comes from metaflow-checkpoint 0.2.14, which cannot be installed together with metaflow-artifacts: "
         "both have decorators of the same names, and store in different formats. Remove one of them: "
         "`pip uninstall metaflow-checkpoint`, or "
-        "`pip uninstall metaflow-artifacts-model metaflow-artifacts-checkpoint metaflow-artifacts-hf`"
+        f"`pip uninstall {' '.join(installed())}`"
     )
 
 
