@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 from faultlib.newest import find_latest
+from faultlib.watched import ForwardingStorage
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -21,8 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from metaflow_artifacts import Store
 from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._format.reference import ModelArtifact
-from metaflow_artifacts._storage import ObjectInfo, Reader, Staged, Storage, open_storage
-from metaflow_artifacts._storage.local import LocalStorage
+from metaflow_artifacts._storage import Storage, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._store.checkpoints import latest_checkpoints, list_checkpoints
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -38,95 +38,22 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-class MortalStorage(Storage):
+class MortalStorage(ForwardingStorage):
     """A storage whose process is killed right before one of its operations; nothing of it is done after that."""
 
-    stages_in_memory = LocalStorage.stages_in_memory
-
     def __init__(self, inner: Storage) -> None:
-        self.inner = inner
-        self.root = inner.root
+        super().__init__(inner)
         # One after the other, so that the same number of operations is the same moment.
         self.threads = 1
         self.left: int | None = None
         self._lock = threading.Lock()
 
-    def _live(self) -> None:
+    def before(self, operation: str, key: str) -> None:
         with self._lock:
             if self.left is not None:
                 if self.left <= 0:
                     raise Killed
                 self.left -= 1
-
-    def put(self, key: str, data: bytes) -> None:
-        self._live()
-        self.inner.put(key, data)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._live()
-        return self.inner.put_if_absent(key, data)
-
-    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        self._live()
-        return self.inner.get(key, start, length)
-
-    @contextmanager
-    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[Reader]:
-        self._live()
-        with self.inner.open(key, start, length) as reader:
-            yield reader
-
-    @contextmanager
-    def stage(self, size: int) -> Iterator[Staged]:
-        self._live()
-        with self.inner.stage(size) as staged:
-            yield _MortalStaged(self, staged)
-
-    def stat(self, key: str) -> ObjectInfo | None:
-        self._live()
-        return self.inner.stat(key)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        self._live()
-        return self.inner.list(prefix)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        self._live()
-        self.inner.delete(keys)
-
-    def touch(self, key: str, after: float = 0.0) -> bool:
-        self._live()
-        return self.inner.touch(key, after)
-
-    @property
-    def trusts_put_if_absent(self) -> bool:
-        return self.inner.trusts_put_if_absent
-
-    def now(self) -> float:
-        return self.inner.now()
-
-    def is_settled(self, info: ObjectInfo) -> bool:
-        return self.inner.is_settled(info)
-
-    def keeps_versions(self) -> bool:
-        return self.inner.keeps_versions()
-
-    def url(self, key: str) -> str:
-        return self.inner.url(key)
-
-
-class _MortalStaged:
-    def __init__(self, storage: MortalStorage, staged: Staged) -> None:
-        self.storage = storage
-        self.staged = staged
-
-    def write(self, block: memoryview, /) -> None:
-        self.storage._live()
-        self.staged.write(block)
-
-    def commit(self, key: str, sha256: bytes) -> None:
-        self.storage._live()
-        self.staged.commit(key, sha256)
 
 
 @dataclass
