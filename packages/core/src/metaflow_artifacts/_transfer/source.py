@@ -132,10 +132,7 @@ class OpenSource:
             now = os.fstat(self._fd)
         except OSError as error:
             raise self._unreadable(error) from error
-        if now.st_ino != file.inode:
-            # Another file was renamed to this path before it was opened.
-            raise Changed(self._number)
-        if self._may_grow and now.st_size > file.size:
+        if self._may_grow and now.st_size > file.size and now.st_ino == file.inode:
             self._demand_same_beginning()
             return
         same = now.st_size == file.size and now.st_mtime_ns == file.mtime_ns
