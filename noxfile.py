@@ -53,7 +53,7 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
-LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "examples"]
+LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "gangs", "examples"]
 
 PARALLEL = ("-n", "2", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
 """Two tests at once: those that run flows or ask servers wait more than they compute. The slowest are named."""
@@ -177,6 +177,14 @@ def kills(session: nox.Session) -> None:
             with tempfile.TemporaryDirectory() as work:
                 campaign = ("-m", "faultlib.kills", scenario, store, f"{work}/kills", *after)
                 session.run("python", *before, *campaign, env=environment)
+
+
+@nox.session
+def gangs(session: nox.Session) -> None:
+    """100 gangs of three nodes, half of them on S3: up to 5 s late, and killed at two random moments each."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
+    many = ("-n", "6", "--gangs=100", "--deaths=2", "--lateness=5")
+    session.run("pytest", *many, "packages/metaflow-checkpoint/tests/test_gangs.py", *session.posargs)
 
 
 @nox.session

@@ -14,7 +14,7 @@ from metaflow_artifacts._cli.roots import resolve, store_of
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
 from metaflow_artifacts._text import count_text, parse_period, period_text, size_text, time_text
 from metaflow_artifacts._upkeep.check import check
-from metaflow_artifacts._upkeep.gc import GRACE, gc
+from metaflow_artifacts._upkeep.gc import GRACE, GcStats, gc
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
 from metaflow_artifacts._upkeep.survey import artifact_objects, outlines, stored_chunks
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
@@ -196,9 +196,7 @@ def _gc(options: argparse.Namespace) -> int:
         return 0
     artifacts = count_text(stats.artifacts, "artifact")
     print(f"{count_text(stats.chunks, 'chunk')} of {size_text(stats.stored)} in the store, for {artifacts}")
-    removed = f"{count_text(stats.removed, 'chunk')}, {count_text(stats.temporary, 'temporary file')}, "
-    removed += f"{count_text(stats.tombstones, 'tombstone')} and {count_text(stats.marks, 'gc mark')}"
-    removed += f" of {size_text(stats.freed)}"
+    removed = _removed_text(stats)
     print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:
@@ -213,6 +211,18 @@ def _gc(options: argparse.Namespace) -> int:
             "noncurrent versions"
         )
     return 0
+
+
+def _removed_text(stats: GcStats) -> str:
+    counts = (
+        (stats.removed, "chunk"),
+        (stats.temporary, "temporary file"),
+        (stats.tombstones, "tombstone"),
+        (stats.choices, "gang choice"),
+        (stats.marks, "gc mark"),
+    )
+    found = ", ".join(count_text(count, what) for count, what in counts if count)
+    return f"{found} of {size_text(stats.freed)}" if found else "nothing"
 
 
 def _from(first: float, last: float) -> str:
