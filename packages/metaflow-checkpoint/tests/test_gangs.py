@@ -54,8 +54,8 @@ def assert_in_step(runner: FlowRunner, nodes: int, kills: dict[str, list[int]]) 
         of_attempt = [(epoch, key) for number, _, epoch, key in begins if number == attempt]
         assert len(of_attempt) == nodes, begins
         assert len(set(of_attempt)) == 1, begins
-    for attempt, (_, epoch) in kills.items():
-        (after,) = {begin for number, _, begin, _ in begins if number == int(attempt) + 1}
+    for killed, (_, epoch) in kills.items():
+        (after,) = {begin for number, _, begin, _ in begins if number == int(killed) + 1}
         # Node 0 had saved this epoch before the kill, and perhaps the next one before it noticed.
         assert after in (epoch, epoch + 1), begins
     listed = {tuple(keys) for _, _, keys in records(runner, "listed")}
