@@ -53,10 +53,10 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
-LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "gangs", "examples"]
+LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "rare", "kills", "gangs", "examples"]
 
-PARALLEL = ("-n", "2", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
-"""Two tests at once: those that run flows or ask servers wait more than they compute. The slowest are named."""
+PARALLEL = ("-n", "3", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
+"""Three tests at once on two cores: many wait for servers and for processes that start. The slowest are named."""
 
 
 TYPED = [
@@ -164,6 +164,21 @@ def lowest(session: nox.Session) -> None:
     # The lowest huggingface_hub brings no hf_xet.
     others.append("--ignore=packages/metaflow-hf/tests/test_xet.py")
     session.run("pytest", *PARALLEL, *others, *session.posargs)
+
+
+@nox.session
+def rare(session: nox.Session) -> None:
+    """What core's tests leave out at every change: large and hostile manifests, more examples, other servers."""
+    install(session, "metaflow-artifacts", groups=("test", "servers"))
+    tests = ("packages/core/tests", f"--ignore={MF_TESTS}", "--ignore=packages/core/tests/faults")
+    session.run("pytest", *PARALLEL, *tests, "--hypothesis-profile=long", "-m", "long", *session.posargs)
+    # All of this suite, so that the page that it writes is compared with it as a whole.
+    faults = (
+        "packages/core/tests/faults",
+        "packages/core/tests/test_random_changes.py",
+        "packages/core/tests/test_floats.py",
+    )
+    session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
 
 
 @nox.session
