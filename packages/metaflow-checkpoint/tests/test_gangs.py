@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,6 @@ import pytest
 from metaflow_artifacts.testing.flows import FlowRunner
 
 EPOCHS = 5
-PYTHON = f"""#!{sys.executable}
-# Metaflow starts the workers of a gang as `python`. This one makes each of them late, in each attempt by another time.
-import os, random, sys, time
-arguments = sys.argv[1:]
-if "ubf_task" in arguments:
-    node = [arguments[arguments.index(name) + 1] for name in ("--split-index", "--retry-count")]
-    time.sleep(random.Random(f"{{os.environ['SEED']}} {{node}}").uniform(0, float(os.environ["LATENESS_S"])))
-os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
-"""
-
-
-def late_workers(runner: FlowRunner, seed: int, lateness: float, **variables: str) -> FlowRunner:
-    """The same runner, in which the workers of a gang start up to `lateness` seconds late."""
-    python = runner.directory / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    path = os.pathsep.join([str(python.parent), runner.variables()["PATH"]])
-    return runner.with_environment(PATH=path, SEED=str(seed), LATENESS_S=str(lateness), **variables)
 
 
 def deaths(seed: int, nodes: int, count: int) -> dict[str, list[int]]:
@@ -72,12 +51,12 @@ def test_gangs_stay_in_step(request: pytest.FixtureRequest, flows: Path, seed: i
     runner: FlowRunner = request.getfixturevalue("s3_runner" if seed % 2 else "runner")
     kills = deaths(seed, 3, request.config.getoption("--deaths"))
     lateness = request.config.getoption("--lateness")
-    late_workers(runner, seed, lateness, DEATHS=json.dumps(kills)).run(flows / "gang_flow.py")
+    runner.with_late_workers(lateness, seed).with_environment(DEATHS=json.dumps(kills)).run(flows / "gang_flow.py")
     assert_in_step(runner, 3, kills)
 
 
 def test_resume_and_eager_keep_a_gang_in_step(runner: FlowRunner, flows: Path) -> None:
-    runner = late_workers(runner, 0, 1, DEATHS=json.dumps({"0": [1, 2]}), RETRIES="0")
+    runner = runner.with_late_workers(1).with_environment(DEATHS=json.dumps({"0": [1, 2]}), RETRIES="0")
     runner.run(flows / "gang_flow.py", fails=True)
     eager = runner.with_environment(DEATHS="{}", POLICY="eager")
     eager.command(flows / "gang_flow.py", "resume")
