@@ -53,7 +53,15 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
-LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "examples", "peer"]
+LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "preempted", "examples", "peer"]
+
+SECOND_DATASTORE = (
+    "packages/metaflow-checkpoint/tests/test_preempted.py::test_trainings_in_a_subprocess_and_in_a_foreach_survive_kills[local]",
+    "packages/metaflow-checkpoint/tests/test_preempted.py::test_the_next_run_goes_on_where_a_killed_one_was[s3]",
+    "tests/interop/test_finetune.py::test_a_fine_tuning_goes_on_after_each_kill[local]",
+)
+"""Flows that other sessions run on one datastore, on the other one: they differ in little, and take seconds each."""
+LATER = tuple(f"--deselect={test}" for test in SECOND_DATASTORE)
 
 PARALLEL = ("-n", "2", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
 """Two tests at once: those that run flows or ask servers wait more than they compute. The slowest are named."""
@@ -140,7 +148,7 @@ def checkpoint(session: nox.Session) -> None:
     """The tests of metaflow-artifacts-checkpoint, and a training of plain numpy that is killed."""
     install(session, "metaflow-artifacts-checkpoint", groups=("test",))
     tests = ("packages/metaflow-checkpoint/tests", "tests/examples/test_numpy.py")
-    session.run("pytest", *PARALLEL, *tests, *session.posargs)
+    session.run("pytest", *PARALLEL, *tests, *LATER, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -208,7 +216,15 @@ def interop(session: nox.Session) -> None:
     """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
     install(session, "metaflow-artifacts", groups=("test",))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
-    session.run("pytest", "tests/interop", *session.posargs, env=environment)
+    session.run("pytest", "tests/interop", *LATER, *session.posargs, env=environment)
+
+
+@nox.session
+def preempted(session: nox.Session) -> None:
+    """Flows whose processes are killed half-way, each on the datastore that the other sessions leave out."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
+    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
+    session.run("pytest", *SECOND_DATASTORE, *session.posargs, env=environment)
 
 
 @nox.session

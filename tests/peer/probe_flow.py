@@ -121,6 +121,10 @@ def attempts(references):
     return sorted({str(reference["attempt"]) for reference in references})
 
 
+def is_falling(numbers):
+    return numbers == sorted(numbers, reverse=True)
+
+
 def errors_of(error):
     """The classes of Python's own that an `except` can name, the nearest first."""
     return [
@@ -218,6 +222,7 @@ def lists():
     yield "list('newest')", lambda: [said(one) for one in cp.list("newest")]
     yield "list(name='no such')", lambda: cp.list(name="no such")
     yield "list(), of which attempts", lambda: attempts(cp.list())
+    yield "list(), later attempts first", lambda: is_falling([int(one["attempt"]) for one in cp.list()])
     yield "list(attempt=0), numbers", lambda: [one["version_id"] for one in cp.list(attempt=0)]
     yield "list(attempt='0'), numbers", lambda: [one["version_id"] for one in cp.list(attempt="0")]
     yield "list(full_namespace=True), of which attempts", lambda: attempts(cp.list(full_namespace=True))
