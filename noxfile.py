@@ -53,18 +53,19 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
-LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "preempted", "examples", "peer"]
+LONG = [
+    *(f"core-{python}" for python in HERE if python != CURRENT),
+    "lowest",
+    "rare",
+    "kills",
+    "gangs",
+    "preempted",
+    "examples",
+    "peer",
+]
 
-SECOND_DATASTORE = (
-    "packages/metaflow-checkpoint/tests/test_preempted.py::test_trainings_in_a_subprocess_and_in_a_foreach_survive_kills[local]",
-    "packages/metaflow-checkpoint/tests/test_preempted.py::test_the_next_run_goes_on_where_a_killed_one_was[s3]",
-    "tests/interop/test_finetune.py::test_a_fine_tuning_goes_on_after_each_kill[local]",
-)
-"""Flows that other sessions run on one datastore, on the other one: they differ in little, and take seconds each."""
-LATER = tuple(f"--deselect={test}" for test in SECOND_DATASTORE)
-
-PARALLEL = ("-n", "2", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
-"""Two tests at once: those that run flows or ask servers wait more than they compute. The slowest are named."""
+PARALLEL = ("-n", "3", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
+"""Three tests at once on two cores: many wait for servers and for processes that start. The slowest are named."""
 
 
 TYPED = [
@@ -148,7 +149,7 @@ def checkpoint(session: nox.Session) -> None:
     """The tests of metaflow-artifacts-checkpoint, and a training of plain numpy that is killed."""
     install(session, "metaflow-artifacts-checkpoint", groups=("test",))
     tests = ("packages/metaflow-checkpoint/tests", "tests/examples/test_numpy.py")
-    session.run("pytest", *PARALLEL, *tests, *LATER, *session.posargs)
+    session.run("pytest", *PARALLEL, *tests, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -192,6 +193,21 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
+def rare(session: nox.Session) -> None:
+    """What core's tests leave out at every change: large and hostile manifests, more examples, other servers."""
+    install(session, "metaflow-artifacts", groups=("test", "servers"))
+    tests = ("packages/core/tests", f"--ignore={MF_TESTS}", "--ignore=packages/core/tests/faults")
+    session.run("pytest", *PARALLEL, *tests, "--hypothesis-profile=long", "-m", "long", *session.posargs)
+    # All of this suite, so that the page that it writes is compared with it as a whole.
+    faults = (
+        "packages/core/tests/faults",
+        "packages/core/tests/test_random_changes.py",
+        "packages/core/tests/test_floats.py",
+    )
+    session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
+
+
+@nox.session
 def kills(session: nox.Session) -> None:
     """Saves, loads, deletes and gc runs, killed at each request to S3, and at 100 random moments on disk."""
     install(session, "metaflow-artifacts", groups=("test", "servers"))
@@ -202,6 +218,14 @@ def kills(session: nox.Session) -> None:
             with tempfile.TemporaryDirectory() as work:
                 campaign = ("-m", "faultlib.kills", scenario, store, f"{work}/kills", *after)
                 session.run("python", *before, *campaign, env=environment)
+
+
+@nox.session
+def gangs(session: nox.Session) -> None:
+    """100 gangs of three nodes, half of them on S3: up to 5 s late, and killed at two random moments each."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
+    many = ("-n", "6", "--gangs=100", "--deaths=2", "--lateness=5")
+    session.run("pytest", *many, "packages/metaflow-checkpoint/tests/test_gangs.py", *session.posargs)
 
 
 @nox.session
@@ -216,7 +240,7 @@ def interop(session: nox.Session) -> None:
     """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
     install(session, "metaflow-artifacts", groups=("test",))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
-    session.run("pytest", "tests/interop", *LATER, *session.posargs, env=environment)
+    session.run("pytest", "tests/interop", *session.posargs, env=environment)
 
 
 @nox.session
@@ -224,7 +248,8 @@ def preempted(session: nox.Session) -> None:
     """Flows whose processes are killed half-way, each on the datastore that the other sessions leave out."""
     install(session, "metaflow-artifacts-checkpoint", groups=("test",))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
-    session.run("pytest", *SECOND_DATASTORE, *session.posargs, env=environment)
+    tests = ("packages/metaflow-checkpoint/tests/test_preempted.py", "tests/interop/test_finetune.py")
+    session.run("pytest", "-m", "long", *tests, *session.posargs, env=environment)
 
 
 @nox.session

@@ -40,7 +40,7 @@ def hub(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         server.kill()
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.long), "s3"])
 def variables(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """What chooses a datastore of the test's own."""
     if request.param == "local":

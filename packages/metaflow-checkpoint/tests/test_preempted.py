@@ -1,13 +1,15 @@
 """The patterns that the documentation of metaflow-checkpoint shows, where each process is killed half-way.
 
 What a killed task had saved is what its retry goes on from, and the content in the end is that of a training that
-nobody killed, byte for byte.
+nobody killed, byte for byte. `nox -s preempted` runs each on the datastore that is left out otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+
+import pytest
 
 from metaflow_artifacts.testing.flows import FlowRunner
 
@@ -20,6 +22,7 @@ def weights_after(epochs: int, seed: str) -> bytes:
     return weights
 
 
+@pytest.mark.parametrize("either", [pytest.param("runner", marks=pytest.mark.long), "s3_runner"], indirect=True)
 def test_trainings_in_a_subprocess_and_in_a_foreach_survive_kills(either: FlowRunner, flows: Path) -> None:
     result = either.run(flows / "sweep_flow.py")
     assert result.output.count("Task is starting (retry)") == 3
@@ -40,6 +43,7 @@ def test_trainings_in_a_subprocess_and_in_a_foreach_survive_kills(either: FlowRu
         assert (either.work / f"best of {rate}" / "best weights").read_bytes() == weights_after(5, rate)
 
 
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_the_next_run_goes_on_where_a_killed_one_was(either: FlowRunner, flows: Path) -> None:
     preempted = either.with_environment(PREEMPTED="1").run(flows / "nightly_flow.py", fails=True)
     [[epochs, attempt, pathspec]] = preempted.facts("resumes")
