@@ -44,7 +44,7 @@ REPO = "org/tiny"
 
 
 def kind_of(value):
-    """The type of what JSON can hold; whose class anything else is matters to nobody."""
+    """The type of a value that JSON can hold; `object` for any other."""
     return type(value).__name__ if type(value) in PLAIN else "object"
 
 
