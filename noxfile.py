@@ -53,7 +53,16 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
-LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "rare", "kills", "gangs", "examples"]
+LONG = [
+    *(f"core-{python}" for python in HERE if python != CURRENT),
+    "lowest",
+    "rare",
+    "kills",
+    "gangs",
+    "preempted",
+    "examples",
+    "peer",
+]
 
 PARALLEL = ("-n", "3", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
 """Three tests at once on two cores: many wait for servers and for processes that start. The slowest are named."""
@@ -68,6 +77,7 @@ TYPED = [
     (("packages/metaflow-hf/tests",), "", "/flows/"),
     (("tests/interop",), "", "_flow[.]py"),
     (("tests/docs",), "", "_flow[.]py"),
+    (("tests/peer",), "", "_flow[.]py"),
     (("tests/browser",), "", "_flow[.]py"),
     (("tests/examples",), "", "_flow[.]py"),
     (("benchmarks",), "", "benchmarks/(raw|workload)[.]py"),
@@ -88,9 +98,14 @@ def build_wheels() -> Path:
 
 def pinned_requirements(group: str) -> list[str]:
     """The requirements of a dependency group, at the versions that are held for development."""
+    return held(*nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"][group])
+
+
+def held(*names: str) -> list[str]:
+    """Requirements by their names, at the versions that are held for development."""
     pyproject = nox.project.load_toml(ROOT / "pyproject.toml")
-    held = {pin.split("==")[0]: pin for pin in pyproject["tool"]["uv"]["constraint-dependencies"]}
-    return [held.get(name, name) for name in pyproject["dependency-groups"][group]]
+    pins = {pin.split("==")[0]: pin for pin in pyproject["tool"]["uv"]["constraint-dependencies"]}
+    return [pins.get(name, name) for name in names]
 
 
 def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] = ()) -> None:
@@ -100,6 +115,17 @@ def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] =
     # uv takes a wheel that it found below --find-links for the one of that version in its cache.
     options = [f"--find-links={wheels}", "--refresh-package=metaflow-artifacts"]
     session.install(*paths, *options, *(f"--group={group}" for group in groups))
+
+
+def make_peer(session: nox.Session, *more: str) -> Path:
+    """The Python of an environment of its own that has metaflow-checkpoint, and what else is named."""
+    peer = Path(session.create_tmp()).resolve() / "peer"
+    uv = find_uv_bin()
+    session.run_install(uv, "venv", "-q", "--clear", str(peer), external=True)
+    # Not at the versions that are held for these packages, some of which it cannot work with.
+    packages = ("metaflow-checkpoint==0.2.14", *held("metaflow", "boto3"), *more)
+    session.run_install(uv, "pip", "install", "-q", "--no-config", f"--python={peer}", *packages, external=True)
+    return peer / "bin" / "python"
 
 
 @nox.session(python=PYTHONS)
@@ -218,10 +244,27 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
+def preempted(session: nox.Session) -> None:
+    """Flows whose processes are killed half-way, each on the datastore that the other sessions leave out."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
+    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
+    tests = ("packages/metaflow-checkpoint/tests/test_preempted.py", "tests/interop/test_finetune.py")
+    session.run("pytest", "-m", "long", *tests, *session.posargs, env=environment)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
-    """The snippets of the documentation, as a reader with all four packages runs them."""
+    """The documentation: its snippets, as a reader with all four packages runs them, and its tables."""
     install(session, *DISTRIBUTIONS, groups=("test",))
-    session.run("pytest", "tests/docs", *session.posargs)
+    session.run("pytest", "tests/docs", "tests/peer", *session.posargs)
+
+
+@nox.session
+def peer(session: nox.Session) -> None:
+    """What metaflow-checkpoint gives to users and what these packages give, and the page that compares them."""
+    install(session, *DISTRIBUTIONS, groups=("test",))
+    python = make_peer(session, "huggingface_hub==0.36.2")
+    session.run("pytest", "tests/peer", f"--peer={python}", *session.posargs)
 
 
 @nox.session
@@ -281,9 +324,4 @@ def installed(session: nox.Session) -> None:
 def benchmark(session: nox.Session) -> None:
     """Seconds against metaflow-checkpoint 0.2.14 and a raw loop: `nox -s benchmark -- local`, or `-- s3`."""
     install(session, *DISTRIBUTIONS, groups=("test",))
-    peer = Path(session.create_tmp()).resolve() / "peer"
-    uv = find_uv_bin()
-    session.run_install(uv, "venv", "-q", "--clear", str(peer), external=True)
-    packages = ("metaflow-checkpoint==0.2.14", "metaflow", "boto3")
-    session.run_install(uv, "pip", "install", "-q", f"--python={peer}", *packages, external=True)
-    session.run("python", "benchmarks/compare.py", f"--peer={peer}/bin/python", *session.posargs)
+    session.run("python", "benchmarks/compare.py", f"--peer={make_peer(session)}", *session.posargs)
