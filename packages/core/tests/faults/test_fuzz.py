@@ -352,7 +352,7 @@ def test_made_up_manifests_are_safe(
         ),
     )
 )
-@settings(max_examples=10 * settings.default.max_examples, deadline=None)
+@settings(max_examples=10 * settings().max_examples, deadline=None)
 def test_keys_are_refused_or_safe_as_paths(key: str) -> None:
     """A key is refused, or it is exactly what its parts are written as, and safe as a path."""
     parsed, message = None, ""
