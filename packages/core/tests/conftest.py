@@ -21,8 +21,8 @@ from faultlib.page import PageCheck, pytest_addoption
 __all__ = ["pytest_addoption"]
 
 # Tests by Hypothesis try this many examples at every change, and `nox -s rare` many more.
-settings.register_profile("quick", max_examples=40)
-settings.register_profile("long", max_examples=1000)
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("long", max_examples=1000, deadline=None)
 settings.load_profile("quick")
 
 CHUNK_SIZE = 64 << 10
