@@ -6,8 +6,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import mmap
-import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
@@ -15,7 +13,8 @@ from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo, Storage
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
-from metaflow_artifacts._storage.s3_client import THREADS, Body, client_config
+from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
+from metaflow_artifacts._storage.s3_client import MOST_THREADS, THREADS, Body, client_config
 from metaflow_artifacts._storage.s3_deletes import Deletes
 from metaflow_artifacts._storage.s3_errors import code_of, faults, is_unsupported, was_retried
 from metaflow_artifacts._storage.s3_objects import ObjectReader, StagedObject, memory
@@ -76,6 +75,7 @@ class S3Storage(Storage):
         self.bucket, self._prefix = _parse(root)
         self.root = f"s3://{self.bucket}/{self._prefix}".removesuffix("/")
         self.threads = THREADS
+        self.most_threads = MOST_THREADS
         self._written: dict[str, str] = {}
         if sse:
             self._written["ServerSideEncryption"] = sse
@@ -83,7 +83,6 @@ class S3Storage(Storage):
             self._written["SSEKMSKeyId"] = sse_kms_key_id
         self._requests = Requests(self.root, self.bucket, client, patience)
         self._deletes = Deletes(self._requests, self._prefix, self.threads)
-        self._local = threading.local()
 
     def __repr__(self) -> str:
         return f"S3Storage({self.root!r})"
@@ -139,15 +138,10 @@ class S3Storage(Storage):
 
     @contextlib.contextmanager
     def stage(self, size: int) -> Iterator[StagedObject]:
-        # Reused for the thread's next object: the first use of 16 MiB of memory takes as long as copying them.
-        buffer: mmap.mmap | None = self._local.__dict__.pop("buffer", None)
-        if buffer is None or len(buffer) < size:
-            buffer = memory(size)
-        staged = StagedObject(buffer, self._put_verified)
-        try:
-            yield staged
-        finally:
-            self._local.buffer = staged.close()
+        yield StagedObject(memory(size), self._put_verified)
+
+    def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
+        self._put_verified(key, Outgoing(size, sha256, blocks), sha256)
 
     def stat(self, key: str) -> ObjectInfo | None:
         check_key(key)
@@ -229,7 +223,7 @@ class S3Storage(Storage):
     def url(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _put_verified(self, key: str, data: memoryview, sha256: bytes, **options: str) -> None:
+    def _put_verified(self, key: str, data: memoryview | Outgoing, sha256: bytes, **options: str) -> None:
         """Write an object and send its digest, which most servers compare with the bytes that arrive."""
         check_key(key, writing=True)
         checksum = b64encode(sha256).decode()
@@ -238,16 +232,23 @@ class S3Storage(Storage):
 
         def request(client: Any) -> None:
             again = next(attempts) > 0
-            large = Body(data) if len(data) > _WHOLE_BODY_BYTES else None
+            body: bytes | Body | Outgoing
+            if isinstance(data, Outgoing):
+                data.seek(0)
+                body = data
+            else:
+                body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
             try:
-                client.put_object(Body=bytes(data) if large is None else large, ChecksumSHA256=checksum, **fields)
+                client.put_object(Body=body, ChecksumSHA256=checksum, **fields)
             except faults() as error:
+                if isinstance(data, Outgoing) and data.failure is not None:
+                    raise data.failure from None
                 if "IfNoneMatch" in options and code_of(error) in {"PreconditionFailed", "412"}:
                     raise _AlreadyThere(again or was_retried(error)) from error
                 raise
             finally:
-                if large is not None:
-                    large.close()
+                if not isinstance(body, bytes):
+                    body.close()
 
         self._requests.make("write", key, request)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.s3_errors import code_of, explain, faults
 from metaflow_artifacts._storage.s3_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
@@ -51,7 +52,7 @@ class ObjectReader:
                 if seconds is None:
                     raise
                 self.close()
-                time.sleep(seconds)
+                job.pause(seconds)
                 continue
             done += count
             progress, failures = time.monotonic(), 0
@@ -118,10 +119,6 @@ class StagedObject:
     def commit(self, key: str, sha256: bytes) -> None:
         data = memoryview(self._buffer)[: self._size]
         self._put(key, data, sha256)
-
-    def close(self) -> mmap.mmap:
-        """The buffer, for reuse."""
-        return self._buffer
 
 
 def memory(size: int) -> mmap.mmap:

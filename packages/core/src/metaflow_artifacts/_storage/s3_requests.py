@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.s3_client import default_client, prepare
 from metaflow_artifacts._storage.s3_errors import RequestContext, code_of, explain, faults
 from metaflow_artifacts.errors import StorageError, TransientStorageError
@@ -69,6 +70,8 @@ class Requests:
                 result = request(self.client(action, key))
             except faults() as error:
                 failure = explain(error, self.context(action, key))
+                if code_of(error) == "SlowDown":
+                    job.slow_down()
                 seconds = self.pause(attempt, began)
                 # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
                 futile = attempt >= _DIGEST_ATTEMPTS and code_of(error) == "BadDigest"
@@ -85,7 +88,7 @@ class Requests:
             else:
                 self.answered = True
                 return result
-            time.sleep(seconds)
+            job.pause(seconds)
         raise AssertionError("unreachable")
 
     def pause(self, attempt: int, began: float) -> float | None:
