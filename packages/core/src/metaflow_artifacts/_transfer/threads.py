@@ -20,9 +20,10 @@ def in_threads(threads: int, calls: Iterable[Callable[[], None]]) -> None:
     engine().run(((0, call) for call in calls), Width(threads))
 
 
-def ordered(storage: Storage, call: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+def ordered(storage: Storage, call: Callable[[_T], _R], items: Iterable[_T], most: int | None = None) -> Iterator[_R]:
     """The results of a call that makes small requests to `storage`, for each item, in order.
 
-    Several items ahead are worked on. Raises the first error.
+    At most `most` calls run at once, and results of up to twice as many are held. Raises the first error.
     """
-    return engine().ordered(call, items, width_of(storage, "small requests"))
+    width = width_of(storage, "small requests") if most is None else Width(min(most, storage.threads))
+    return engine().ordered(call, items, width)
