@@ -29,7 +29,6 @@ from metaflow_artifacts._transfer.source import (
     OpenSource,
     is_young,
     keeps_changing,
-    thread_block,
     wait_for_tick,
 )
 from metaflow_artifacts._transfer.width import width_of
@@ -211,7 +210,7 @@ class _Saver:
             assert opened is not None
 
             def blocks() -> Generator[memoryview, None, None]:
-                for block in opened.blocks(part.start, part.length, thread_block()):
+                for block in opened.blocks(part.start, part.length, memoryview(bytearray(min(size, BLOCK_BYTES)))):
                     self._width.moved(len(block))
                     yield block
 
@@ -242,7 +241,7 @@ class _Saver:
         self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]
     ) -> Chunk:
         digest = hashlib.sha256()
-        buffer = thread_block()
+        buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
         for part in parts:
             opened = save.shared or self._open(part.file)
             own = hashlib.sha256()

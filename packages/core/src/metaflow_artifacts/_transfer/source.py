@@ -27,7 +27,6 @@ __all__ = [
     "is_young",
     "keeps_changing",
     "read_inline",
-    "thread_block",
     "wait_for_tick",
 ]
 
@@ -61,15 +60,6 @@ def keeps_changing(file: SourceFile) -> SourceError:
 
 
 _NO_LOCK = nullcontext()
-_local = threading.local()
-
-
-def thread_block() -> memoryview:
-    """A buffer of BLOCK_BYTES, the same at each call in this thread."""
-    block: memoryview | None = getattr(_local, "block", None)
-    if block is None:
-        block = _local.block = memoryview(bytearray(BLOCK_BYTES))
-    return block
 
 
 class OpenSource:
