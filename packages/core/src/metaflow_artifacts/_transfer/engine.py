@@ -241,17 +241,20 @@ class Later(Generic[_R]):
 
     def __init__(self, group: Group, call: Callable[[], _R]) -> None:
         self._group = group
-        self._call = call
+        self._call: Callable[[], _R] | None = call
         self._outcome: list[_R] = []
         self._task = _Task(0, self._run)
 
     def _run(self) -> None:
-        self._outcome.append(self._call())
+        call, self._call = self._call, None
+        assert call is not None
+        # What the call holds is released with it, and not with its result.
+        self._outcome.append(call())
 
     def result(self) -> _R:
         """Wait for the result. Raises the first error of the group."""
         self._group.settle(self._task)
-        return self._outcome.pop()
+        return self._outcome[0]
 
 
 class Group:
