@@ -89,6 +89,7 @@ class _Saver:
         self.progress = progress
         self.refresh_after = refresh_after
         self._written: set[str] = set()
+        self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._small_files_lock = threading.Lock()
         self._width = width_of(storage, "save")
@@ -193,37 +194,41 @@ class _Saver:
             else:
                 staged.commit(chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256))
                 self._width.moved(size)
-                self._count_written(chunk)
+                with self._lock:
+                    self._written.add(chunk.sha256)
+                self.progress.add(size, stored=size)
         return chunk
-
-    def _count_written(self, chunk: Chunk) -> None:
-        with self._lock:
-            self._written.add(chunk.sha256)
-        self.progress.add(chunk.size, stored=chunk.size)
 
     def _send(self, save: _GroupSave, part: Segment, size: int) -> Chunk:
         """Hash a part of a file, and send it from the file if its chunk is new."""
         chunk = self._read(save, [part], size, lambda block: None)
-        new = not self._is_stored(chunk)
-        if new:
-            opened = save.shared
-            assert opened is not None
-
-            def blocks() -> Generator[memoryview, None, None]:
-                for block in opened.blocks(part.start, part.length, memoryview(bytearray(min(size, BLOCK_BYTES)))):
-                    self._width.moved(len(block))
-                    yield block
-
-            try:
-                self.storage.send(chunk_key(chunk.sha256), size, bytes.fromhex(chunk.sha256), blocks)
-            except ContentChanged:
-                raise Changed(part.file) from None
+        with self._lock:
+            turn = self._turns.setdefault(chunk.sha256, threading.Lock())
+        # Equal chunks, as of a file of zeros, are sent once.
+        with turn:
+            new = not self._is_stored(chunk)
+            if new:
+                self._send_part(save, part, chunk)
         self._finish(save, [part], chunk)
-        if new:
-            self._count_written(chunk)
-        else:
-            self.progress.add(size)
+        self.progress.add(size, stored=size if new else 0)
         return chunk
+
+    def _send_part(self, save: _GroupSave, part: Segment, chunk: Chunk) -> None:
+        opened = save.shared
+        assert opened is not None
+
+        def blocks() -> Generator[memoryview, None, None]:
+            buffer = memoryview(bytearray(min(chunk.size, BLOCK_BYTES)))
+            for block in opened.blocks(part.start, part.length, buffer):
+                self._width.moved(len(block))
+                yield block
+
+        try:
+            self.storage.send(chunk_key(chunk.sha256), chunk.size, bytes.fromhex(chunk.sha256), blocks)
+        except ContentChanged:
+            raise Changed(part.file) from None
+        with self._lock:
+            self._written.add(chunk.sha256)
 
     def _is_stored(self, chunk: Chunk) -> bool:
         with self._lock:
