@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactWarning, StorageError, open_store
-from metaflow_artifacts._mf.datastore import store_at, store_of_flow
+from metaflow_artifacts._mf.datastore import require_usable, store_at, store_of_flow
 from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -41,6 +41,26 @@ def test_a_datastore_that_is_not_supported_is_named(kind: str) -> None:
     with pytest.raises(StorageError, match=rf"the datastore {kind} \(there\) .* --datastore s3") as raised:
         store_at(kind, "there")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "words"),
+    [
+        ("azure", "container/x", r"the datastore azure \(container/x\) .* run the flow with --datastore s3 or"),
+        ("gs", "gs://bucket/x", r"the datastore gs \(gs://bucket/x\) .* run the flow with --datastore s3 or"),
+        ("s3", "bucket/x", "names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3"),
+        ("s3", None, "has no root; set METAFLOW_DATASTORE_SYSROOT_S3"),
+    ],
+)
+def test_a_datastore_that_cannot_work_is_refused_for_a_step(kind: str, root: str | None, words: str) -> None:
+    with pytest.raises(StorageError, match=f"^step train has @model, but .*{words}"):
+        require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
+
+
+def test_a_usable_datastore_is_not_touched_before_a_run(tmp_path: Path) -> None:
+    for kind, root in (("local", str(tmp_path / "new")), ("spin", str(tmp_path / "new")), ("s3", "s3://bucket/x")):
+        require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_root_that_is_not_configured_is_named() -> None:

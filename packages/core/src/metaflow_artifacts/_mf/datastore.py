@@ -16,10 +16,22 @@ if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["open_root", "running_flow_datastore", "s3_client", "store_at", "store_of_flow"]
+__all__ = ["open_root", "require_usable", "running_flow_datastore", "s3_client", "store_at", "store_of_flow"]
 
 _LOCAL_TYPES = ("local", "spin")
 _NAMES_A_BUCKET = re.compile(r"s3://[^/]")
+
+
+def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
+    """Make sure, before a run starts, that its datastore can keep what `decorator` saves in `step`.
+
+    `flow_datastore` is what Metaflow gives to `step_init`. Nothing is read or written. Raises StorageError, which says
+    what to do.
+    """
+    try:
+        _normalised(flow_datastore.TYPE, flow_datastore.datastore_root)
+    except StorageError as error:
+        raise StorageError(f"step {step} has @{decorator}, but {error}") from None
 
 
 def store_of_flow(flow_datastore: Any) -> Store:
@@ -39,6 +51,11 @@ def store_at(kind: str, root: str | None) -> Store:
 
     Raises StorageError for a type that is not supported, a root that is not configured, or one on S3 without a bucket.
     """
+    return open_root(_normalised(kind, root))
+
+
+def _normalised(kind: str, root: str | None) -> str:
+    """The root for `open_root`. Raises as `store_at`."""
     if kind not in (*_LOCAL_TYPES, "s3"):
         raise StorageError(
             f"the datastore {kind} ({root}) cannot keep models and checkpoints yet; "
@@ -52,7 +69,7 @@ def store_at(kind: str, root: str | None) -> Store:
             f"the root {root!r} of the datastore s3 names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3 to "
             "s3://BUCKET/PREFIX"
         )
-    return open_root(root.rstrip("/") if kind == "s3" else os.path.abspath(root))
+    return root.rstrip("/") if kind == "s3" else os.path.abspath(root)
 
 
 @functools.lru_cache(maxsize=16)

@@ -64,17 +64,17 @@ def _user_data(data: Any) -> Mapping[str, Any]:
     return (data or {}).get("user") or {}
 
 
-def attach_card(flow: Any, step_name: str, decorators: Any, card_type: str, show_card: object) -> bool:
+def attach_card(flow: Any, step_name: str, decorators: Any, card_type: str, show_card: bool) -> bool:
     """Add a card to a step that has one already, and return whether the step has the added card.
 
     To be called in `step_init`, with its arguments. `card_type` is the type of the added card, and its id. `show_card`
-    is the decorator's argument of that name; with `--with` on the command line, it is a text.
+    is the decorator's argument of that name.
     """
     from metaflow.decorators import _attach_decorators_to_step
     from metaflow.plugins.cards.card_decorator import CardDecorator
 
     cards = [decorator for decorator in decorators if isinstance(decorator, CardDecorator)]
-    if str(show_card) == "False" or not cards:
+    if not show_card or not cards:
         return False
     if all(card.attributes["id"] != card_type for card in cards):
         step = next(step for step in flow if step.__name__ == step_name)

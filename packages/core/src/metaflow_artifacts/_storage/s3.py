@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo, Storage
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
-from metaflow_artifacts._storage.s3_client import THREADS, Body, client_config
+from metaflow_artifacts._storage.s3_client import THREADS, Body, client_config, portable
 from metaflow_artifacts._storage.s3_deletes import Deletes
 from metaflow_artifacts._storage.s3_errors import code_of, faults, is_unsupported, was_retried
 from metaflow_artifacts._storage.s3_objects import ObjectReader, StagedObject, memory
@@ -55,7 +55,9 @@ class S3Storage(Storage):
 
     `root` is `s3://bucket` or `s3://bucket/prefix`. `client` is a function of no arguments that returns a boto3 S3
     client (see `client_config` for its settings); without it, one is made as boto3 is configured. One client serves
-    all threads of a process. It is made at the first request, and again after a fork. `sse` (`AES256`, `aws:kms`) and
+    all threads of a process. It is made at the first request, and again after a fork. A pickle has the function's name
+    if it stands at the top of a module. Of any other function it has the endpoint and region of its client: the
+    credentials are then those that boto3 finds where the pickle is read. `sse` (`AES256`, `aws:kms`) and
     `sse_kms_key_id` ask for server-side encryption of all that is written.
 
     A request that fails for a reason that may pass is retried; no attempt begins later than `patience` seconds after
@@ -87,6 +89,24 @@ class S3Storage(Storage):
 
     def __repr__(self) -> str:
         return f"S3Storage({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        requests = self._requests
+        return self._maker(portable(requests.make_client, lambda: requests.client("reach", ""))), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> S3Storage:
+        # In the same process, the copy may use the same function that makes clients, whatever that holds.
+        return self._maker(self._requests.make_client)()
+
+    def _maker(self, client: Callable[[], Any]) -> Callable[[], S3Storage]:
+        return functools.partial(
+            type(self),
+            self.root,
+            client,
+            sse=self._written.get("ServerSideEncryption"),
+            sse_kms_key_id=self._written.get("SSEKMSKeyId"),
+            patience=self._requests.patience,
+        )
 
     def connect(self) -> None:
         """Make the client before the first request, which takes some 60 ms. Nothing is sent.

@@ -48,8 +48,8 @@ class Requests:
         self.bucket = bucket
         self.answered = False
         """Whether a request has succeeded, so that the bucket is known to exist."""
-        self._patience = patience
-        self._make_client = client or default_client
+        self.patience = patience
+        self.make_client = client or default_client
         self._client: tuple[int, Any] | None = None
 
     def connect(self) -> None:
@@ -92,7 +92,7 @@ class Requests:
         """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one."""
         # Random, so that tasks that failed at the same time do not retry at the same time.
         seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
-        late = time.monotonic() - began + seconds > self._patience
+        late = time.monotonic() - began + seconds > self.patience
         return None if attempt >= _ATTEMPTS or late else seconds
 
     def client(self, action: str, key: str) -> Any:
@@ -113,7 +113,7 @@ class Requests:
         except ImportError as error:
             raise StorageError(f"{where}: boto3 is not installed; pip install boto3") from error
         try:
-            return prepare(self._make_client())
+            return prepare(self.make_client())
         except BotoCoreError as error:
             raise explain(error, RequestContext(action, f"{self.root}/{key}", self.bucket, "the endpoint")) from error
         except ValueError as error:
