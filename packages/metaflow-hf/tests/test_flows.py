@@ -292,6 +292,27 @@ def test_mistakes_stop_a_run_before_it_begins(runner: FlowRunner, arguments: Any
     assert "Task is starting" not in result.output
 
 
+def test_with_gives_the_same_as_the_source(runner: FlowRunner, repo: Repo) -> None:
+    load = '[{"repo_id": "org/name", "token": false, "allow_patterns": "*.json"}]'
+    given = f"huggingface_hub:load={load},cache_scope=global,show_card=False"
+    result = runner.run(FLOWS / "given_flow.py", "--with", given)
+    assert result.fact("listed") == {"org/name": ["config.json"]}
+    assert result.fact("scope") == "global"
+    kwargs = {"repo_id": "org/name", "repo_type": "model", "allow_patterns": ["*.json"]}
+    assert result.fact("kept") == [True, kwargs]
+
+
+def test_a_token_on_the_command_line_stops_a_run_before_it_begins(runner: FlowRunner) -> None:
+    token = "hf_" + uuid4().hex
+    given = f'huggingface_hub:load=[{{"repo_id": "org/name", "token": "{token}"}}]'
+    result = runner.run(FLOWS / "given_flow.py", "--with", given, fails=True)
+    assert "load= on the command line has 'token', which would be part of the command of every task" in result.output
+    assert no_traceback(result)
+    assert "Workflow starting" not in result.output
+    assert token not in result.output
+    assert [path for path in everything_below(runner.directory) if contains(path, token)] == []
+
+
 def test_a_task_without_huggingface_hub_says_what_to_install(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "huggingface_hub.py").write_text("raise ImportError('No module named huggingface_hub')")

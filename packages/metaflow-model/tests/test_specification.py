@@ -25,7 +25,9 @@ load_model(key, "./models/by_key")
 print("By key:", sorted(os.listdir("./models/by_key")))
 from metaflow_artifacts import ArtifactNotFound
 assert delete_model(key) is True
-for call in (lambda: load_model(key, "./models/gone"), lambda: delete_model(model)):
+# A reference is of something that was saved: it may be deleted again. A key may have a typing error.
+assert delete_model(model) is True
+for call in (lambda: load_model(key, "./models/gone"), lambda: delete_model(key)):
     try:
         call()
     except ArtifactNotFound as error:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from metaflow_artifacts.plugin import (
     ArtifactError,
     ArtifactNotFound,
+    CheckpointInfo,
     CorruptArtifact,
     Log,
     TaskIdentity,
     TemporaryDirectories,
+    with_older_names,
 )
 
 # directory, tasks and writer are imported when the task starts, so that its first save or list is not delayed.
 from . import directory, tasks, writer  # noqa: F401
 from .checkpoint import PREFIX, Checkpoint
-from .info import CheckpointInfo
 from .journal import Journal
 from .policy import candidates, of_any_run
 from .report import Report
@@ -26,7 +28,10 @@ __all__ = ["CurrentCheckpoint"]
 
 
 class CurrentCheckpoint(Checkpoint):
-    """Saves, loads and lists checkpoints in a running task. Its methods may be called from any thread."""
+    """Saves, loads and lists checkpoints in a running task. Its methods may be called from any thread.
+
+    A worker process may get it in a pickle: it then saves and loads for the same task, and deletes no directory of it.
+    """
 
     def __init__(
         self, task: TaskIdentity, policy: str, log: Log, temp_dir_root: str | os.PathLike[str] | None = None
@@ -40,6 +45,11 @@ class CurrentCheckpoint(Checkpoint):
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
         self.report = Report(task.pathspec, task.attempt, policy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another thread writes to the report, which is for the card of this process.
+        task = self._identity
+        return {**vars(self), "report": Report(task.pathspec, task.attempt, self._policy)}
 
     @property
     def directory(self) -> str:
@@ -58,7 +68,7 @@ class CurrentCheckpoint(Checkpoint):
     def info(self) -> CheckpointInfo | None:
         """The reference to the checkpoint that was loaded when the task started; None if none was.
 
-        The fields of the reference are attributes of it, too.
+        The fields of the reference are attributes of it, too, also when it is kept as an artifact.
         """
         return self._info
 
@@ -108,7 +118,7 @@ class CurrentCheckpoint(Checkpoint):
             except (ArtifactNotFound, CorruptArtifact) as error:
                 warn(f"cannot load {artifact['key']}, trying the next older one", error)
                 continue
-            self._info = CheckpointInfo(artifact)
+            self._info = CheckpointInfo(with_older_names(artifact))
             self.report.note_loaded(self._why(policy), artifact, time.monotonic() - start, warnings)
             return
         self.report.note_loaded(self._why(policy), None, None, warnings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import Log, in_hook, refuse_foreign_decorators
+from metaflow_artifacts.plugin import ArgumentReader, Log, in_hook, refuse_foreign_decorators, require_usable
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -84,10 +84,14 @@ class CheckpointDecorator(StepDecorator):
         from .report import CARD_TYPE
 
         refuse_foreign_decorators()
-        self._policy = check_policy(self.attributes["load_policy"], step_name)
+        require_usable(flow_datastore, self.name, step_name)
+        given = ArgumentReader(self, step_name)
+        # With --with, Metaflow does not tell a task about arguments that are None.
+        self.attributes["load_policy"] = self._policy = check_policy(self.attributes["load_policy"], step_name)
+        self._temp_dir_root = given.path("temp_dir_root")
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)
-        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
+        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, given.flag("show_card"))
 
     @in_hook
     def task_pre_step(
@@ -110,7 +114,7 @@ class CheckpointDecorator(StepDecorator):
 
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
         task.register(metadata)
-        self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self.attributes["temp_dir_root"])
+        self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self._temp_dir_root)
         current._update_env({"checkpoint": self._checkpoint})
         self._checkpoint.load_first()
 

@@ -12,8 +12,11 @@ POLICIES = ("fresh", "eager", "none")
 
 
 def check_policy(policy: object, step: str) -> str:
-    """The `load_policy` of a step, with None as `none`. Raises UsageError for a policy that does not exist."""
-    if policy is None:
+    """The `load_policy` of a step, with None as `none`. Raises UsageError for a policy that does not exist.
+
+    With `--with` on the command line, None is a text.
+    """
+    if policy is None or policy == "None" or policy == "null":
         return "none"
     if not isinstance(policy, str) or policy not in POLICIES:
         raise UsageError(

@@ -21,6 +21,7 @@ from metaflow_artifacts.plugin import (
     in_flow,
     loaded_keys,
     store_for,
+    with_older_names,
 )
 
 __all__ = ["SLOW_SAVE_S", "CurrentModel"]
@@ -30,7 +31,10 @@ SLOW_SAVE_S = 1.0
 
 
 class CurrentModel:
-    """Saves and loads models in a running task. Its methods may be called from any thread."""
+    """Saves and loads models in a running task. Its methods may be called from any thread.
+
+    A worker process may get it in a pickle: it then saves for the same task, and deletes no directory of it.
+    """
 
     def __init__(
         self, store: Store, pathspec: str, attempt: int, log: Log, temp_dir_root: str | os.PathLike[str] | None
@@ -40,7 +44,15 @@ class CurrentModel:
         self._attempt = attempt
         self._log = log
         self._temporary = TemporaryDirectories(temp_dir_root)
-        self._loaded = Loaded()
+        self._loaded = Loaded(self._temporary)
+        self._parents_of_owner: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_parents_of_owner": self._parents()}
+
+    def _parents(self) -> list[str]:
+        """The keys of what this process has loaded, and before them those of the process that this is a pickle of."""
+        return list(dict.fromkeys([*self._parents_of_owner, *loaded_keys()]))
 
     @property
     def loaded(self) -> Loaded:
@@ -68,7 +80,8 @@ class CurrentModel:
         path : str or os.PathLike
             The file or directory to save.
         label : str, default None
-            A name for the model, which its key begins with; by default the names of the flow and the step.
+            A name for the model, which its key begins with; by default, and if it is empty, the names of the flow and
+            the step.
         metadata : Mapping[str, Any], default None
             A dict that is stored with the model: values that JSON can hold, and numpy scalars.
         storage_format : str, default None
@@ -88,7 +101,7 @@ class CurrentModel:
         StorageError
             If the datastore fails.
         """
-        if label is None:
+        if label is None or label == "":
             flow, _, step, _ = self._pathspec.split("/")
             label = f"{flow}_{step}"
         start = time.monotonic()
@@ -99,7 +112,7 @@ class CurrentModel:
             metadata,
             pathspec=self._pathspec,
             attempt=self._attempt,
-            parents=loaded_keys(),
+            parents=self._parents(),
             progress=progress,
         )
         seconds = time.monotonic() - start
@@ -110,7 +123,7 @@ class CurrentModel:
                 f"Saved `{label}` in {seconds:.2f} seconds: {size_text(progress.total)}, "
                 f"{size_text(progress.stored)} of it new to the datastore"
             )
-        return artifact
+        return with_older_names(artifact)
 
     @in_flow
     def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
@@ -119,7 +132,7 @@ class CurrentModel:
         Parameters
         ----------
         reference : str or Mapping[str, Any]
-            The dict that a save returned, or its key.
+            The dict that a save returned, or its key or url.
         path : str or os.PathLike, default None
             The directory to load into. It is created if it does not exist; files of the same name are replaced, and
             other files are left alone. By default a new temporary directory, which is deleted when the task ends. What
@@ -157,7 +170,7 @@ class CurrentModel:
     ) -> str:
         """Load with `name` in the log and in the temporary directory; `entry`, if given, is the name in `loaded`."""
         store = store_for(reference, self._store)
-        info = reference.artifact or store.info(reference)
+        info = with_older_names(reference.artifact or store.info(reference))
         with self._timed(name, reference):
             if path is None:
                 path = self._temporary.new(f"metaflow_models_{name}_")
