@@ -269,6 +269,15 @@ def test_a_source_that_cannot_be_saved_is_an_error(
     assert list(store.storage.list("")) == []
 
 
+def test_a_source_that_does_not_exist_is_a_file_not_found_error(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cannot save .*No such file") as raised:
+        store.save_model(tmp_path / "missing")
+    assert isinstance(raised.value, SourceError)
+    with pytest.raises(SourceError) as pipe:
+        store.save_model(_pipe(tmp_path / "pipe"))
+    assert not isinstance(pipe.value, FileNotFoundError)
+
+
 @pytest.mark.parametrize("path", [None, 7, b"bytes", "", "with\0nul"])
 def test_a_path_of_the_wrong_type(store: Store, path: Any, tree: Path) -> None:
     saved = store.save_model(tree)

@@ -27,8 +27,8 @@ def initialised(kind: str = "local", **attributes: Any) -> Any:
     ("given", "policy"), [("eager", "eager"), ("None", "none"), (None, "none"), ("none", "none")], ids=repr
 )
 def test_a_policy_from_the_command_line_reaches_the_task(given: object, policy: str) -> None:
-    decorator = initialised(load_policy=given, temp_dir_root="None", show_card="False")
-    assert (decorator._policy, decorator._temp_dir_root) == (policy, None)
+    decorator = initialised(load_policy=given, temp_dir_root="None", show_card="False", per_node="False")
+    assert (decorator._policy, decorator._temp_dir_root, decorator._per_node) == (policy, None, False)
     # Metaflow leaves out of --with what is None.
     spec = decorator.make_decorator_spec().partition(":")[2]
     attributes = Decorator.parse_decorator_spec(spec).attributes

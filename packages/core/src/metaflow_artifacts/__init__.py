@@ -35,6 +35,9 @@ from .errors import (
     SourceError as SourceError,
 )
 from .errors import (
+    SourceNotFound as SourceNotFound,
+)
+from .errors import (
     StorageError as StorageError,
 )
 from .errors import (

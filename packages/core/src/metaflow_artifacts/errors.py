@@ -9,6 +9,7 @@ ArtifactError
 │   └── UnsupportedFormat           written by a later version of the format, or by another program
 │       └── LaterFormat             written by a later version: upgrade
 ├── SourceError (OSError)           what is to be saved cannot be read
+│   └── SourceNotFound (FileNotFoundError)   ... because nothing is at this path
 ├── TargetError (OSError)           the directory to load into cannot be written
 ├── StorageError                    the datastore refused or cannot be reached
 │   └── TransientStorageError       ... and the same call may succeed if it is repeated
@@ -37,6 +38,7 @@ __all__ = [
     "InvalidReference",
     "LaterFormat",
     "SourceError",
+    "SourceNotFound",
     "StorageError",
     "TargetError",
     "TransientStorageError",
@@ -75,6 +77,10 @@ class LaterFormat(UnsupportedFormat):
 
 class SourceError(ArtifactError, OSError):
     """The file or directory to be saved does not exist, cannot be read, or changed while it was read."""
+
+
+class SourceNotFound(SourceError, FileNotFoundError):
+    """Nothing is at the path that is to be saved. Nothing was stored."""
 
 
 class TargetError(ArtifactError, OSError):

@@ -60,14 +60,14 @@ class Loaded(Mapping[str, str]):
         self._paths[name] = path
         note_loaded(str(info["key"]))
 
-    def cleanup(self, name: str | None = None) -> None:
+    def cleanup(self, artifact_name: str | None = None) -> None:
         """Remove the temporary directory of one name, or those of all names, before the task ends.
 
         The name is removed from the mapping. A directory that the user has chosen stays: it may hold other files.
 
         Parameters
         ----------
-        name : str, default None
+        artifact_name : str, default None
             The name; by default all.
 
         Raises
@@ -75,12 +75,12 @@ class Loaded(Mapping[str, str]):
         KeyError
             If nothing of this name was loaded.
         """
-        for each in [*self] if name is None else [name]:
-            path = self[each]
+        for name in [*self] if artifact_name is None else [artifact_name]:
+            path = self[name]
             if self._temporary is not None:
                 self._temporary.remove(path)
-            self._paths.pop(each, None)
-            self._info.pop(each, None)
+            self._paths.pop(name, None)
+            self._info.pop(name, None)
 
     def __getitem__(self, name: str) -> str:
         try:

@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass, field, replace
 
 from metaflow_artifacts._transfer.target import STAGING_PREFIX, is_path
-from metaflow_artifacts.errors import InvalidInput, SourceError, warn
+from metaflow_artifacts.errors import InvalidInput, SourceError, SourceNotFound, warn
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]
 
@@ -72,7 +72,8 @@ def scan(path: str | os.PathLike[str]) -> Source:
     try:
         info = os.stat(location)
     except OSError as error:
-        raise SourceError(f"cannot save {location!r}: {error.strerror}") from error
+        kind = SourceNotFound if isinstance(error, FileNotFoundError) else SourceError
+        raise kind(f"cannot save {location!r}: {error.strerror}") from error
     if stat.S_ISDIR(info.st_mode):
         _walk(location, [(info.st_dev, info.st_ino)], source)
         # A directory that is saved empty has no entry: an artifact without files is that directory.

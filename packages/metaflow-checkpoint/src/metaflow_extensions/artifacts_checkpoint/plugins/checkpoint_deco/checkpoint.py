@@ -222,13 +222,14 @@ class Checkpoint:
         name : str, default None
             List only checkpoints of this name; an empty one is the default, `mfchckpt`, as in `save`.
         task : metaflow.Task or str, default None
-            The task whose checkpoints are listed, or its pathspec. By default the task of this process.
+            The task whose checkpoints are listed, or its pathspec. By default the task of this process. For a node of a
+            `@parallel` step, these are the checkpoints of all nodes, unless it has `per_node`.
         attempt : int or str, default None
             List only checkpoints of this attempt. By default, with `task` those of the latest attempt, without `task`
             those of all attempts.
         full_namespace : bool, default False
-            Also list what other runs have saved at the same place: the same flow, step, foreach value or node, and
-            namespace. `load_policy="eager"` chooses from these.
+            Also list what other runs have saved at the same place: the same flow, step, foreach value and namespace
+            (and node, with `per_node`). `load_policy="eager"` chooses from these.
         as_dict : bool, default True
             With False, the fields of each reference are attributes, too: `CheckpointInfo`.
 
@@ -246,7 +247,13 @@ class Checkpoint:
         ArtifactNotFound
             If the task does not exist.
         """
-        from metaflow_artifacts.plugin import DEFAULT_NAME, CheckpointInfo, list_checkpoints, with_older_names
+        from metaflow_artifacts.plugin import (
+            DEFAULT_NAME,
+            CheckpointInfo,
+            list_checkpoints,
+            task_of,
+            with_older_names,
+        )
 
         from .tasks import attempt_number, find_task, store_of
 
@@ -258,15 +265,15 @@ class Checkpoint:
             number = latest if number is None and not full_namespace else number
         if of is None:
             return []
-        pathspec, prefix = None, of.checkpoint_place().prefix()
+        owner, prefix = None, of.checkpoint_place().prefix()
         if not full_namespace:
-            pathspec, prefix = of.pathspec, f"{prefix}{of.id}." + ("" if number is None else f"{number}.")
+            owner, prefix = of.owner, f"{prefix}{of.id}." + ("" if number is None else f"{number}.")
         found = list_checkpoints(
             store_of(of),
             prefix,
             name=DEFAULT_NAME if name == "" else name,
             attempt=number,
-            accept=lambda artifact: pathspec is None or artifact["pathspec"] == pathspec,
+            accept=lambda artifact: owner is None or task_of(artifact) == owner,
         )
         references = [with_older_names(artifact) for artifact in found]
         return references if as_dict else cast("builtins.list[ModelArtifact]", [*map(CheckpointInfo, references)])

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from metaflow_artifacts.plugin import ArtifactError, ModelArtifact, TaskIdentity, UsageError, latest_checkpoints
+from metaflow_artifacts.plugin import (
+    ArtifactError,
+    ModelArtifact,
+    TaskIdentity,
+    UsageError,
+    latest_checkpoints,
+    task_of,
+)
 
 __all__ = ["POLICIES", "candidates", "check_policy", "of_any_run"]
 
@@ -39,7 +46,7 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
             task.store(),
             task.checkpoint_place(),
             id=task.id,
-            pathspec=task.pathspec,
+            pathspec=task.owner,
             before_attempt=task.attempt,
             on_damage=on_damage,
         )
@@ -50,5 +57,5 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
 def of_any_run(task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
     """The checkpoints that other tasks at the same place in the flow have saved, in any run, newest first."""
     for artifact in latest_checkpoints(task.store(), task.checkpoint_place(), on_damage=on_damage):
-        if artifact["pathspec"] != task.pathspec:
+        if task_of(artifact) != task.owner:
             yield artifact
