@@ -59,7 +59,6 @@ LONG = [
     "rare",
     "kills",
     "gangs",
-    "preempted",
     "examples",
     "peer",
 ]
@@ -194,8 +193,8 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def rare(session: nox.Session) -> None:
-    """What core's tests leave out at every change: large and hostile manifests, more examples, other servers."""
-    install(session, "metaflow-artifacts", groups=("test", "servers"))
+    """What the tests leave out at every change: hostile manifests, many examples, flows on the other datastore."""
+    install(session, *DISTRIBUTIONS, groups=("test", "servers"))
     tests = ("packages/core/tests", f"--ignore={MF_TESTS}", "--ignore=packages/core/tests/faults")
     session.run("pytest", *PARALLEL, *tests, "--hypothesis-profile=long", "-m", "long", *session.posargs)
     # All of this suite, so that the page that it writes is compared with it as a whole.
@@ -205,6 +204,10 @@ def rare(session: nox.Session) -> None:
         "packages/core/tests/test_floats.py",
     )
     session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
+    for tests in ("metaflow-model", "metaflow-checkpoint", "metaflow-hf"):
+        session.run("pytest", *PARALLEL, f"packages/{tests}/tests", "-m", "long", *session.posargs)
+    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
+    session.run("pytest", "tests/interop", "-m", "long", *session.posargs, env=environment)
 
 
 @nox.session
@@ -244,15 +247,6 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
-def preempted(session: nox.Session) -> None:
-    """Flows whose processes are killed half-way, each on the datastore that the other sessions leave out."""
-    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
-    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
-    tests = ("packages/metaflow-checkpoint/tests/test_preempted.py", "tests/interop/test_finetune.py")
-    session.run("pytest", "-m", "long", *tests, *session.posargs, env=environment)
-
-
-@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: its snippets, as a reader with all four packages runs them, and its tables."""
     install(session, *DISTRIBUTIONS, groups=("test",))
@@ -274,7 +268,7 @@ def examples(session: nox.Session) -> None:
     # By pip: unlike uv, it can be configured to take a build for the CPU from the disk.
     session.install("pip")
     session.run_install("python", "-m", "pip", "install", "-q", "torch==2.13.0")
-    session.run("pytest", "tests/examples", *session.posargs)
+    session.run("pytest", "tests/examples", "-m", "", *session.posargs)
 
 
 @nox.session
