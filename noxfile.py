@@ -227,7 +227,7 @@ def kills(session: nox.Session) -> None:
 def gangs(session: nox.Session) -> None:
     """100 gangs of three nodes, half of them on S3: up to 5 s late, and killed at two random moments each."""
     install(session, "metaflow-artifacts-checkpoint", groups=("test",))
-    many = ("-n", "6", "--gangs=100", "--deaths=2", "--lateness=5")
+    many = ("-n", "4", "--gangs=100", "--deaths=2", "--lateness=5")
     session.run("pytest", *many, "packages/metaflow-checkpoint/tests/test_gangs.py", *session.posargs)
 
 
