@@ -30,6 +30,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_what_a_retry_does_to_its_directory_changes_no_checkpoint(either: FlowRunner, flows: Path) -> None:
     result = either.run(flows / "unchanged_flow.py")
     saved = dict(result.facts("saved"))

@@ -36,7 +36,12 @@ print("Untouched:", os.path.exists("./models/gone"))
 """
 
 
-@pytest.fixture(scope="module", params=["local", "s3"])
+# One process runs all tests of a datastore: they share runs.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"specification {name}")) for name in ("local", "s3")],
+    ids=["local", "s3"],
+)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FlowRunner:
     runner = FlowRunner(tmp_path_factory.mktemp(request.param))
     if request.param == "s3":
