@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from metaflow_artifacts.testing.flows import FlowRunner
 
 
@@ -20,6 +22,7 @@ def test_a_mistake_on_the_command_line_stops_the_run_before_it_starts(runner: Fl
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_what_a_step_keeps_and_what_workers_get(either: FlowRunner, flows: Path) -> None:
     methods = ["spawn"] if "METAFLOW_DEFAULT_DATASTORE" in either.environment else ["spawn", "forkserver"]
     result = either.with_environment(METHODS=" ".join(methods)).run(flows / "kept_flow.py")

@@ -127,7 +127,7 @@ def test_the_attributes_and_errors_of_the_object(runner: FlowRunner, flows: Path
 
     errors = {name: (kind, is_value_error, message) for name, kind, is_value_error, message in result.facts("error")}
     assert {name: kind for name, (kind, _, _) in errors.items()} == {
-        "no path": "SourceError",
+        "no path": "SourceNotFound",
         "name": "InvalidInput",
         "metadata": "UsageError",
         "twice": "UsageError",
