@@ -53,10 +53,19 @@ nox.options.sessions = [
     "docs",
     "quickstart",
 ]
-LONG = [*(f"core-{python}" for python in HERE if python != CURRENT), "lowest", "kills", "examples"]
+LONG = [
+    *(f"core-{python}" for python in HERE if python != CURRENT),
+    "lowest",
+    "rare",
+    "kills",
+    "gangs",
+    "preempted",
+    "examples",
+    "peer",
+]
 
-PARALLEL = ("-n", "2", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
-"""Two tests at once: those that run flows or ask servers wait more than they compute. The slowest are named."""
+PARALLEL = ("-n", "3", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
+"""Three tests at once on two cores: many wait for servers and for processes that start. The slowest are named."""
 
 
 TYPED = [
@@ -68,6 +77,7 @@ TYPED = [
     (("packages/metaflow-hf/tests",), "", "/flows/"),
     (("tests/interop",), "", "_flow[.]py"),
     (("tests/docs",), "", "_flow[.]py"),
+    (("tests/peer",), "", "_flow[.]py"),
     (("tests/browser",), "", "_flow[.]py"),
     (("tests/examples",), "", "_flow[.]py"),
     (("benchmarks",), "", "benchmarks/(raw|workload)[.]py"),
@@ -88,9 +98,14 @@ def build_wheels() -> Path:
 
 def pinned_requirements(group: str) -> list[str]:
     """The requirements of a dependency group, at the versions that are held for development."""
+    return held(*nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"][group])
+
+
+def held(*names: str) -> list[str]:
+    """Requirements by their names, at the versions that are held for development."""
     pyproject = nox.project.load_toml(ROOT / "pyproject.toml")
-    held = {pin.split("==")[0]: pin for pin in pyproject["tool"]["uv"]["constraint-dependencies"]}
-    return [held.get(name, name) for name in pyproject["dependency-groups"][group]]
+    pins = {pin.split("==")[0]: pin for pin in pyproject["tool"]["uv"]["constraint-dependencies"]}
+    return [pins.get(name, name) for name in names]
 
 
 def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] = ()) -> None:
@@ -100,6 +115,17 @@ def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] =
     # uv takes a wheel that it found below --find-links for the one of that version in its cache.
     options = [f"--find-links={wheels}", "--refresh-package=metaflow-artifacts"]
     session.install(*paths, *options, *(f"--group={group}" for group in groups))
+
+
+def make_peer(session: nox.Session, *more: str) -> Path:
+    """The Python of an environment of its own that has metaflow-checkpoint, and what else is named."""
+    peer = Path(session.create_tmp()).resolve() / "peer"
+    uv = find_uv_bin()
+    session.run_install(uv, "venv", "-q", "--clear", str(peer), external=True)
+    # Not at the versions that are held for these packages, some of which it cannot work with.
+    packages = ("metaflow-checkpoint==0.2.14", *held("metaflow", "boto3"), *more)
+    session.run_install(uv, "pip", "install", "-q", "--no-config", f"--python={peer}", *packages, external=True)
+    return peer / "bin" / "python"
 
 
 @nox.session(python=PYTHONS)
@@ -167,6 +193,21 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
+def rare(session: nox.Session) -> None:
+    """What core's tests leave out at every change: large and hostile manifests, more examples, other servers."""
+    install(session, "metaflow-artifacts", groups=("test", "servers"))
+    tests = ("packages/core/tests", f"--ignore={MF_TESTS}", "--ignore=packages/core/tests/faults")
+    session.run("pytest", *PARALLEL, *tests, "--hypothesis-profile=long", "-m", "long", *session.posargs)
+    # All of this suite, so that the page that it writes is compared with it as a whole.
+    faults = (
+        "packages/core/tests/faults",
+        "packages/core/tests/test_random_changes.py",
+        "packages/core/tests/test_floats.py",
+    )
+    session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
+
+
+@nox.session
 def kills(session: nox.Session) -> None:
     """Saves, loads, deletes and gc runs, killed at each request to S3, and at 100 random moments on disk."""
     install(session, "metaflow-artifacts", groups=("test", "servers"))
@@ -177,6 +218,14 @@ def kills(session: nox.Session) -> None:
             with tempfile.TemporaryDirectory() as work:
                 campaign = ("-m", "faultlib.kills", scenario, store, f"{work}/kills", *after)
                 session.run("python", *before, *campaign, env=environment)
+
+
+@nox.session
+def gangs(session: nox.Session) -> None:
+    """100 gangs of three nodes, half of them on S3: up to 5 s late, and killed at two random moments each."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
+    many = ("-n", "6", "--gangs=100", "--deaths=2", "--lateness=5")
+    session.run("pytest", *many, "packages/metaflow-checkpoint/tests/test_gangs.py", *session.posargs)
 
 
 @nox.session
@@ -195,10 +244,27 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
+def preempted(session: nox.Session) -> None:
+    """Flows whose processes are killed half-way, each on the datastore that the other sessions leave out."""
+    install(session, "metaflow-artifacts-checkpoint", groups=("test",))
+    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
+    tests = ("packages/metaflow-checkpoint/tests/test_preempted.py", "tests/interop/test_finetune.py")
+    session.run("pytest", "-m", "long", *tests, *session.posargs, env=environment)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
-    """The snippets of the documentation, as a reader with all four packages runs them."""
+    """The documentation: its snippets, as a reader with all four packages runs them, and its tables."""
     install(session, *DISTRIBUTIONS, groups=("test",))
-    session.run("pytest", "tests/docs", *session.posargs)
+    session.run("pytest", "tests/docs", "tests/peer", *session.posargs)
+
+
+@nox.session
+def peer(session: nox.Session) -> None:
+    """What metaflow-checkpoint gives to users and what these packages give, and the page that compares them."""
+    install(session, *DISTRIBUTIONS, groups=("test",))
+    python = make_peer(session, "huggingface_hub==0.36.2")
+    session.run("pytest", "tests/peer", f"--peer={python}", *session.posargs)
 
 
 @nox.session
@@ -258,9 +324,4 @@ def installed(session: nox.Session) -> None:
 def benchmark(session: nox.Session) -> None:
     """Seconds against metaflow-checkpoint 0.2.14 and a raw loop: `nox -s benchmark -- local`, or `-- s3`."""
     install(session, *DISTRIBUTIONS, groups=("test",))
-    peer = Path(session.create_tmp()).resolve() / "peer"
-    uv = find_uv_bin()
-    session.run_install(uv, "venv", "-q", "--clear", str(peer), external=True)
-    packages = ("metaflow-checkpoint==0.2.14", "metaflow", "boto3")
-    session.run_install(uv, "pip", "install", "-q", f"--python={peer}", *packages, external=True)
-    session.run("python", "benchmarks/compare.py", f"--peer={peer}/bin/python", *session.posargs)
+    session.run("python", "benchmarks/compare.py", f"--peer={make_peer(session)}", *session.posargs)

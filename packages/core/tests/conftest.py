@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage
@@ -18,6 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 from faultlib.page import PageCheck, pytest_addoption
 
 __all__ = ["pytest_addoption"]
+
+# Tests by Hypothesis try this many examples at every change, and `nox -s rare` many more.
+settings.register_profile("quick", max_examples=40)
+settings.register_profile("long", max_examples=1000)
+settings.load_profile("quick")
 
 CHUNK_SIZE = 64 << 10
 """Small, so that a small artifact has many chunks."""

@@ -127,7 +127,7 @@ def check_states(tmp_path: Path, number: int, steps: list[tuple[int, str, int]])
         thread.join()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_whatever_another_thread_does_each_file_is_one_of_its_states(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str, int]]
@@ -135,7 +135,7 @@ def test_whatever_another_thread_does_each_file_is_one_of_its_states(
     check_states(tmp_path_factory.mktemp("states"), 0, steps)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_the_same_holds_where_file_times_move_every_4_ms(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str, int]]

@@ -16,6 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 FLOWS = Path(__file__).parent / "flows"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gangs", type=int, default=3, help="how many gangs are run and killed")
+    parser.addoption("--deaths", type=int, default=1, help="in how many of its attempts a node is killed")
+    parser.addoption("--lateness", type=float, default=1.0, help="the most seconds that a node of them starts late")
+
+
 @pytest.fixture
 def flows() -> Path:
     """Where the flow files are."""
@@ -28,11 +34,15 @@ def runner(tmp_path: Path) -> FlowRunner:
     return FlowRunner(tmp_path)
 
 
-@pytest.fixture(params=["local", "s3"])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> FlowRunner:
+@pytest.fixture
+def s3_runner(tmp_path: Path, s3_server: SeaweedServer) -> FlowRunner:
+    """Runs flows on a datastore of the test's own in S3."""
+    variables = {**s3_server.environment(), "METAFLOW_DEFAULT_DATASTORE": "s3"}
+    return FlowRunner(tmp_path, {**variables, "METAFLOW_DATASTORE_SYSROOT_S3": f"{s3_server.root}/{tmp_path.name}"})
+
+
+@pytest.fixture(params=["runner", "s3_runner"], ids=["local", "s3"])
+def either(request: pytest.FixtureRequest) -> FlowRunner:
     """Runs flows on a datastore of the test's own: on disk, then in S3."""
-    if request.param == "local":
-        return FlowRunner(tmp_path)
-    server: SeaweedServer = request.getfixturevalue("s3_server")
-    variables = {**server.environment(), "METAFLOW_DEFAULT_DATASTORE": "s3"}
-    return FlowRunner(tmp_path, {**variables, "METAFLOW_DATASTORE_SYSROOT_S3": f"{server.root}/{tmp_path.name}"})
+    chosen: FlowRunner = request.getfixturevalue(request.param)
+    return chosen

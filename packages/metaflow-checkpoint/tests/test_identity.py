@@ -24,7 +24,7 @@ def test_each_value_of_nested_foreaches_resumes_from_its_own(runner: FlowRunner,
     assert again.facts("nothing") == []
 
 
-def test_each_node_of_a_parallel_step_resumes_from_its_own(runner: FlowRunner, flows: Path) -> None:
+def test_with_per_node_each_node_of_a_gang_resumes_from_its_own(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "nodes_flow.py")
     assert sorted(result.facts("node"), key=str) == [[0, 0, None], [0, 1, "node 0"], [1, 0, None], [1, 1, "node 1"]]
     assert sorted(result.facts("listed")) == [[0, 1], [0, 2], [1, 1], [1, 2]]

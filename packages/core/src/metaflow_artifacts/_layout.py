@@ -6,6 +6,7 @@ __all__ = [
     "ARTIFACTS",
     "ARTIFACT_PREFIXES",
     "CHECKPOINTS",
+    "CHOICES",
     "CHUNKS",
     "GC_MARKS",
     "HUB",
@@ -30,12 +31,13 @@ TOP_DIRECTORIES = (MODELS, CHECKPOINTS, HUB, _INTERNAL)
 
 ARTIFACTS = "artifacts"
 TOMBSTONES = "not_latest"
+CHOICES = "choices"
 
 
 def checkpoint_prefix(root: str, kind: str = ARTIFACTS) -> str:
     """The key prefix of all checkpoints below `root` (`mf.checkpoints` or `mf.huggingface_hub`), with its slash.
 
-    `kind` is ARTIFACTS for their manifests, TOMBSTONES for their tombstones.
+    `kind` is ARTIFACTS for their manifests, TOMBSTONES for their tombstones, CHOICES for the choices of gangs.
     """
     return f"{root}/checkpoints/{kind}/"
 

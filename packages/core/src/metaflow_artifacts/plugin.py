@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.checkpoints import task_of as task_of
+    from ._store.choices import Choice as Choice
+    from ._store.choices import GangChoice as GangChoice
     from ._store.references import ParsedReference as ParsedReference
     from ._store.store import Store as Store
     from ._text import count_text as count_text
@@ -124,7 +127,8 @@ _WHERE = {
     "_mf.task": ("ENVIRONMENT_VARIABLE", "TaskIdentity"),
     "_storage.base": ("ObjectInfo", "Storage"),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
-    "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
+    "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "task_of"),
+    "_store.choices": ("Choice", "GangChoice"),
     "_store.references": ("ParsedReference",),
     "_store.store": ("Store",),
     "_text": ("count_text", "duration_text", "seconds_of", "size_text", "time_text"),

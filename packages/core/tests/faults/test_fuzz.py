@@ -34,9 +34,7 @@ SECTION = "untrusted manifests"
 PIECES = [b"a", b"0123456789", b"x" * 100, bytes(range(256)) * 20]
 MEMORY = 32 << 20
 
-run_many = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+run_many = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 class Sandbox:
@@ -354,7 +352,7 @@ def test_made_up_manifests_are_safe(
         ),
     )
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=10 * settings().max_examples, deadline=None)
 def test_keys_are_refused_or_safe_as_paths(key: str) -> None:
     """A key is refused, or it is exactly what its parts are written as, and safe as a path."""
     parsed, message = None, ""

@@ -51,7 +51,7 @@ EXTRA = PAGE.replace("a bit<br>", "a bit<br>a block<br>")
 OTHER = PAGE.replace("`ArtifactNotFound`", "`CorruptArtifact`")
 
 
-@pytest.fixture(params=[[], ["-n", "2"]], ids=["one process", "two workers"])
+@pytest.fixture(params=[[], pytest.param(["-n", "2"], marks=pytest.mark.long)], ids=["one process", "two workers"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Runs a suite of four tests with a page; returns exit code, output and the page."""
     (tmp_path / "conftest.py").write_text(CONFTEST)

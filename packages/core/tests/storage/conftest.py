@@ -9,6 +9,16 @@ from pathlib import Path
 
 import pytest
 
+OTHER_SERVERS = ("TestMoto", "TestRclone")
+LONG = ("test_exactly_one_of_many_processes_wins", "test_list_and_delete_find_all_of_many_objects")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what takes long on the servers that are only here to show what they do not keep."""
+    of_class = getattr(getattr(item, "cls", None), "__name__", "")
+    if of_class in OTHER_SERVERS and getattr(item, "originalname", "") in LONG:
+        item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture
 def shared() -> Iterator[Path]:

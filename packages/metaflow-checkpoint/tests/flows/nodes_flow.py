@@ -1,4 +1,4 @@
-"""Two nodes of a @parallel step that fail once: each resumes from its own checkpoint."""
+"""Two nodes of a @parallel step with checkpoints of their own, which fail once."""
 
 import os
 
@@ -13,7 +13,7 @@ class NodesFlow(FlowSpec):
         self.next(self.train, num_parallel=2)
 
     @retry(times=1, minutes_between_retries=0)
-    @checkpoint
+    @checkpoint(per_node=True)
     @parallel
     @step
     def train(self):

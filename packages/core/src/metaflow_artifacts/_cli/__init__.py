@@ -1,4 +1,4 @@
-"""The command line, `metaflow-artifacts`: looks into a store, checks it, and gives space back."""
+"""The command line, `metaflow-artifacts`: its parser and its exit codes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptAr
 __all__ = ["main", "parser"]
 
 _EXIT_CODES = """exit codes:
-  0  done, and nothing is wrong
-  1  what was asked about does not exist or is damaged
-  2  not done: wrong usage, or the store or the target cannot be used
+  0  the command was carried out and found nothing wrong
+  1  an artifact or the store does not exist, or is damaged
+  2  the command was not carried out: wrong usage, or the store or the target directory cannot be used
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `run` in what it returns is the function that does the work."""
+    """The parser of all commands. The parsed options have `run`, the function that carries out the command."""
     top = argparse.ArgumentParser(
         prog="metaflow-artifacts",
-        description="Models and checkpoints in a store: look into them, fetch them, keep the store whole and small.",
+        description="Lists, fetches and checks the models and checkpoints in a store, and removes what is not needed.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--root",
         metavar="ROOT",
-        help="the store: a directory, or s3://bucket/prefix; by default the datastore Metaflow is configured for",
+        help="the store: a directory, or s3://bucket/prefix; by default the datastore that Metaflow is configured for",
     )
     common.add_argument("--json", action="store_true", help="print one JSON document, for programs")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -50,10 +50,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. `arguments` are those of the process by default."""
+    """Run a command and return its exit code. By default, `arguments` are the arguments of the process."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # A terminal or a pipe that cannot show a character gets its escape sequence, not an exception.
+            # A character that the encoding of the terminal or pipe lacks is written as its escape sequence.
             stream.reconfigure(errors="backslashreplace")
     try:
         options = parser().parse_args(arguments)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("metaflow-artifacts: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever reads has seen enough. Python would complain once more when it closes the stream.
+        # The reader, such as `head`, has closed the pipe. Python would print an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code

@@ -1,4 +1,4 @@
-"""A progress bar, on a terminal only, for what takes longer than a second."""
+"""A progress bar, which is shown on a terminal when a command takes longer than a second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDTH = 30
 
 @contextmanager
 def bar(what: str) -> Iterator[Progress]:
-    """Something to pass as `progress`; while the block runs, a terminal shows how far it is."""
+    """Yield a `Progress` for a transfer. While the block runs, its progress is shown if stderr is a terminal."""
     stream = sys.stderr
     if not stream.isatty():
         yield Progress()

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for programs, and nothing that a terminal would obey."""
+"""Prints tables for people and JSON for programs, without characters that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ __all__ = ["escape", "escape_lines", "print_json", "print_table", "warn"]
 
 
 def escape(text: str) -> str:
-    """`text` with what is not printable as escape sequences: it may be untrusted and be printed on a terminal."""
+    """`text` with escape sequences for characters that are not printable: they could control the terminal."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def _escaped(character: str) -> str:
     if character.isprintable():
         return character
-    # A byte of a file name that is not UTF-8.
+    # Python decodes a byte of a file name that is not UTF-8 to one of these characters.
     raw = 0xDC80 <= ord(character) <= 0xDCFF
     return f"\\x{ord(character) - 0xDC00:02x}" if raw else character.encode("unicode_escape").decode()
 
 
 def escape_lines(text: str) -> str:
-    """As `escape`, with line ends and tabs as they are."""
+    """The same as `escape`, but line ends and tabs are kept."""
     return "".join(part if part in "\n\t" else escape(part) for part in re.split(r"([\n\t])", text))
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, in ASCII. NaN and infinities, which JSON has no numbers for, are texts."""
+    """Print one JSON document, in ASCII. NaN and infinities become texts, because JSON has no numbers for them."""
     plain, _ = without_floats({"value": value})
     print(json.dumps(plain["value"], ensure_ascii=True, indent=1))
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Rows under titles; the columns named in `right` are set flush right."""
+    """Print rows below titles. The columns named in `right` are aligned to the right."""
     cells = [[escape(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
     for row in [list(titles), *cells]:
@@ -50,5 +50,5 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Seq
 
 
 def warn(text: str) -> None:
-    """A line about something that does not stop the command."""
+    """Print a warning on stderr. The command goes on."""
     print(f"metaflow-artifacts: {escape(text)}", file=sys.stderr)

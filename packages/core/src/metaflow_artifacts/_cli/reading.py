@@ -1,4 +1,4 @@
-"""Commands that look into artifacts: ls, show, tree, cat, get, lineage."""
+"""The commands that read artifacts: ls, show, tree, cat, get, lineage."""
 
 from __future__ import annotations
 
@@ -30,21 +30,25 @@ _PIECE = 16 << 20
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add these commands to a parser."""
+    """Add ls, show, tree, cat, get and lineage. `command` makes the parser of one command."""
     ls = command("ls", _ls, "list artifacts, newest first")
     ls.add_argument("--type", choices=["model", "checkpoint"], help="only models, or only checkpoints")
-    ls.add_argument("--flow", metavar="PATTERN", help="saved by flows of this name (* and ? match)")
-    ls.add_argument("--step", metavar="PATTERN", help="saved by steps of this name")
-    ls.add_argument("--label", metavar="PATTERN", help="saved under this label")
+    ls.add_argument("--flow", metavar="PATTERN", help="only what flows of this name have saved (* and ? are wildcards)")
+    ls.add_argument("--step", metavar="PATTERN", help="only what steps of this name have saved")
+    ls.add_argument("--label", metavar="PATTERN", help="only what was saved under this label")
     ls.add_argument("--limit", type=int, metavar="N", help="only the N newest")
-    _key(command("show", _show, "all about an artifact"))
-    _key(command("tree", _tree, "the files of an artifact"))
-    cat = _key(command("cat", _cat, "the content of one file of an artifact"))
-    cat.add_argument("file", metavar="FILE", help="its path within the artifact, as `tree` shows it")
-    get = _key(command("get", _get, "fetch an artifact into a directory, every byte verified"))
-    get.add_argument("path", metavar="PATH", help="the directory; it is made, or added to")
-    get.add_argument("--only", metavar="PATTERN", help="only the files whose path this matches (* also over /)")
-    _key(command("lineage", _lineage, "what an artifact was made from, newest first"))
+    _key(command("show", _show, "show an artifact's reference, and how it is stored"))
+    _key(command("tree", _tree, "list the files of an artifact"))
+    cat = _key(command("cat", _cat, "print the content of one file of an artifact"))
+    cat.add_argument("file", metavar="FILE", help="the path of the file in the artifact, as `tree` shows it")
+    get = _key(command("get", _get, "load an artifact into a directory; every byte is verified"))
+    get.add_argument(
+        "path",
+        metavar="PATH",
+        help="the directory; it is created if it does not exist, and other files in it are left alone",
+    )
+    get.add_argument("--only", metavar="PATTERN", help="only the files whose path matches (* also matches /)")
+    _key(command("lineage", _lineage, "list an artifact and those that it was made from, newest first"))
 
 
 def _key(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -151,7 +155,7 @@ def _cat(options: argparse.Namespace) -> int:
     store, manifest = _manifest(options)
     file = next((file for file in manifest.files if file.path == options.file), None)
     if file is None:
-        raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {options.file!r}; `tree` lists them")
+        raise ArtifactNotFound(f"{manifest.artifact['key']} has no file {options.file!r}; `tree` lists its files")
     pieces = (store.read_file(manifest, file.path, start, end - start) for start, end in _pieces(manifest, file))
     if sys.stdout.isatty():
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -165,8 +169,10 @@ def _cat(options: argparse.Namespace) -> int:
 
 
 def _pieces(manifest: Manifest, file: FileEntry) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are read in one go: one chunk each, so that none is read twice, but no more than
-    memory should be given for."""
+    """The begin and end of the parts of a file that are read one at a time.
+
+    A part lies in one chunk, so that no chunk is read twice, and has at most `_PIECE` bytes, which bounds the memory.
+    """
     if manifest.inline is not None:
         yield 0, file.size
     begin = 0

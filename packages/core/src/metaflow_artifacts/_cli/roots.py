@@ -1,4 +1,4 @@
-"""Which store a command is about."""
+"""Finds the store that a command works on, from `--root`, the keys, or Metaflow's configuration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ __all__ = ["resolve", "store_of"]
 def store_of(options: argparse.Namespace) -> Store:
     """The store at `--root`, or the one that Metaflow is configured for.
 
-    Raises ArtifactNotFound where `--root` holds no store, naming one that is near, and StorageError.
+    Raises ArtifactNotFound if there is no store at `--root`; the message names a store nearby, if there is one. Raises
+    StorageError if the store cannot be used.
     """
     store = _open(options)
-    # On S3 a listing tells. Commands that are given keys need none: the keys tell.
+    # Only a listing shows whether an S3 prefix holds a store. Commands with keys need none: a wrong key is an error.
     on_s3 = options.root is not None and store.root.startswith("s3://")
     if on_s3 and not any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/")):
         raise _holds_nothing(store.root, _configured_s3_root())
@@ -32,7 +33,7 @@ def _open(options: argparse.Namespace) -> Store:
     with_metaflow = find_spec("metaflow") is not None
     if root is None:
         if not with_metaflow:
-            raise StorageError("which store? pass --root: a directory, or s3://bucket/prefix")
+            raise StorageError("no store is given; pass --root: a directory, or s3://bucket/prefix")
         from metaflow_artifacts._mf.stores import default_store
 
         try:
@@ -43,7 +44,7 @@ def _open(options: argparse.Namespace) -> Store:
         if not root.startswith("s3://") or not root[5:].split("/")[0]:
             raise ArtifactNotFound(f"--root {root!r} names no bucket; pass s3://bucket/prefix{_instead()}")
         if with_metaflow:
-            # With the endpoint, role and encryption that Metaflow is configured for.
+            # Metaflow's configuration has the endpoint, the role and the encryption.
             from metaflow_artifacts._mf.datastore import store_at
 
             return store_at("s3", root)
@@ -62,7 +63,7 @@ def _holds_a_store(directory: str) -> bool:
 
 
 def _near(directory: str) -> str | None:
-    """A store that is likely meant: in the `.metaflow` of the directory or one above it, or one that it lies in."""
+    """The nearest store in the directory or a directory above it, also in their `.metaflow`; None if there is none."""
     above = os.path.abspath(directory)
     while True:
         for candidate in (os.path.join(above, ".metaflow"), above):
@@ -75,7 +76,7 @@ def _near(directory: str) -> str | None:
 
 def _holds_nothing(root: str, near: str | None) -> ArtifactNotFound:
     hint = f"pass --root {near}" if near and near != root else "pass the root of an existing store"
-    return ArtifactNotFound(f"nothing is stored at {root}: there is none of {', '.join(TOP_DIRECTORIES)} in it; {hint}")
+    return ArtifactNotFound(f"nothing is stored at {root}: it has none of {', '.join(TOP_DIRECTORIES)}; {hint}")
 
 
 def _configured_s3_root() -> str | None:
@@ -93,9 +94,9 @@ def _instead() -> str:
 
 
 def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[str]]:
-    """The store, and the keys in what was given as keys: a `url` of a reference names its store too.
+    """The store that a command works on, and its keys. A key may be given as the `url` of a reference, which has both.
 
-    Raises InvalidReference for what is no key, else as `store_of` does.
+    Raises InvalidReference for a text that is not a key, InvalidInput for urls in different stores, else as `store_of`.
     """
     roots, found = set(), []
     for text in keys:
@@ -105,7 +106,9 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
         found.append(text[start:])
     if roots and options.root is None:
         if len(roots) > 1:
-            raise InvalidInput(f"the keys are in different stores ({', '.join(sorted(roots))}); ask one at a time")
+            raise InvalidInput(
+                f"the keys are in different stores ({', '.join(sorted(roots))}); run the command once for each store"
+            )
         options.root = roots.pop()
     for key in found:
         parse_key(key)

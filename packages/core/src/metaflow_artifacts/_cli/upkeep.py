@@ -1,4 +1,4 @@
-"""Commands that keep a store whole and small: du, check, gc, delete, retain."""
+"""The commands that check a store and remove from it: du, check, gc, delete, retain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metaflow_artifacts._cli.roots import resolve, store_of
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
 from metaflow_artifacts._text import count_text, parse_period, period_text, size_text, time_text
 from metaflow_artifacts._upkeep.check import check
-from metaflow_artifacts._upkeep.gc import GRACE, gc
+from metaflow_artifacts._upkeep.gc import GRACE, GcStats, gc
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
 from metaflow_artifacts._upkeep.survey import artifact_objects, outlines, stored_chunks
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
@@ -23,12 +23,16 @@ __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add these commands to a parser."""
-    command("du", _du, "how much the artifacts hold, and how much the store takes for it")
-    checked = command("check", _check, "whether every artifact is whole: manifests parse, chunks exist")
+    """Add du, check, gc, delete and retain. `command` makes the parser of one command."""
+    command("du", _du, "show the size of the artifacts, and the space that they take in the store")
+    checked = command(
+        "check", _check, "check that every artifact is whole: that its manifest is valid and its chunks exist"
+    )
     checked.add_argument("keys", metavar="KEY", nargs="*", help="only these artifacts")
     checked.add_argument("--read", action="store_true", help="also read and hash every chunk")
-    collected = command("gc", _gc, "remove what no artifact needs; without --execute, say what would be removed")
+    collected = command(
+        "gc", _gc, "remove the chunks that no artifact needs; without --execute, print what would be removed"
+    )
     collected.add_argument(
         "--grace",
         type=_seconds,
@@ -37,34 +41,38 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help=f"keep what was written or needed within this time (default {period_text(GRACE)})",
     )
     collected.add_argument(
-        "--exclusive", action="store_true", help="nothing saves to this store until gc ends: any --grace will do"
+        "--exclusive",
+        action="store_true",
+        help="you make sure that nothing saves to this store until gc ends; then any --grace is safe",
     )
     _ignore(collected)
     _execute(collected)
-    deleted = command("delete", _delete, "delete artifacts; their content goes with a later gc")
+    deleted = command("delete", _delete, "delete artifacts; a later gc frees their space")
     deleted.add_argument("keys", metavar="KEY", nargs="+", help="the artifact's key, or its url")
     kept = command(
         "retain",
         _retain,
-        "delete the checkpoints that no rule keeps; without --execute, say which would be",
+        "delete the checkpoints that no rule keeps; without --execute, print which ones",
     )
     kept.add_argument(
-        "--last", type=int, metavar="N", help="keep the N newest; with 0, also delete what a retry would load"
+        "--last", type=int, metavar="N", help="keep the N newest; 0 also deletes the checkpoint that a retry would load"
     )
     kept.add_argument("--best", type=int, metavar="N", help="keep the N with the best value of --metric")
-    kept.add_argument("--metric", metavar="NAME", help="the metadata value that says which are the best")
+    kept.add_argument("--metric", metavar="NAME", help="the metadata value by which --best chooses")
     kept.add_argument("--lowest", action="store_true", help="the lowest value is the best, not the highest")
     kept.add_argument("--younger", type=_seconds, metavar="TIME", help="keep what was saved within this time")
-    kept.add_argument("--flow", metavar="NAME", help="only the checkpoints of this flow")
-    kept.add_argument("--step", metavar="NAME", help="only the checkpoints of steps of this name")
+    kept.add_argument("--flow", metavar="NAME", help="only checkpoints of this flow")
+    kept.add_argument("--step", metavar="NAME", help="only checkpoints of steps of this name")
     kept.add_argument(
         "--per",
         choices=["task", "step"],
         default="task",
-        help="what the rules are applied to: the checkpoints of one task in all runs (default; each namespace and "
-        "foreach value by itself), or all of a step",
+        help="the group that each rule is applied to: the checkpoints of one task in all runs (default; each namespace "
+        "and foreach value is its own group), or all checkpoints of a step",
     )
-    kept.add_argument("--hub", action="store_true", help="snapshots of Hub repos instead of checkpoints")
+    kept.add_argument(
+        "--hub", action="store_true", help="apply the rules to snapshots of Hub repos instead of checkpoints"
+    )
     _ignore(kept)
     _execute(kept)
 
@@ -75,12 +83,12 @@ def _ignore(parser: argparse.ArgumentParser) -> None:
         metavar="PREFIX",
         action="append",
         default=[],
-        help="pass over objects that are not understood, at this key or below it; may be repeated",
+        help="ignore objects at this key or below it that this version does not know; may be repeated",
     )
 
 
 def _execute(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--execute", action="store_true", help="do it")
+    parser.add_argument("--execute", action="store_true", help="remove or delete; without this, only print")
 
 
 def _seconds(text: str) -> float:
@@ -188,9 +196,7 @@ def _gc(options: argparse.Namespace) -> int:
         return 0
     artifacts = count_text(stats.artifacts, "artifact")
     print(f"{count_text(stats.chunks, 'chunk')} of {size_text(stats.stored)} in the store, for {artifacts}")
-    removed = f"{count_text(stats.removed, 'chunk')}, {count_text(stats.temporary, 'temporary file')}, "
-    removed += f"{count_text(stats.tombstones, 'tombstone')} and {count_text(stats.marks, 'gc mark')}"
-    removed += f" of {size_text(stats.freed)}"
+    removed = _removed_text(stats)
     print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:
@@ -205,6 +211,18 @@ def _gc(options: argparse.Namespace) -> int:
             "noncurrent versions"
         )
     return 0
+
+
+def _removed_text(stats: GcStats) -> str:
+    counts = (
+        (stats.removed, "chunk"),
+        (stats.temporary, "temporary file"),
+        (stats.tombstones, "tombstone"),
+        (stats.choices, "gang choice"),
+        (stats.marks, "gc mark"),
+    )
+    found = ", ".join(count_text(count, what) for count, what in counts if count)
+    return f"{found} of {size_text(stats.freed)}" if found else "nothing"
 
 
 def _from(first: float, last: float) -> str:

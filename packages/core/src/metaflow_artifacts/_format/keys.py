@@ -137,7 +137,7 @@ class CheckpointPlace:
             raise InvalidInput(f"root {self.root!r}: expected {CHECKPOINTS} or {HUB}")
 
     def prefix(self, kind: str = ARTIFACTS) -> str:
-        """The key prefix of its manifests (ARTIFACTS) or its tombstones (TOMBSTONES), with its slash."""
+        """The key prefix of its manifests (ARTIFACTS), tombstones (TOMBSTONES) or choices (CHOICES), with its slash."""
         flow, step = encode_part(self.flow, "flow"), encode_part(self.step, "step")
         return f"{checkpoint_prefix(self.root, kind)}{flow}/{step}/{self.scope}/{self.task}/"
 

@@ -46,20 +46,31 @@ class TaskIdentity:
     datastore_root: str
     origin_run: str | None = None
     """The run that this one resumes."""
+    gang: str | None = None
+    """The pathspec of the gang's control task, if the nodes of a `@parallel` step share their checkpoints."""
 
     @classmethod
     def of_running(
-        cls, flow: Any, flow_datastore: Any, ubf_context: str | None = None, inputs: Iterable[Any] = ()
+        cls,
+        flow: Any,
+        flow_datastore: Any,
+        ubf_context: str | None = None,
+        inputs: Iterable[Any] = (),
+        per_node: bool = False,
     ) -> TaskIdentity:
         """The task that runs in this process. The arguments are those of the hook `task_pre_step`.
 
-        Raises UsageError if no task runs, StorageError for a datastore that is not supported.
+        In a `@parallel` step, all nodes have one place, unless `per_node` is set.
+
+        Raises UsageError if no task runs, or if a node of a `@parallel` step does not know its control task;
+        StorageError for a datastore that is not supported.
         """
         from metaflow.metaflow_current import current
 
         if current.flow_name is None or current.step_name is None:
             raise UsageError("no task of a flow runs in this process")
-        node = node_of(flow, ubf_context)
+        parallel = ubf_context is not None
+        node = node_of(flow, ubf_context) if per_node else None
         origin = current.origin_run_id
         return cls(
             flow=current.flow_name,
@@ -68,10 +79,11 @@ class TaskIdentity:
             task=str(current.task_id),
             attempt=current.retry_count,
             scope=scope_of(current.namespace, current.tags or ()),
-            place=place_of(flow, current.step_name, node, list(inputs or ())),
+            place=place_of(flow, current.step_name, parallel, node, list(inputs or ())),
             datastore_type=flow_datastore.TYPE,
             datastore_root=store_of_flow(flow_datastore).root,
             origin_run=str(origin) if origin not in (None, "", "None") else None,
+            gang=_control_pathspec(ubf_context) if parallel and not per_node else None,
         )
 
     @property
@@ -80,9 +92,14 @@ class TaskIdentity:
         return f"{self.flow}/{self.run}/{self.step}/{self.task}"
 
     @property
+    def owner(self) -> str:
+        """The pathspec that the task's checkpoints belong to: that of its gang in a `@parallel` step, else its own."""
+        return self.gang or self.pathspec
+
+    @property
     def id(self) -> str:
-        """8 hex digits of the pathspec."""
-        return id_of(self.pathspec)
+        """8 hex digits of the owner's pathspec."""
+        return id_of(self.owner)
 
     def store(self) -> Store:
         """The store that the task writes to."""
@@ -185,15 +202,32 @@ def node_of(flow: Any, ubf_context: str | None) -> int | None:
     return int(index)
 
 
-def place_of(flow: Any, step: str, node: int | None = None, inputs: Iterable[Any] = ()) -> str:
+def _control_pathspec(ubf_context: str | None) -> str:
+    """The pathspec of the control task of the gang that the running task is a node of."""
+    from metaflow.metaflow_current import current
+
+    control: str | None = current.task_id
+    if ubf_context != "ubf_control":
+        control = cast(Any, current).parallel.control_task_id
+        if not control:
+            raise UsageError(
+                f"step {current.step_name}: this node of the @parallel step does not know its control task "
+                "(MF_PARALLEL_CONTROL_TASK_ID is not set), so it cannot share checkpoints with the other nodes; "
+                "use @checkpoint(per_node=True)"
+            )
+    return f"{current.flow_name}/{current.run_id}/{current.step_name}/{control}"
+
+
+def place_of(flow: Any, step: str, parallel: bool = False, node: int | None = None, inputs: Iterable[Any] = ()) -> str:
     """12 hex digits of the running task's place in the flow, which is the same in every run.
 
-    The place is the step, the values of the foreach levels that it is in, the node in a @parallel step, and the
-    iteration in a step that repeats itself. `inputs` is the argument of `task_pre_step`, which joins need.
+    The place is the step, the values of the foreach levels that it is in, the iteration in a step that repeats itself,
+    and `node`, if the nodes of a `parallel` step have places of their own. `inputs` is the argument of
+    `task_pre_step`, which joins need.
     """
     stack = _stack(flow)
-    if node is not None:
-        # Metaflow adds an innermost foreach level for a @parallel step. The node index is used instead.
+    if parallel:
+        # Metaflow adds an innermost foreach level for the nodes of a @parallel step.
         stack = stack[:-1]
     levels = [_level(flow, depth, frame, list(inputs)) for depth, frame in enumerate(stack)]
     iterations = list(getattr(flow, "_iteration_stack", None) or [])

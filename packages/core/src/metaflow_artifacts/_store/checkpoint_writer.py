@@ -43,7 +43,8 @@ class CheckpointWriter:
 
         `start` is the first number, if the caller knows that this attempt has saved nothing before. `draw` returns a
         number that no process on this machine has drawn for this attempt, at least as high as its argument, or None
-        if it cannot tell. `gang` is the pathspec of the gang's control task, in a `@parallel` step.
+        if it cannot tell. `gang` is the pathspec of the gang's control task, in a `@parallel` step: its nodes share one
+        sequence of numbers, so each save asks the store for the highest one.
         """
         self.store = store
         self.place = place
@@ -100,8 +101,8 @@ class CheckpointWriter:
 
     def _draw(self, at_least: int = 0) -> int:
         with self._lock:
-            if self._next is None:
-                self._next = self._highest() + 1
+            if self._next is None or self.gang is not None:
+                self._next = max(self._highest() + 1, self._next or 0)
             at_least = max(at_least, self._next)
             if self._draw_here is not None:
                 drawn = self._draw_here(at_least)

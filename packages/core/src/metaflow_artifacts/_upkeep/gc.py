@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from metaflow_artifacts._layout import CHECKPOINTS, HUB, TOMBSTONES, checkpoint_prefix
+from metaflow_artifacts._layout import CHECKPOINTS, CHOICES, HUB, TOMBSTONES, checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo, Storage
 from metaflow_artifacts._store.listing import checkpoints, tombstones
 from metaflow_artifacts._store.store import Store
@@ -32,6 +32,7 @@ GRACE = 7 * 24 * 3600.0
 """Seconds for which every chunk is kept after a save has written or needed it."""
 
 _BATCH = 256
+_CHOICES = checkpoint_prefix(CHECKPOINTS, CHOICES)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class GcPlan:
     """Temporary objects of writers that were killed."""
     tombstones: Sequence[ObjectInfo]
     """Tombstones of checkpoints that do not exist, which keep no number from being drawn again."""
+    choices: Sequence[ObjectInfo]
+    """Choices of gangs that are older than `limit`."""
     marks: Sequence[ObjectInfo]
     """Marks of earlier gc runs."""
     keeps_versions: bool | None
@@ -78,7 +81,12 @@ class GcPlan:
     @property
     def size(self) -> int:
         """Bytes that would be freed."""
-        return sum(info.size for info in (*self.garbage, *self.temporary, *self.tombstones, *self.marks))
+        return sum(info.size for info in (*self.garbage, *self.others))
+
+    @property
+    def others(self) -> tuple[ObjectInfo, ...]:
+        """All objects to remove that are not chunks."""
+        return (*self.temporary, *self.tombstones, *self.choices, *self.marks)
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class GcStats:
     """Temporary objects of killed writers that were removed."""
     tombstones: int
     """Tombstones that were removed."""
+    choices: int
+    """Choices of gangs that were removed."""
     marks: int
     """Marks of earlier gc runs that were removed."""
     freed: int
@@ -136,6 +146,7 @@ def gc(
         removed=len(plan.garbage),
         temporary=len(plan.temporary),
         tombstones=len(plan.tombstones),
+        choices=len(plan.choices),
         marks=len(plan.marks),
         freed=plan.size,
         spared=0,
@@ -182,6 +193,8 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
         waiting=_waiting([info for info in unneeded.values() if info.modified >= limit], begin - limit),
         temporary=tuple(info for info in storage.leftovers() if info.modified < limit),
         tombstones=tuple(_orphans(storage, limit)),
+        # A choice is needed while the nodes of its attempt start.
+        choices=tuple(info for info in storage.list(_CHOICES) if info.modified < limit),
         marks=tuple(old_marks(storage, begin - old)),
         keeps_versions=_keeps_versions(storage),
         ignore=tuple(ignore),
@@ -251,8 +264,7 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
         pass
     strays.refuse()
     removed = _remove_garbage(store, plan, progress or Progress())
-    others = (*plan.temporary, *plan.tombstones, *plan.marks)
-    store.storage.delete([info.key for info in others])
+    store.storage.delete([info.key for info in plan.others])
     return GcStats(
         dry_run=False,
         artifacts=plan.artifacts,
@@ -261,8 +273,9 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
         removed=len(removed),
         temporary=len(plan.temporary),
         tombstones=len(plan.tombstones),
+        choices=len(plan.choices),
         marks=len(plan.marks),
-        freed=sum(info.size for info in (*removed, *others)),
+        freed=sum(info.size for info in (*removed, *plan.others)),
         spared=len(plan.garbage) - len(removed),
         waiting=plan.waiting,
         keeps_versions=plan.keeps_versions,

@@ -16,6 +16,15 @@ from typing import Any
 __all__ = ["FlowRunner", "Result", "emit"]
 
 _TIMEOUT_S = 300
+_LATE_PYTHON = f"""#!{sys.executable}
+import os, random, sys, time
+arguments = sys.argv[1:]
+if "ubf_task" in arguments:
+    node = [arguments[arguments.index(name) + 1] for name in ("--split-index", "--retry-count")]
+    chosen = random.Random(os.environ["LATE_WORKERS_SEED"] + str(node))
+    time.sleep(chosen.uniform(0, float(os.environ["LATE_WORKERS_S"])))
+os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
+"""
 _FACT = "FACT "
 _PREFIX = re.compile(r"^\S+ \S+ \[(?P<task>[^\] ]+)(?: \(pid \d+\))?\] ")
 _RUN_ID = re.compile(r"\(run-id (\S+)\)")
@@ -100,6 +109,19 @@ class FlowRunner:
     def with_environment(self, **variables: str | None) -> FlowRunner:
         """The same with more variables set, or unset where None is given."""
         return FlowRunner(self.directory, {**self.environment, **variables})
+
+    def with_late_workers(self, seconds: float, seed: int = 0) -> FlowRunner:
+        """The same, but the workers of a `@parallel` step start up to `seconds` late.
+
+        How late is drawn for each node and attempt, from `seed`.
+        """
+        # Metaflow starts them as the `python` that it finds in PATH.
+        python = self.directory / "late" / "python"
+        python.parent.mkdir(exist_ok=True)
+        python.write_text(_LATE_PYTHON)
+        python.chmod(0o755)
+        path = os.pathsep.join([str(python.parent), self.variables()["PATH"]])
+        return self.with_environment(PATH=path, LATE_WORKERS_SEED=str(seed), LATE_WORKERS_S=str(seconds))
 
     def variables(self) -> dict[str, str]:
         """The whole environment of a run."""

@@ -219,13 +219,14 @@ class Checkpoint:
         name : str, default None
             List only checkpoints of this name.
         task : metaflow.Task or str, default None
-            The task whose checkpoints are listed, or its pathspec. By default the task of this process.
+            The task whose checkpoints are listed, or its pathspec. By default the task of this process. For a node of a
+            `@parallel` step, these are the checkpoints of all nodes, unless it has `per_node`.
         attempt : int or str, default None
             List only checkpoints of this attempt. By default, with `task` those of the latest attempt, without `task`
             those of all attempts.
         full_namespace : bool, default False
-            Also list what other runs have saved at the same place: the same flow, step, foreach value or node, and
-            namespace. `load_policy="eager"` chooses from these.
+            Also list what other runs have saved at the same place: the same flow, step, foreach value and namespace
+            (and node, with `per_node`). `load_policy="eager"` chooses from these.
 
         Returns
         -------
@@ -243,7 +244,7 @@ class Checkpoint:
         UsageError
             If the step of the task has no `@checkpoint`.
         """
-        from metaflow_artifacts.plugin import list_checkpoints
+        from metaflow_artifacts.plugin import list_checkpoints, task_of
 
         from .tasks import attempt_number, find_task, store_of
 
@@ -262,7 +263,7 @@ class Checkpoint:
             prefix,
             name=name,
             attempt=number,
-            accept=lambda artifact: artifact["pathspec"] == of.pathspec,
+            accept=lambda artifact: task_of(artifact) == of.owner,
         )
 
     def _task(self, action: str) -> TaskIdentity:

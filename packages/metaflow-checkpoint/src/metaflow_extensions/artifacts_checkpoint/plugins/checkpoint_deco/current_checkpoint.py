@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 
-from metaflow_artifacts.plugin import (
-    ArtifactError,
-    ArtifactNotFound,
-    CorruptArtifact,
-    Log,
-    TaskIdentity,
-    TemporaryDirectories,
-)
+from metaflow_artifacts.plugin import Log, TaskIdentity, TemporaryDirectories, note_loaded
 
-# directory, tasks and writer are imported when the task starts, so that its first save or list is not delayed.
-from . import directory, tasks, writer  # noqa: F401
+# tasks and writer are imported when the task starts, so that its first save or list is not delayed.
+from . import tasks, writer  # noqa: F401
 from .checkpoint import PREFIX, Checkpoint
 from .info import CheckpointInfo
 from .journal import Journal
-from .policy import candidates, of_any_run
 from .report import Report
+from .resume import resume
 
 __all__ = ["CurrentCheckpoint"]
 
@@ -78,60 +70,16 @@ class CurrentCheckpoint(Checkpoint):
         self._journal_directory.close()
 
     def load_first(self) -> None:
-        """Load the checkpoint that the task resumes from into `directory`, if its policy finds one.
+        """Load the checkpoint that the task resumes from into `directory`, if there is one.
 
-        A damaged checkpoint is skipped, with a warning, and the next older one is loaded. Raises StorageError if the
-        datastore cannot be reached: the task must not start from the beginning because of that.
+        Raises as `resume`.
         """
-        policy = self._policy
-        warnings: list[str] = []
-
-        def warn(what: str, error: ArtifactError) -> None:
-            warnings.append(f"{what}: {error}")
-            self._log.warning(warnings[-1])
-
-        for artifact in candidates(policy, self._identity, lambda error: warn("skipping a damaged checkpoint", error)):
-            self._log(
-                "Loading the following checkpoint:\n"
-                f"\t[pathspec] {artifact['pathspec']}\n"
-                f"\t[key] {artifact['key']}\n"
-                f"\t[created on] {artifact['created_on']}\n"
-                f"\t[url] {artifact['url']}"
-            )
-            start = time.monotonic()
-            try:
-                self.load(artifact)
-            except (ArtifactNotFound, CorruptArtifact) as error:
-                warn(f"cannot load {artifact['key']}, trying the next older one", error)
-                continue
-            self._info = CheckpointInfo(artifact)
-            self.report.note_loaded(self._why(policy), artifact, time.monotonic() - start, warnings)
-            return
-        self.report.note_loaded(self._why(policy), None, None, warnings)
-        if policy == "fresh" and self._identity.origin_run and not self._identity.attempt:
-            self._tell_what_eager_would_do()
-
-    def _why(self, policy: str) -> str:
-        if policy == "none":
-            return "nothing is loaded automatically"
-        of_this_task = "the newest checkpoint of this task's earlier attempts"
-        if self._info is not None:
-            if self._info["pathspec"] == self._identity.pathspec:
-                return of_this_task
-            return "the newest checkpoint of any run at the same place: this task's earlier attempts saved none"
-        if policy == "eager":
-            return "no run has saved a checkpoint at this place"
-        if self._identity.attempt:
-            return "this task's earlier attempts saved no checkpoint"
-        return f"the first attempt starts from the beginning; a retry would load {of_this_task}"
-
-    def _tell_what_eager_would_do(self) -> None:
-        artifact = next(of_any_run(self._identity, lambda error: None), None)
-        if artifact is not None:
-            self._log(
-                f"This run resumes run {self._identity.origin_run}, but with load_policy='fresh' each run starts from "
-                f"the beginning. load_policy='eager' resumes from {artifact['key']}, saved by {artifact['pathspec']}"
-            )
+        resumed = resume(self._identity, self._policy, self.directory, self._log)
+        if resumed.artifact is not None:
+            self._info = CheckpointInfo(resumed.artifact)
+            note_loaded(resumed.artifact["key"])
+            self._own_journal.note_parents()
+        self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings)
 
     def _task(self, action: str) -> TaskIdentity:
         return self._identity

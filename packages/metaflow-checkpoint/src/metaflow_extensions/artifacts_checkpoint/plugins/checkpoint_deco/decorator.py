@@ -46,10 +46,13 @@ class CheckpointDecorator(StepDecorator):
         Which checkpoint is loaded into `current.checkpoint.directory` before the step's code runs. `fresh`: the newest
         checkpoint of the same task's earlier attempts; every run starts from the beginning, also with `resume`.
         `eager`: the same, or else the newest checkpoint that any run has saved at the same place: the same flow, step,
-        foreach value or node, and namespace. `none`, or None: no checkpoint.
+        foreach value and namespace. `none`, or None: no checkpoint.
     temp_dir_root : str, default None
         The directory in which `current.checkpoint.directory` is made; by default the system's directory for temporary
         files. `current.checkpoint.directory` is deleted when the task ends.
+    per_node : bool, default False
+        In a `@parallel` step, whether each node has checkpoints of its own. By default, all nodes share theirs, and in
+        each attempt all of them load the same one, whichever node saved it and whenever they start.
     show_card : bool, default True
         Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its checkpoints.
 
@@ -65,7 +68,7 @@ class CheckpointDecorator(StepDecorator):
     """
 
     name = "checkpoint"
-    defaults = {"load_policy": "fresh", "temp_dir_root": None, "show_card": True}  # noqa: RUF012
+    defaults = {"load_policy": "fresh", "temp_dir_root": None, "per_node": False, "show_card": True}  # noqa: RUF012
 
     _checkpoint: CurrentCheckpoint | None = None
     _card: LiveCard | None = None
@@ -110,7 +113,8 @@ class CheckpointDecorator(StepDecorator):
 
         from .current_checkpoint import CurrentCheckpoint
 
-        task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
+        per_node = bool(self.attributes["per_node"])
+        task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs, per_node)
         task.register(metadata)
         self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self.attributes["temp_dir_root"])
         current._update_env({"checkpoint": self._checkpoint})

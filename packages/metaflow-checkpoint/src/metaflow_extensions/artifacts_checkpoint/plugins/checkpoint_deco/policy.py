@@ -43,7 +43,7 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
             task.store(),
             task.checkpoint_place(),
             id=task.id,
-            pathspec=task.pathspec,
+            pathspec=task.owner,
             before_attempt=task.attempt,
             on_damage=on_damage,
         )
@@ -53,8 +53,8 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
 
 def of_any_run(task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
     """The checkpoints that other tasks at the same place in the flow have saved, in any run, newest first."""
-    from metaflow_artifacts.plugin import latest_checkpoints
+    from metaflow_artifacts.plugin import latest_checkpoints, task_of
 
     for artifact in latest_checkpoints(task.store(), task.checkpoint_place(), on_damage=on_damage):
-        if artifact["pathspec"] != task.pathspec:
+        if task_of(artifact) != task.owner:
             yield artifact

@@ -29,6 +29,7 @@ def writer_of(task: TaskIdentity, journal: Journal) -> CheckpointWriter:
             task.pathspec,
             start=0 if journal.is_there else None,
             draw=journal.draw_number,
+            gang=task.gang,
         )
         # Another thread may have made one meanwhile.
         _writers.setdefault(key, writer)

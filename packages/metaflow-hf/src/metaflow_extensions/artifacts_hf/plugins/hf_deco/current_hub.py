@@ -177,7 +177,9 @@ class CurrentHuggingfaceHub:
         place = self._place(request)
         if place not in self._writers:
             task = self.task
-            self._writers[place] = CheckpointWriter(task.store(), place, task.id, task.attempt, task.pathspec, start=0)
+            self._writers[place] = CheckpointWriter(
+                task.store(), place, task.id, task.attempt, task.pathspec, start=0, gang=task.gang
+            )
         return self._writers[place]
 
     def _place(self, request: RepoRequest) -> CheckpointPlace:

@@ -1,0 +1,82 @@
+"""The choices of gangs: what the nodes of a `@parallel` step resume from, decided once for each attempt.
+
+The nodes start at different times, and the first of them may already save while others start. If each looked for the
+newest checkpoint by itself, they could resume from different ones. `docs/format.md` (Choices) has the rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
+from metaflow_artifacts._layout import CHOICES
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
+
+__all__ = ["Choice", "GangChoice"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What all nodes of an attempt of a gang resume from."""
+
+    key: str | None
+    """The key of the checkpoint; None if the attempt starts from the beginning."""
+    node: str
+    """The pathspec of the node that chose."""
+
+
+class GangChoice:
+    """The choice of one attempt of a gang, which may not be made yet."""
+
+    def __init__(self, store: Store, place: CheckpointPlace, gang: str, attempt: int) -> None:
+        """`gang` is the pathspec of its control task."""
+        self._store = store
+        self._gang = gang
+        # The pathspec's 8 digits in the keys of checkpoints can be those of another gang too; 32 digits cannot.
+        digits = hashlib.sha256(gang.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        self.key = f"{place.prefix(CHOICES)}{digits}.{attempt}"
+
+    def find(self) -> Choice | None:
+        """The choice, if one was made. One request.
+
+        Raises CorruptArtifact if the object cannot be understood, StorageError if the storage fails.
+        """
+        try:
+            content = self._store.storage.get(self.key)
+        except ArtifactNotFound:
+            return None
+        return self._parse(content)
+
+    def make(self, choice: Choice) -> Choice:
+        """Make the choice, unless another node has made one, and return the one that all nodes obey.
+
+        Raises CorruptArtifact if the other node's choice cannot be understood, StorageError if the storage fails.
+        """
+        storage = self._store.storage
+        storage.require_put_if_absent()
+        if storage.put_if_absent(self.key, json.dumps({"gang": self._gang, **asdict(choice)}, indent=1).encode()):
+            return choice
+        found = self.find()
+        if found is None:
+            raise TransientStorageError(
+                f"{storage.url(self.key)}: another node's choice was removed while this node read it; retry the step"
+            )
+        return found
+
+    def _parse(self, content: bytes) -> Choice:
+        try:
+            values = json.loads(content)
+            choice = Choice(values["key"], values["node"])
+            if choice.key is not None:
+                parse_key(choice.key)
+            if values["gang"] != self._gang or not isinstance(choice.node, str):
+                raise ValueError(f"it belongs to {values['gang']!r}")
+        except (ValueError, LookupError, TypeError, InvalidReference) as error:
+            raise CorruptArtifact(
+                f"{self._store.storage.url(self.key)} should say what the gang {self._gang} resumes from, but cannot "
+                f"be understood ({error}); delete this object and retry the step"
+            ) from None
+        return choice

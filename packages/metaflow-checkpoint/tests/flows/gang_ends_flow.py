@@ -1,0 +1,52 @@
+"""A gang of two that fails, then times out, then fails for good, which is caught: its checkpoints stay."""
+
+import time
+
+from metaflow import FlowSpec, Run, catch, checkpoint, current, parallel, retry, step, timeout
+
+from metaflow_artifacts.testing.flows import emit
+
+
+class GangEndsFlow(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.train, num_parallel=2)
+
+    @catch(var="failure")
+    @timeout(seconds=6)
+    @retry(times=2, minutes_between_retries=0)
+    @checkpoint
+    @parallel
+    @step
+    def train(self):
+        node, attempt = current.parallel.node_index, current.retry_count
+        loaded = current.checkpoint.info
+        emit("begins", [attempt, node, loaded["metadata"]["attempt"] if loaded else None])
+        if node == 1:
+            with open("state", "w") as file:
+                file.write("trained")
+            current.checkpoint.save("state", metadata={"attempt": attempt})
+            if attempt == 1:
+                time.sleep(60)
+        # Metaflow sets no timeout for node 0, which waits for the others after its code.
+        if node == 1 or attempt != 1:
+            while not current.checkpoint.list(attempt=attempt):
+                time.sleep(0.05)
+            raise RuntimeError(f"attempt {attempt}")
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        from metaflow import Checkpoint
+
+        control = next(iter(Run(current.pathspec.rpartition("/")[0].rpartition("/")[0])["train"].control_tasks()))
+        kept = [found for attempt in (2, 1, 0) for found in Checkpoint().list(task=control.pathspec, attempt=attempt)]
+        emit("kept", [found["metadata"]["attempt"] for found in kept])
+
+
+if __name__ == "__main__":
+    GangEndsFlow()
