@@ -122,10 +122,8 @@ def main() -> None:
         runner = FlowRunner(Path(work, "runs"))
         if options.s3:
             server = stack.enter_context(seaweedfs(Path(work, "server")))
-            root = f"{server.root}/cards"
-            runner = runner.with_environment(
-                **server.environment(), METAFLOW_DEFAULT_DATASTORE="s3", METAFLOW_DATASTORE_SYSROOT_S3=root
-            )
+            variables = {**server.environment(), "METAFLOW_DEFAULT_DATASTORE": "s3"}
+            runner = runner.with_environment(**variables)
         flow = Path(work, "flow.py")
         flow.write_text(FLOW)
         show(measure(runner, flow, options.rounds), options.rounds)

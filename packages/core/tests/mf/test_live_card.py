@@ -43,8 +43,10 @@ class Numbers(CardReport):
 class KeepsItsRoot(LocalStorage):
     """Has the root that it had when it was first used, as Metaflow's storages for Azure and Google have."""
 
+    first_root: str | None = None
+
     def full_uri(self, path: str) -> str:
-        self.first_root = getattr(self, "first_root", self.datastore_root)
+        self.first_root = self.first_root or str(self.datastore_root)
         return os.path.join(self.first_root, path)
 
 
@@ -56,9 +58,9 @@ class Task:
         self.root.mkdir()
         self.report = Numbers()
         self.warnings: list[str] = []
-        self.storage = KeepsItsRoot(str(self.root))
-        self.storage.is_file(["anything"])
-        datastore = SimpleNamespace(TYPE="local", flow_name="Flow", _storage_impl=self.storage)
+        storage: Any = KeepsItsRoot(str(self.root))  # type: ignore[no-untyped-call]
+        storage.is_file(["anything"])
+        datastore = SimpleNamespace(TYPE="local", flow_name="Flow", _storage_impl=storage)
         self.card = LiveCard(self.report, datastore, self.warnings.append)
 
     def run(self, function: Callable[[], Any] = lambda: None) -> Any:
