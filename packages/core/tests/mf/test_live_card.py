@@ -197,8 +197,8 @@ def test_a_step_that_changes_the_working_directory_writes_its_card_where_it_bega
     assert list(other.iterdir()) == []
 
 
-@pytest.mark.parametrize("show_card", [True, False])
-def test_a_step_with_a_card_of_the_user_gets_another_one(show_card: bool) -> None:
+@pytest.mark.parametrize(("show_card", "expected"), [(True, True), (False, False)], ids=repr)
+def test_a_step_with_a_card_of_the_user_gets_another_one(show_card: bool, expected: bool) -> None:
     decorators = [object(), CardDecorator(), CardDecorator()]
-    assert has_card(decorators, show_card) is show_card
+    assert has_card(decorators, show_card) is expected
     assert has_card(decorators[:1], show_card) is False
