@@ -278,6 +278,7 @@ def test_a_step_that_fails_has_a_card(runner: FlowRunner, hub: Hub, repo: Repo) 
     card = card_of(runner, "start")
     assert "failed" in card
     assert "No repo was asked for" in card
+    assert '<div class="message">HubDenied: org/name at none: ' in card
 
 
 def test_a_step_without_a_card_has_none(runner: FlowRunner, repo: Repo) -> None:

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from ._mf.errors import in_flow as in_flow
     from ._mf.errors import in_hook as in_hook
     from ._mf.errors import shown as shown
-    from ._mf.live_card import DecoratorCard as DecoratorCard
+    from ._mf.live_card import CardReport as CardReport
     from ._mf.live_card import LiveCard as LiveCard
-    from ._mf.live_card import attach_card as attach_card
-    from ._mf.live_card import with_card as with_card
+    from ._mf.live_card import has_card as has_card
+    from ._mf.live_card import shown_on as shown_on
     from ._mf.loaded import Loaded as Loaded
     from ._mf.loaded import TemporaryDirectories as TemporaryDirectories
     from ._mf.loaded import loaded_keys as loaded_keys
@@ -128,7 +128,7 @@ _WHERE = {
     "_mf.datastore": ("require_usable", "store_of_flow"),
     "_mf.errors": ("in_flow", "in_hook", "shown"),
     "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
-    "_mf.live_card": ("DecoratorCard", "LiveCard", "attach_card", "with_card"),
+    "_mf.live_card": ("CardReport", "LiveCard", "has_card", "shown_on"),
     "_mf.log": ("Log",),
     "_mf.stores": ("default_store", "store_for"),
     "_mf.task": ("ENVIRONMENT_VARIABLE", "NotRegistered", "TaskIdentity"),

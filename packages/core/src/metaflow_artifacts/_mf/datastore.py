@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["open_root", "require_usable", "running_flow_datastore", "s3_client", "store_at", "store_of_flow"]
+__all__ = ["SPIN", "open_root", "require_usable", "running_flow_datastore", "s3_client", "store_at", "store_of_flow"]
 
-_LOCAL_TYPES = ("local", "spin")
+SPIN = "spin"
+"""The type of the datastore of a step that is run with `spin`: a directory `.metaflow_spin`."""
+_LOCAL_TYPES = ("local", SPIN)
 _NAMES_A_BUCKET = re.compile(r"s3://[^/]")
 
 

@@ -20,7 +20,7 @@ from metaflow.exception import MetaflowException
 
 from metaflow_artifacts.errors import ArtifactError
 
-__all__ = ["in_flow", "in_hook", "shown"]
+__all__ = ["in_flow", "in_hook", "is_ours", "shown"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,13 +94,18 @@ def _become_shown(error: ArtifactError) -> None:
     vars(error).update(source_file=file, line_no=line)
 
 
+def is_ours(frame: FrameType) -> bool:
+    """Whether a frame runs code of core or of a decorator package."""
+    return _OUR_MODULES.match(str(frame.f_globals.get("__name__", ""))) is not None
+
+
 def _user_frame(frame: FrameType | None) -> tuple[str | None, int | None]:
     """File and line of the first caller outside of our code; (None, None) if that is Metaflow."""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         if _METAFLOW_MODULES.match(module):
             break
-        if not _OUR_MODULES.match(module) and not _LIBRARY_MODULES.match(module):
+        if not is_ours(frame) and not _LIBRARY_MODULES.match(module):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None, None

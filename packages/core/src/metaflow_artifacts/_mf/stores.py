@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from metaflow_artifacts._format.keys import CheckpointKey
-from metaflow_artifacts._mf.datastore import open_root, running_flow_datastore, s3_client, store_at, store_of_flow
+from metaflow_artifacts._mf.datastore import SPIN, open_root, running_flow_datastore, s3_client, store_at, store_of_flow
 from metaflow_artifacts._mf.task import TaskIdentity
 from metaflow_artifacts.errors import (
     ArtifactError,
@@ -48,8 +48,10 @@ def default_store() -> Store:
     if running is not None:
         return store_of_flow(running)
     task = TaskIdentity.from_environment()
-    if task is not None:
-        return task.store()
+    return task.store() if task is not None else _configured_store()
+
+
+def _configured_store() -> Store:
     from metaflow import metaflow_config
 
     kind = metaflow_config.DEFAULT_DATASTORE
@@ -63,7 +65,8 @@ def default_store() -> Store:
 def store_for(reference: Reference, default: Store | None = None) -> Store:
     """The store that holds the artifact which `reference` names.
 
-    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. A
+    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. In a
+    step that is spun, which saves to a store of its own, a key that only the configured store holds is found there. A
     `url` below another root is looked up there, with one request and for at most 5 s. `default` is used instead if it
     holds this artifact and that root does not: nothing is stored there, the bucket is gone, refuses access or cannot
     be reached, or the directory is not on this machine. A `url` that is given as text, and not in a reference, does not
@@ -77,14 +80,14 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     parsed = ParsedReference.of(reference)
     root = parsed.root
     if root is None:
-        return default or default_store()
+        return _holding_key(default or default_store(), parsed.key)
     if "://" in root and not root.startswith("s3://"):
         if parsed.artifact is None:
             raise StorageError(
                 f"the root {root} cannot be read by this version; pass the key alone, {parsed.key}, to look for it in "
                 "the configured datastore"
             )
-        return default or default_store()
+        return _holding_key(default or default_store(), parsed.key)
     no_default: ArtifactError | None = None
     if default is None:
         try:
@@ -94,6 +97,23 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     if default is not None and _is_same_root(root, default.root):
         return default
     return _found(root, parsed, default, no_default)
+
+
+def _holding_key(store: Store, key: str) -> Store:
+    """`store`; in a step that is spun, the configured store if only that one holds the key."""
+    if not _is_spun() or store.storage.stat(key) is not None:
+        return store
+    configured = _configured_store()
+    return configured if configured.storage.stat(key) is not None else store
+
+
+def _is_spun() -> bool:
+    """Whether this process, or the one that started it, runs a step with `spin`."""
+    running = running_flow_datastore()
+    if running is not None:
+        return bool(running.TYPE == SPIN)
+    task = TaskIdentity.from_environment()
+    return task is not None and task.datastore_type == SPIN
 
 
 def _found(root: str, wanted: ParsedReference, default: Store | None, no_default: ArtifactError | None) -> Store:

@@ -41,7 +41,7 @@ class CurrentCheckpoint(Checkpoint):
         self._journal_directory = TemporaryDirectories()
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
-        self.report = Report(task.pathspec, task.attempt, policy)
+        self.report = Report(task.pathspec, task.attempt, policy, self._own_journal.another().new_saves)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another thread writes to the report, which is for the card of this process.
@@ -78,10 +78,6 @@ class CurrentCheckpoint(Checkpoint):
         """Remove `directory`, and make a new, empty one."""
         self.cleanup()
         self._directory = self._temporary.new(PREFIX)
-
-    def journal(self) -> Journal:
-        """The journal of this attempt, for a reader that starts at its begin."""
-        return self._own_journal.another()
 
     def close(self) -> None:
         """Remove all temporary directories of the task."""

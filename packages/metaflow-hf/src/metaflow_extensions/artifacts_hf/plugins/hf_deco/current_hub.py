@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,8 +69,6 @@ class CurrentHuggingfaceHub:
         self._cache = Cache(self._writer_of, f"{task.flow}_{task.step}", log, log.warning)
         self.events: list[Event] = []
         """The repos that were asked for so far, for the card."""
-        self.watch: Callable[[], None] = lambda: None
-        """Called after each event."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the events, which may have a token, nor what holds locks.
@@ -204,7 +202,6 @@ class CurrentHuggingfaceHub:
                 self._log(f"Loaded {request} in {time.monotonic() - before:.2f} seconds")
             note_loaded(result.artifact["key"])
         self.events.append(Event(request, result, target or None, time.monotonic() - began))
-        self.watch()
         return result, target
 
     def _writer_of(self, request: RepoRequest) -> CheckpointWriter:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from metaflow_artifacts.plugin import (
     Loaded,
@@ -23,6 +22,9 @@ from metaflow_artifacts.plugin import (
     store_for,
     with_older_names,
 )
+
+if TYPE_CHECKING:
+    from .report import Report
 
 __all__ = ["SLOW_SAVE_S", "CurrentModel"]
 
@@ -46,9 +48,11 @@ class CurrentModel:
         self._temporary = TemporaryDirectories(temp_dir_root)
         self._loaded = Loaded(self._temporary)
         self._parents_of_owner: list[str] = []
+        self.report: Report | None = None
+        """Notes loads and saves for the card, if the step has one."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_parents_of_owner": self._parents()}
+        return {**vars(self), "_parents_of_owner": self._parents(), "report": None}
 
     def _parents(self) -> list[str]:
         """The keys of what this process has loaded, and before them those of the process that this is a pickle of."""
@@ -116,6 +120,8 @@ class CurrentModel:
             progress=progress,
         )
         seconds = time.monotonic() - start
+        if self.report is not None:
+            self.report.note_saved(artifact, progress.stored, seconds)
         if seconds >= SLOW_SAVE_S:
             from metaflow_artifacts.plugin import size_text
 
@@ -171,19 +177,17 @@ class CurrentModel:
         """Load with `name` in the log and in the temporary directory; `entry`, if given, is the name in `loaded`."""
         store = store_for(reference, self._store)
         info = with_older_names(reference.artifact or store.info(reference))
-        with self._timed(name, reference):
-            if path is None:
-                path = self._temporary.new(f"metaflow_models_{name}_")
-            target = store.load(reference, path)
-        self._loaded.add(entry or name, target, info)
-        return target
-
-    @contextmanager
-    def _timed(self, name: str, reference: ParsedReference) -> Iterator[None]:
-        kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
         start = time.monotonic()
-        yield
-        self._log(f"Loaded artifact `{name}[type:{kind}]` in {time.monotonic() - start:.2f} seconds")
+        if path is None:
+            path = self._temporary.new(f"metaflow_models_{name}_")
+        target = store.load(reference, path)
+        seconds = time.monotonic() - start
+        kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
+        self._log(f"Loaded artifact `{name}[type:{kind}]` in {seconds:.2f} seconds")
+        self._loaded.add(entry or name, target, info)
+        if self.report is not None:
+            self.report.note_loaded(None if entry else name, info, target, seconds)
+        return target
 
     def close(self) -> None:
         """Remove the temporary directories."""

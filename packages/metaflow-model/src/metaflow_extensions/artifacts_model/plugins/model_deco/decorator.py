@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from metaflow.decorators import StepDecorator
@@ -20,6 +21,8 @@ from metaflow_artifacts.plugin import (
 
 if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports this module, and few of them run a decorated step.
+    from metaflow_artifacts.plugin import LiveCard
+
     from .current_model import CurrentModel
     from .names import Wanted
 
@@ -58,6 +61,8 @@ class ModelDecorator(StepDecorator):
     best_effort_load : bool, default False
         Whether the step runs even if something cannot be found: a name that holds nothing, such as a Parameter that was
         not given, or an artifact that was deleted from the datastore. `current.model.loaded` then lacks that name.
+    show_card : bool, default True
+        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows what was loaded and saved.
 
     MF Add To Current
     -----------------
@@ -71,9 +76,10 @@ class ModelDecorator(StepDecorator):
     """
 
     name = "model"
-    defaults = {"load": None, "temp_dir_root": None, "best_effort_load": False}  # noqa: RUF012
+    defaults = {"load": None, "temp_dir_root": None, "best_effort_load": False, "show_card": True}  # noqa: RUF012
 
     _model: CurrentModel | None = None
+    _card: LiveCard | None = None
 
     @in_hook
     def step_init(
@@ -86,6 +92,8 @@ class ModelDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
+        from metaflow_artifacts.plugin import has_card
+
         from .names import parse_load, refuse_unknown
 
         refuse_foreign_decorators()
@@ -101,6 +109,7 @@ class ModelDecorator(StepDecorator):
         self.attributes["load"] = load or None
         self._flow_datastore = flow_datastore
         self._log = Log("model", logger)
+        self._has_card = has_card(decorators, given.flag("show_card"))
 
     @in_hook
     def task_pre_step(
@@ -117,19 +126,30 @@ class ModelDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        from metaflow_artifacts.plugin import LiveCard, shown_on
+
         from .current_model import CurrentModel
-        from .names import resolve
 
         pathspec = f"{flow.name}/{run_id}/{step_name}/{task_id}"
         store = store_of_flow(self._flow_datastore)
         self._model = CurrentModel(store, pathspec, retry_count, self._log, self._temp_dir_root)
         current._update_env({"model": self._model})
-        joined = list(inputs) if graph[step_name].type == "join" else None
-        wanted, absent = resolve(self.attributes["load"] or (), flow, step_name, joined, best_effort=self._best_effort)
+        if self._has_card:
+            from .report import Report
+
+            self._model.report = Report(pathspec, retry_count)
+            self._card = LiveCard(self._model.report, self._flow_datastore, self._log.warning)
+        with shown_on(self._card):
+            self._load_first(self._model, flow, step_name, list(inputs) if graph[step_name].type == "join" else None)
+
+    def _load_first(self, model: CurrentModel, flow: Any, step: str, joined: list[Any] | None) -> None:
+        from .names import resolve
+
+        wanted, absent = resolve(self.attributes["load"] or (), flow, step, joined, best_effort=self._best_effort)
         for name in absent:
             self._log(f"Nothing to load for `{name}`: the flow has no value for it")
         for entry in wanted:
-            self._load(self._model, entry, step_name)
+            self._load(model, entry, step)
 
     def _load(self, model: CurrentModel, wanted: Wanted, step: str) -> None:
         self._log(f"Loading Artifact with name `{wanted.name}` [type:{wanted.type}] with key: {wanted.key}")
@@ -140,6 +160,17 @@ class ModelDecorator(StepDecorator):
                 self._log(f"Nothing to load for `{wanted.name}`: {error}")
                 return
             raise type(error)(f"step {step}: cannot load {wanted.name!r}: {error}") from error
+
+    def task_decorate(
+        self,
+        step_func: Callable[..., Any],
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: str | None,
+    ) -> Callable[..., Any]:
+        return self._card.wrap(step_func) if self._card is not None else step_func
 
     def task_finished(
         self,
