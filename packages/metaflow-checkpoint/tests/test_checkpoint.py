@@ -133,7 +133,7 @@ def test_a_copy_is_of_the_same_task_and_owns_no_directory(
     of_copy = again.save(metadata={"epoch": 3})
     assert (of_copy["version_id"], of_copy["parents"]) == (1, [saved["key"]])
     assert checkpoint.list() == again.list() == [of_copy, saved]
-    assert [one["version_id"] for one in checkpoint.journal().new_saves()] == [0, 1]
+    assert [one["version_id"] for one in checkpoint._own_journal.another().new_saves()] == [0, 1]
     again.close()
     assert os.listdir(checkpoint.directory) == ["content"]
     assert checkpoint.save(content)["version_id"] == 2

@@ -41,12 +41,19 @@ class CurrentCheckpoint(Checkpoint):
         self._journal_directory = TemporaryDirectories()
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
-        self.report = Report(task.pathspec, task.attempt, policy, self.journal().new_saves)
+        self.report = self._new_report()
+
+    def _new_report(self) -> Report:
+        task, journal = self._identity, self._own_journal.another()
+        return Report(task.pathspec, task.attempt, self._policy, journal.new_saves)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another thread writes to the report, which is for the card of this process.
-        task = self._identity
-        return {**vars(self), "report": Report(task.pathspec, task.attempt, self._policy)}
+        return {name: value for name, value in vars(self).items() if name != "report"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.report = self._new_report()
 
     @property
     def directory(self) -> str:
@@ -78,10 +85,6 @@ class CurrentCheckpoint(Checkpoint):
         """Remove `directory`, and make a new, empty one."""
         self.cleanup()
         self._directory = self._temporary.new(PREFIX)
-
-    def journal(self) -> Journal:
-        """The journal of this attempt, for a reader that starts at its begin."""
-        return self._own_journal.another()
 
     def close(self) -> None:
         """Remove all temporary directories of the task."""
