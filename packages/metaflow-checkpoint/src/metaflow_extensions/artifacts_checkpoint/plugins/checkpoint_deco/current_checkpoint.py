@@ -41,19 +41,12 @@ class CurrentCheckpoint(Checkpoint):
         self._journal_directory = TemporaryDirectories()
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
-        self.report = self._new_report()
-
-    def _new_report(self) -> Report:
-        task, journal = self._identity, self._own_journal.another()
-        return Report(task.pathspec, task.attempt, self._policy, journal.new_saves)
+        self.report = Report(task.pathspec, task.attempt, policy, self._own_journal.another().new_saves)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another thread writes to the report, which is for the card of this process.
-        return {name: value for name, value in vars(self).items() if name != "report"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.report = self._new_report()
+        task = self._identity
+        return {**vars(self), "report": Report(task.pathspec, task.attempt, self._policy)}
 
     @property
     def directory(self) -> str:
