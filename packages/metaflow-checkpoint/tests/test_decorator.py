@@ -51,3 +51,10 @@ def test_a_mistake_is_an_error_that_metaflow_shows(attributes: dict[str, Any], w
     assert str(raised.value).startswith("step train")
     assert words in str(raised.value)
     assert isinstance(raised.value, MetaflowException)
+
+
+def test_the_attempt_that_catch_runs_without_the_steps_code_loads_nothing() -> None:
+    decorator = initialised()
+    decorator.task_pre_step("train", None, None, "1", "2", None, None, 3, 2, None, None)
+    assert decorator._checkpoint is None
+    assert decorator.task_decorate(len, None, None, 3, 2, None) is len
