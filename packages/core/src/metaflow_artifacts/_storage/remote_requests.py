@@ -8,14 +8,14 @@ import os
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from metaflow_artifacts._storage.s3_client import default_client, prepare
-from metaflow_artifacts._storage.s3_errors import RequestContext, code_of, explain, faults
-from metaflow_artifacts.errors import StorageError, TransientStorageError
+from metaflow_artifacts._storage.remote_errors import RequestContext
+from metaflow_artifacts.errors import ArtifactError, TransientStorageError
 
-__all__ = ["Requests"]
+__all__ = ["Requests", "Service"]
 
 _T = TypeVar("_T")
 
@@ -36,20 +36,62 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
+class Service(ABC):
+    """What differs between the clouds: how their clients are made, and what their errors mean."""
+
+    place: ClassVar[str] = "bucket"
+    """What the cloud calls a bucket."""
+
+    @abstractmethod
+    def make_client(self, context: RequestContext) -> Any:
+        """A new client that makes each request once. Many threads will use it.
+
+        Raises an ArtifactError if there can be none: the SDK is missing or too old, or the endpoint or the credentials
+        are wrong. `context` is that of the request which needs the client.
+        """
+
+    @abstractmethod
+    def endpoint(self, client: Any) -> str:
+        """The server that the client talks to, for error messages."""
+
+    @abstractmethod
+    def faults(self) -> tuple[type[Exception], ...]:
+        """The exceptions that a failed request raises."""
+
+    @abstractmethod
+    def explain(self, error: Exception, context: RequestContext) -> ArtifactError:
+        """The error to raise for one of `faults`; a TransientStorageError if another attempt may succeed."""
+
+    @abstractmethod
+    def is_refusal(self, error: BaseException | None) -> bool:
+        """Whether a condition of the request did not hold: the key exists, or it has another version."""
+
+    @abstractmethod
+    def is_beyond(self, error: BaseException | None) -> bool:
+        """Whether the range that was asked for begins at or after the object's end."""
+
+    def is_changed(self, error: BaseException | None) -> bool:
+        """Whether the server says that the content is not that of its digest."""
+        return False
+
+    def was_retried(self, error: BaseException | None) -> bool:
+        """Whether the client itself made the request more than once."""
+        return False
+
+
 class Requests:
     """Makes requests to the bucket of `root`, with one client in each process.
 
-    `client` is a function of no arguments that returns a boto3 S3 client. `patience` is the number of seconds after
-    which no new attempt of a failed request begins.
+    `patience` is the number of seconds after which no new attempt of a failed request begins.
     """
 
-    def __init__(self, root: str, bucket: str, client: Callable[[], Any] | None, patience: float) -> None:
+    def __init__(self, root: str, bucket: str, service: Service, patience: float) -> None:
         self.root = root
         self.bucket = bucket
+        self.service = service
         self.answered = False
         """Whether a request has succeeded, so that the bucket is known to exist."""
         self._patience = patience
-        self._make_client = client or default_client
         self._client: tuple[int, Any] | None = None
 
     def connect(self) -> None:
@@ -67,11 +109,11 @@ class Requests:
         for attempt in itertools.count(1):
             try:
                 result = request(self.client(action, key))
-            except faults() as error:
-                failure = explain(error, self.context(action, key))
+            except self.service.faults() as error:
+                failure = self.service.explain(error, self.context(action, key))
                 seconds = self.pause(attempt, began)
                 # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
-                futile = attempt >= _DIGEST_ATTEMPTS and code_of(error) == "BadDigest"
+                futile = attempt >= _DIGEST_ATTEMPTS and self.service.is_changed(error)
                 if futile or seconds is None or not isinstance(failure, TransientStorageError):
                     try:
                         raise failure from error
@@ -103,24 +145,10 @@ class Requests:
         with _making:
             held = self._client
             if held is None or held[0] != os.getpid():
-                held = self._client = os.getpid(), self._new_client(action, key)
+                held = self._client = os.getpid(), self.service.make_client(self.context(action, key))
         return held[1]
-
-    def _new_client(self, action: str, key: str) -> Any:
-        where = f"cannot {action} {self.root}/{key}"
-        try:
-            from botocore.exceptions import BotoCoreError
-        except ImportError as error:
-            raise StorageError(f"{where}: boto3 is not installed; pip install boto3") from error
-        try:
-            return prepare(self._make_client())
-        except BotoCoreError as error:
-            raise explain(error, RequestContext(action, f"{self.root}/{key}", self.bucket, "the endpoint")) from error
-        except ValueError as error:
-            # What botocore raises for an endpoint that is not a URL.
-            raise StorageError(f"{where}: no S3 client can be made ({error}); check the endpoint") from error
 
     def context(self, action: str, key: str) -> RequestContext:
         """What the error message of a request names."""
-        endpoint = self._client[1].meta.endpoint_url if self._client else "the endpoint"
-        return RequestContext(action, f"{self.root}/{key}", self.bucket, endpoint)
+        endpoint = self.service.endpoint(self._client[1]) if self._client else "the endpoint"
+        return RequestContext(action, f"{self.root}/{key}", self.bucket, endpoint, self.service.place)
