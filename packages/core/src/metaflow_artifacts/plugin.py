@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._mf.card import timeline as timeline
     from ._mf.conflict import guard_decorators as guard_decorators
     from ._mf.conflict import refuse_foreign_decorators as refuse_foreign_decorators
+    from ._mf.datastore import refuse_unusable_datastore as refuse_unusable_datastore
     from ._mf.datastore import store_of_flow as store_of_flow
     from ._mf.errors import in_flow as in_flow
     from ._mf.errors import in_hook as in_hook
@@ -118,7 +119,7 @@ _WHERE = {
         "timeline",
     ),
     "_mf.conflict": ("guard_decorators", "refuse_foreign_decorators"),
-    "_mf.datastore": ("store_of_flow",),
+    "_mf.datastore": ("refuse_unusable_datastore", "store_of_flow"),
     "_mf.errors": ("in_flow", "in_hook", "shown"),
     "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
     "_mf.live_card": ("DecoratorCard", "LiveCard", "attach_card", "with_card"),

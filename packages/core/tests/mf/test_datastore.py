@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactWarning, StorageError, open_store
-from metaflow_artifacts._mf.datastore import store_at, store_of_flow
+from metaflow_artifacts._mf import datastore
+from metaflow_artifacts._mf.datastore import refuse_unusable_datastore, store_at, store_of_flow
 from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -36,11 +37,37 @@ def reference(root: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["azure", "gs", "hdfs"])
-def test_a_datastore_that_is_not_supported_is_named(kind: str) -> None:
-    with pytest.raises(StorageError, match=rf"the datastore {kind} \(there\) .* --datastore s3") as raised:
-        store_at(kind, "there")
-    assert "\n" not in str(raised.value)
+def test_a_datastore_that_is_not_supported_is_named() -> None:
+    for call in (
+        lambda: store_at("hdfs", "there"),
+        lambda: refuse_unusable_datastore(SimpleNamespace(TYPE="hdfs", datastore_root="there")),
+    ):
+        with pytest.raises(StorageError, match=r"the datastore hdfs \(there\) .* --datastore s3") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "said"),
+    [
+        ("azure", ["azure.storage.blob"], "pip install azure-storage-blob (or metaflow-artifacts[azure])"),
+        ("azure", ["azure.storage.blob", "azure.identity"], "pip install azure-storage-blob azure-identity "),
+        ("gs", ["google.cloud.storage"], "pip install google-cloud-storage (or metaflow-artifacts[gcs])"),
+    ],
+)
+def test_a_missing_sdk_is_said_in_one_sentence(
+    kind: str, missing: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str) -> object | None:
+        return None if name in missing else object()
+
+    monkeypatch.setattr(datastore, "find_spec", found)
+    flow_datastore = SimpleNamespace(TYPE=kind, datastore_root="there")
+    with pytest.raises(StorageError, match=f"the datastore {kind} needs .*") as raised:
+        refuse_unusable_datastore(flow_datastore)
+    assert said in str(raised.value)
+    missing.clear()
+    refuse_unusable_datastore(flow_datastore)
 
 
 def test_a_root_that_is_not_configured_is_named() -> None:

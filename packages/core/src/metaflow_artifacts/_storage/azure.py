@@ -50,7 +50,7 @@ class AzureStorage(RemoteStorage):
         endpoint = endpoint or configured_endpoint()
         self.address = parse_root(root, endpoint)
         where, container, prefix = self.address
-        service = _Service(self.address, credential or default_credential, endpoint)
+        service = _Service(self.address, credential or default_credential, endpoint, patience)
         whole = f"{where}/{container}/{prefix}".removesuffix("/")
         super().__init__(whole, container, prefix, service, THREADS, patience)
 
@@ -148,7 +148,10 @@ def _take(answer: Any) -> None:
 class _Service(Service):
     place: ClassVar[str] = "container"
 
-    def __init__(self, address: Address, credential: Callable[[], Any], configured: str | None) -> None:
+    def __init__(
+        self, address: Address, credential: Callable[[], Any], configured: str | None, patience: float
+    ) -> None:
+        self._patience = patience
         self._address = address
         self._credential = credential
         self._configured = configured
@@ -156,7 +159,7 @@ class _Service(Service):
     def make_client(self, context: RequestContext) -> Any:
         where = f"cannot {context.action} {context.url}"
         try:
-            return container_client(self._address, self._credential(), self._configured)
+            return container_client(self._address, self._credential(), self._configured, self._patience)
         except ImportError as error:
             raise StorageError(
                 f"{where}: {error.name} is not installed; pip install azure-storage-blob azure-identity"

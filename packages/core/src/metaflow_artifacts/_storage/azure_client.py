@@ -95,11 +95,13 @@ def default_credential() -> Any:
     return DefaultAzureCredential()
 
 
-def container_client(address: Address, credential: Any, configured: str | None = None) -> Any:
+def container_client(
+    address: Address, credential: Any, configured: str | None = None, patience: float = _READ_SECONDS
+) -> Any:
     """A client of the container that makes each request once, and can be used by many threads.
 
     A credential that is not a token, but the key or the signature of one account, is sent to the `configured` endpoint
-    only. Raises StorageError for another.
+    only; StorageError is raised for another. An answer is waited for at most `patience` seconds.
     """
     import requests
     from azure.core.pipeline.transport import RequestsTransport
@@ -118,7 +120,10 @@ def container_client(address: Address, credential: Any, configured: str | None =
         address.container,
         credential=credential,
         transport=RequestsTransport(
-            session=session, session_owner=False, connection_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS
+            session=session,
+            session_owner=False,
+            connection_timeout=_CONNECT_SECONDS,
+            read_timeout=min(_READ_SECONDS, patience),
         ),
         retry_total=0,
         max_single_put_size=_ONE_PUT_BYTES,

@@ -41,7 +41,7 @@ class GcsStorage(RemoteStorage):
     ) -> None:
         bucket, prefix = _parse(root)
         whole = f"gs://{bucket}/{prefix}".removesuffix("/")
-        super().__init__(whole, bucket, prefix, _Service(bucket, credentials, endpoint), THREADS, patience)
+        super().__init__(whole, bucket, prefix, _Service(bucket, credentials, endpoint, patience), THREADS, patience)
 
     @property
     def trusts_put_if_absent(self) -> bool:
@@ -122,8 +122,13 @@ class GcsStorage(RemoteStorage):
 
 class _Service(Service):
     def __init__(
-        self, bucket: str, credentials: Callable[[], tuple[Any, str | None]] | None, endpoint: str | None
+        self,
+        bucket: str,
+        credentials: Callable[[], tuple[Any, str | None]] | None,
+        endpoint: str | None,
+        patience: float,
     ) -> None:
+        self._patience = patience
         self._bucket = bucket
         self._endpoint = endpoint
         self._credentials = credentials or default_credentials
@@ -138,7 +143,7 @@ class _Service(Service):
                 f"{where}: google-cloud-storage is not installed; pip install google-cloud-storage"
             ) from error
         try:
-            return GcsClient(self._bucket, *self._credentials(), self._endpoint)
+            return GcsClient(self._bucket, *self._credentials(), self._endpoint, self._patience)
         except GoogleAuthError as error:
             raise self.explain(error, context) from error
         except ValueError as error:

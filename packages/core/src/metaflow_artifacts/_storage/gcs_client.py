@@ -29,7 +29,9 @@ class GcsClient:
     objects into memory. So the requests for objects are made here, with the session of the SDK.
     """
 
-    def __init__(self, bucket: str, credentials: Any, project: str | None, endpoint: str | None = None) -> None:
+    def __init__(
+        self, bucket: str, credentials: Any, project: str | None, endpoint: str | None, patience: float
+    ) -> None:
         from google.cloud import storage
         from requests.adapters import HTTPAdapter
 
@@ -41,6 +43,7 @@ class GcsClient:
         adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, adapter)
+        self._timeout = (_CONNECT_SECONDS, min(_READ_SECONDS, patience))
         self._bucket = quote(bucket, safe="")
 
     def object(self, method: str, name: str, more: str = "", **options: Any) -> Any:
@@ -83,8 +86,7 @@ class GcsClient:
     def _send(self, method: str, path: str, **options: Any) -> Any:
         from google.api_core.exceptions import from_http_response
 
-        timeout = (_CONNECT_SECONDS, _READ_SECONDS)
-        response = self._session.request(method, self.endpoint + path, timeout=timeout, **options)
+        response = self._session.request(method, self.endpoint + path, timeout=self._timeout, **options)
         if response.status_code >= 400:
             with response:
                 raise from_http_response(response)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import Log, in_hook, refuse_foreign_decorators
+from metaflow_artifacts.plugin import Log, in_hook, refuse_foreign_decorators, refuse_unusable_datastore
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class CheckpointDecorator(StepDecorator):
         from .report import CARD_TYPE
 
         refuse_foreign_decorators()
+        refuse_unusable_datastore(flow_datastore)
         self._policy = check_policy(self.attributes["load_policy"], step_name)
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import ArtifactError, Log, UsageError, in_hook, refuse_foreign_decorators
+from metaflow_artifacts.plugin import (
+    ArtifactError,
+    Log,
+    UsageError,
+    in_hook,
+    refuse_foreign_decorators,
+    refuse_unusable_datastore,
+)
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -102,6 +109,7 @@ class HuggingfaceHubDecorator(StepDecorator):
         from .report import CARD_TYPE
 
         refuse_foreign_decorators()
+        refuse_unusable_datastore(flow_datastore)
         self._flow_datastore = flow_datastore
         self._log = Log("huggingface_hub", logger)
         self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])

@@ -13,6 +13,7 @@ from metaflow_artifacts.plugin import (
     Log,
     in_hook,
     refuse_foreign_decorators,
+    refuse_unusable_datastore,
     store_of_flow,
 )
 
@@ -86,6 +87,7 @@ class ModelDecorator(StepDecorator):
         from .names import parse_load
 
         refuse_foreign_decorators()
+        refuse_unusable_datastore(flow_datastore)
         self.attributes["load"] = parse_load(self.attributes["load"], step_name) or None
         self._flow_datastore = flow_datastore
         self._log = Log("model", logger)
