@@ -132,11 +132,11 @@ def container_client(
 
 
 def _be_quiet() -> None:
-    # They warn of each credential that is not there, and of each answer that broke off, which is read again.
+    # They log each credential that is not there, and each answer that broke off. What matters is raised.
     for name in ("azure.identity", "azure.storage", "azure.core"):
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL + 1)
 
 
 def configured_endpoint() -> str | None:

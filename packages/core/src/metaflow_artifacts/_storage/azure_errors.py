@@ -63,7 +63,8 @@ def is_unsupported(error: BaseException | None) -> bool:
 
 def explain(error: Exception, context: RequestContext) -> ArtifactError:
     """The error to raise, chained to `error`."""
-    return words.error_for(_answer(error) if status_of(error) else _failure(error), context)
+    # An answer that could not be read to its end, or is no XML, is an error with a status below 400.
+    return words.error_for(_answer(error) if status_of(error) >= 400 else _failure(error), context)
 
 
 def _answer(error: Any) -> Fault:
@@ -102,8 +103,7 @@ def _failure(error: Exception) -> Fault:
         return words.unreachable(text)
     passing = (
         azure.ServiceResponseError,
-        azure.IncompleteReadError,
-        azure.DecodeError,
+        azure.HttpResponseError,
         requests.ConnectionError,
         requests.ChunkedEncodingError,
         urllib3.HTTPError,

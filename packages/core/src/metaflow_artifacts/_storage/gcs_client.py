@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class GcsClient:
     def __init__(
         self, bucket: str, credentials: Any, project: str | None, endpoint: str | None, patience: float
     ) -> None:
+        from google.auth.transport.requests import AuthorizedSession
         from google.cloud import storage
         from requests.adapters import HTTPAdapter
 
@@ -39,7 +41,8 @@ class GcsClient:
         options = {"api_endpoint": endpoint} if endpoint else None
         sdk = storage.Client(project=project or "none", credentials=credentials, client_options=options)
         self.endpoint = str(sdk.api_endpoint).rstrip("/")
-        self._session = _session_class()(credentials)
+        self._credentials = credentials
+        self._session = AuthorizedSession(credentials, max_refresh_attempts=0)
         adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, adapter)
@@ -86,11 +89,26 @@ class GcsClient:
     def _send(self, method: str, path: str, **options: Any) -> Any:
         from google.api_core.exceptions import from_http_response
 
-        response = self._session.request(method, self.endpoint + path, timeout=self._timeout, **options)
+        send = functools.partial(self._session.request, method, self.endpoint + path, timeout=self._timeout, **options)
+        response = send()
+        if response.status_code == 401:
+            # A token that was revoked, or that has expired by the server's clock. The session would not rewind a body.
+            response.close()
+            self._refresh()
+            if "data" in options:
+                options["data"].seek(0)
+            response = send()
         if response.status_code >= 400:
             with response:
                 raise from_http_response(response)
         return response
+
+    def _refresh(self) -> None:
+        import requests
+        from google.auth.transport.requests import Request
+
+        with requests.Session() as session:
+            self._credentials.refresh(Request(session))
 
 
 class _Parts:
@@ -122,19 +140,6 @@ class _Parts:
 
     def close(self) -> None:
         self._parts = []
-
-
-def _session_class() -> Any:
-    from google.auth.transport.requests import AuthorizedSession
-
-    class Session(AuthorizedSession):  # type: ignore[misc]
-        def request(self, method: str, url: str, data: Any = None, **options: Any) -> Any:
-            # After a 401 the SDK refreshes the token and calls this again, with a body that has been read.
-            if isinstance(data, _Parts):
-                data.seek(0)
-            return super().request(method, url, data=data, **options)
-
-    return Session
 
 
 def default_credentials() -> tuple[Any, str | None]:

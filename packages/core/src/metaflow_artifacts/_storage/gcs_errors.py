@@ -80,5 +80,12 @@ def _failure(error: Exception) -> Fault:
     cause = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(error, requests.ConnectTimeout) or isinstance(cause, urllib3.NewConnectionError):
         return words.unreachable(text)
-    passing_errors = (requests.ConnectionError, requests.ChunkedEncodingError, urllib3.HTTPError, ConnectionError)
+    passing_errors = (
+        requests.ConnectionError,
+        requests.ChunkedEncodingError,
+        # A body that was cut short or changed is no JSON.
+        requests.InvalidJSONError,
+        urllib3.HTTPError,
+        ConnectionError,
+    )
     return words.broken(text) if isinstance(error, passing_errors) else Fault(text)
