@@ -124,7 +124,7 @@ def test_a_fault_that_passes_is_not_noticed(cloud: Cloud, tree: Path, tmp_path: 
     fault = PASSING[case]
     times = 1 if isinstance(fault, (Stall, Damage)) else 3
     patience = 30.0 if isinstance(fault, Stall) else 3.0
-    cloud.remote.storage._requests._patience = patience  # type: ignore[attr-defined]
+    cloud.remote.storage._requests.patience = patience  # type: ignore[attr-defined]
     cloud.plan(first(fault, times))
     saved = cloud.remote.save_model(tree)
     cloud.direct.load(saved["key"], tmp_path / "direct")
@@ -167,7 +167,7 @@ def test_a_checkpoint_whose_answer_is_lost_is_saved_once(cloud: Cloud, tree: Pat
     assert (report.ok, report.artifacts) == (True, 1)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Fault, type[ArtifactError], str]] = {
     "reset": (Lose(), TransientStorageError, "the connection to .* broke"),
     "500": (Answer(500, "InternalError"), TransientStorageError, "the server at .* answered"),
     "503": (Answer(503, "ServerBusy"), TransientStorageError, "asks to slow down"),
@@ -200,7 +200,7 @@ def test_what_cannot_succeed_says_why_and_leaves_nothing(
 
 def test_what_is_not_there_is_named(cloud: Cloud, tmp_path: Path) -> None:
     key = "mf.models/models/artifacts/m_" + "0" * 32
-    message = failing(lambda: cloud.remote.load(key, tmp_path / "out"), ArtifactNotFound)  # type: ignore[arg-type]
+    message = failing(lambda: cloud.remote.load(key, tmp_path / "out"), ArtifactNotFound)
     assert f"{cloud.remote.root}/{key}" in message or key in message
 
 

@@ -31,7 +31,9 @@ def keys(policy: str, task: TaskIdentity, damaged: list[Any] | None = None) -> l
 
 
 @pytest.mark.parametrize(
-    ("given", "policy"), [("fresh", "fresh"), ("eager", "eager"), ("none", "none"), (None, "none")]
+    ("given", "policy"),
+    [("fresh", "fresh"), ("eager", "eager"), ("none", "none"), (None, "none"), ("None", "none")],
+    ids=repr,
 )
 def test_the_policies_have_names(given: object, policy: str) -> None:
     assert check_policy(given, "train") == policy

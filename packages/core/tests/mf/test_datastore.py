@@ -15,7 +15,7 @@ import pytest
 
 from metaflow_artifacts import ArtifactWarning, StorageError, open_store
 from metaflow_artifacts._mf import datastore
-from metaflow_artifacts._mf.datastore import refuse_unusable_datastore, store_at, store_of_flow
+from metaflow_artifacts._mf.datastore import require_usable, store_at, store_of_flow
 from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -40,7 +40,7 @@ def reference(root: str) -> dict[str, Any]:
 def test_a_datastore_that_is_not_supported_is_named() -> None:
     for call in (
         lambda: store_at("hdfs", "there"),
-        lambda: refuse_unusable_datastore(SimpleNamespace(TYPE="hdfs", datastore_root="there")),
+        lambda: require_usable(SimpleNamespace(TYPE="hdfs", datastore_root="there"), "model", "train"),
     ):
         with pytest.raises(StorageError, match=r"the datastore hdfs \(there\) .* --datastore s3") as raised:
             call()
@@ -62,12 +62,35 @@ def test_a_missing_sdk_is_said_in_one_sentence(
         return None if name in missing else object()
 
     monkeypatch.setattr(datastore, "find_spec", found)
-    flow_datastore = SimpleNamespace(TYPE=kind, datastore_root="there")
+    root = "gs://there" if kind == "gs" else "https://there.blob.core.windows.net/container"
+    flow_datastore = SimpleNamespace(TYPE=kind, datastore_root=root)
     with pytest.raises(StorageError, match=f"the datastore {kind} needs .*") as raised:
-        refuse_unusable_datastore(flow_datastore)
+        require_usable(flow_datastore, "model", "train")
     assert said in str(raised.value)
     missing.clear()
-    refuse_unusable_datastore(flow_datastore)
+    require_usable(flow_datastore, "model", "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "words"),
+    [
+        ("hdfs", "there", r"the datastore hdfs \(there\) .* run the flow with --datastore s3, azure, gs or local"),
+        ("azure", "container/x", "the datastore azure has no endpoint; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_"),
+        ("azure", "/x", "names no container; set METAFLOW_DATASTORE_SYSROOT_AZURE to CONTAINER/PREFIX"),
+        ("gs", "bucket/x", "names no bucket; set METAFLOW_DATASTORE_SYSROOT_GS to gs://BUCKET/PREFIX"),
+        ("s3", "bucket/x", "names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3"),
+        ("s3", None, "has no root; set METAFLOW_DATASTORE_SYSROOT_S3"),
+    ],
+)
+def test_a_datastore_that_cannot_work_is_refused_for_a_step(kind: str, root: str | None, words: str) -> None:
+    with pytest.raises(StorageError, match=f"^step train has @model, but .*{words}"):
+        require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
+
+
+def test_a_usable_datastore_is_not_touched_before_a_run(tmp_path: Path) -> None:
+    for kind, root in (("local", str(tmp_path / "new")), ("spin", str(tmp_path / "new")), ("s3", "s3://bucket/x")):
+        require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_root_that_is_not_configured_is_named() -> None:

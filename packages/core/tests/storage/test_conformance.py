@@ -203,7 +203,7 @@ class TestFakeGcs(StorageConformance):
 
     def raw_keys(self, storage: Storage) -> set[str]:
         prefix = self.name(storage, "")
-        answer = requests.get(self.objects, params={"prefix": prefix, "maxResults": 100_000}, timeout=20)
+        answer = requests.get(self.objects, params={"prefix": prefix, "maxResults": "100000"}, timeout=20)
         return {item["name"].removeprefix(prefix) for item in answer.json().get("items", ())}
 
     def reopen(self, storage: Storage) -> Callable[[], Storage]:

@@ -7,8 +7,9 @@ import os
 from importlib.util import find_spec
 
 from metaflow_artifacts._format.keys import parse_key
-from metaflow_artifacts._layout import ARTIFACT_PREFIXES, TOP_DIRECTORIES
+from metaflow_artifacts._layout import TOP_DIRECTORIES
 from metaflow_artifacts._storage import is_url
+from metaflow_artifacts._store.references import split_url
 from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
@@ -113,10 +114,10 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
     """
     roots, found = set(), []
     for text in keys:
-        start = next((at for prefix in ARTIFACT_PREFIXES if (at := text.find(prefix)) > 0 and text[at - 1] == "/"), 0)
-        if start:
-            roots.add(text[: start - 1])
-        found.append(text[start:])
+        root, key = split_url(text)
+        if root is not None:
+            roots.add(root)
+        found.append(key)
     if roots and options.root is None:
         if len(roots) > 1:
             raise InvalidInput(

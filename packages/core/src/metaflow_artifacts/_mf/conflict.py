@@ -12,10 +12,11 @@ from typing import Any
 
 from metaflow_artifacts.errors import UsageError
 
-__all__ = ["guard_decorators", "refuse_foreign_decorators"]
+__all__ = ["OUR_MODULES", "guard_decorators", "refuse_foreign_decorators"]
 
 _DECORATORS = ("model", "checkpoint", "huggingface_hub")
-_OUR_MODULES = "metaflow_extensions.artifacts_"
+OUR_MODULES = "metaflow_extensions.artifacts_"
+"""The begin of the names of modules with our decorators."""
 _OUR_DISTRIBUTIONS = ("metaflow-artifacts-model", "metaflow-artifacts-checkpoint", "metaflow-artifacts-hf")
 
 
@@ -51,7 +52,7 @@ def _foreign_decorators() -> list[Any]:
     from metaflow.plugins import STEP_DECORATORS
 
     found = [one for one in STEP_DECORATORS if one.name in _DECORATORS]
-    return [one for one in found if not one.__module__.startswith(_OUR_MODULES)]
+    return [one for one in found if not one.__module__.startswith(OUR_MODULES)]
 
 
 def _message(name: str, module: str) -> str:

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from metaflow_artifacts._store.store import Store
 
 __all__ = [
+    "SPIN",
     "configured_root",
     "open_root",
-    "refuse_unusable_datastore",
+    "require_usable",
     "running_flow_datastore",
     "storage_at",
     "store_at",
     "store_of_flow",
 ]
 
-_LOCAL_TYPES = ("local", "spin")
+SPIN = "spin"
+"""The type of the datastore of a step that is run with `spin`: a directory `.metaflow_spin`."""
+_LOCAL_TYPES = ("local", SPIN)
 _NAMES_A_BUCKET = {
     "s3": (re.compile(r"s3://[^/]"), "bucket", "s3://BUCKET/PREFIX"),
     "gs": (re.compile(r"gs://[^/]"), "bucket", "gs://BUCKET/PREFIX"),
@@ -42,6 +45,25 @@ _SDKS = {
 """For each cloud: modules that must be installed, and the packages that bring them."""
 
 
+def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
+    """Make sure, before a run starts, that its datastore can keep what `decorator` saves in `step`.
+
+    `flow_datastore` is what Metaflow gives to `step_init`. Nothing is read or written. Raises StorageError, which says
+    what to do: the type is not supported, its root names no bucket, or its SDK is not installed.
+    """
+    kind = flow_datastore.TYPE
+    try:
+        _normalised(kind, flow_datastore.datastore_root)
+    except StorageError as error:
+        raise StorageError(f"step {step} has @{decorator}, but {error}") from None
+    missing = [package for module, package in _SDKS.get(kind, ()) if not _is_installed(module)]
+    if missing:
+        raise StorageError(
+            f"step {step} has @{decorator}, but the datastore {kind} needs {' and '.join(missing)}: pip install "
+            f"{' '.join(missing)} (or metaflow-artifacts[{'gcs' if kind == 'gs' else kind}])"
+        )
+
+
 def store_of_flow(flow_datastore: Any) -> Store:
     """The store in the datastore of a flow, `flow_datastore` being what Metaflow gives to `step_init`.
 
@@ -52,35 +74,12 @@ def store_of_flow(flow_datastore: Any) -> Store:
     return store_at(flow_datastore.TYPE, flow_datastore.datastore_root)
 
 
-def refuse_unusable_datastore(flow_datastore: Any) -> None:
-    """Raise StorageError if nothing can be kept in the datastore of a flow: it is not supported, or its SDK is missing.
-
-    To be called in `step_init`, so that it is said before the run starts.
-    """
-    kind = flow_datastore.TYPE
-    _refuse_unknown(kind, flow_datastore.datastore_root)
-    missing = [package for module, package in _SDKS.get(kind, ()) if not _is_installed(module)]
-    if missing:
-        raise StorageError(
-            f"the datastore {kind} needs {' and '.join(missing)}: pip install {' '.join(missing)} "
-            f"(or metaflow-artifacts[{'gcs' if kind == 'gs' else kind}])"
-        )
-
-
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
         # One of the packages above it.
         return False
-
-
-def _refuse_unknown(kind: str, root: str | None) -> None:
-    if kind not in (*_LOCAL_TYPES, *_NAMES_A_BUCKET):
-        raise StorageError(
-            f"the datastore {kind} ({root}) cannot keep models and checkpoints yet; "
-            "run the flow with --datastore s3, azure, gs or local"
-        )
 
 
 def store_at(kind: str, root: str | None) -> Store:
@@ -91,17 +90,26 @@ def store_at(kind: str, root: str | None) -> Store:
 
     Raises StorageError for a type that is not supported, a root that is not configured, or one without a bucket.
     """
-    _refuse_unknown(kind, root)
+    return open_root(_normalised(kind, root))
+
+
+def _normalised(kind: str, root: str | None) -> str:
+    """The root for `open_root`. Raises as `store_at`."""
+    if kind not in (*_LOCAL_TYPES, *_NAMES_A_BUCKET):
+        raise StorageError(
+            f"the datastore {kind} ({root}) cannot keep models and checkpoints yet; "
+            "run the flow with --datastore s3, azure, gs or local"
+        )
     variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
     if not root:
         raise StorageError(f"the datastore {kind} has no root; set {variable}")
     if kind not in _NAMES_A_BUCKET:
-        return open_root(os.path.abspath(root))
+        return os.path.abspath(root)
     pattern, place, form = _NAMES_A_BUCKET[kind]
     if not pattern.match(root):
         raise StorageError(f"the root {root!r} of the datastore {kind} names no {place}; set {variable} to {form}")
     root = root.rstrip("/")
-    return open_root(_azure_url(root) if kind == "azure" and "://" not in root else root)
+    return _azure_url(root) if kind == "azure" and "://" not in root else root
 
 
 def configured_root(kind: str) -> str | None:

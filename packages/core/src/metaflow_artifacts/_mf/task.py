@@ -17,7 +17,7 @@ from metaflow_artifacts.errors import UsageError
 if TYPE_CHECKING:
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "TaskIdentity", "id_of", "place_of", "scope_of"]
+__all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "NotRegistered", "TaskIdentity", "id_of", "place_of", "scope_of"]
 
 ENVIRONMENT_VARIABLE = "METAFLOW_CHECKPOINT_UID"
 """The environment variable that tells a subprocess which task it belongs to."""
@@ -26,6 +26,10 @@ SCOPE_TAG = "checkpoint:"
 """Runs with the same tag `checkpoint:NAME` have the same scope, whichever user started them."""
 
 _METADATA_FIELD = "metaflow-artifacts-task"
+
+
+class NotRegistered(UsageError):
+    """A task that has left no record of its checkpoints: most likely, its step has no `@checkpoint`."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +167,11 @@ class TaskIdentity:
     def of_task(cls, task: Any) -> TaskIdentity:
         """The identity that a past or running task has registered. `task` is a `metaflow.Task`.
 
-        Raises UsageError for a task without one: its step has no `@checkpoint`, or it has not started.
+        Raises NotRegistered for a task without one: its step has no `@checkpoint`, or it has not started.
         """
         text = task.metadata_dict.get(_METADATA_FIELD)
         if text is None:
-            raise UsageError(
+            raise NotRegistered(
                 f"the task {task.pathspec} has left no record of its checkpoints: its step has no @checkpoint, "
                 "or that of another distribution, or it has not started yet"
             )

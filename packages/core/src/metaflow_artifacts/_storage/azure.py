@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.remote import RemoteStorage
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts._storage.remote_objects import Answer, ResponseBody
-from metaflow_artifacts._storage.remote_requests import Service
+from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, StorageError
 
 __all__ = ["AzureStorage"]
@@ -33,8 +34,9 @@ class AzureStorage(RemoteStorage):
     `root` is `<endpoint>/<container>` or `<endpoint>/<container>/<prefix>`. `endpoint` is the address that credentials
     are meant for; see `parse_root` for which others are allowed. Without it, it is what the environment variable
     METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT says. `credential` is a function of no arguments that returns what
-    azure-storage-blob takes as a credential; without it, azure-identity looks for one. For `patience` see
-    RemoteStorage.
+    azure-storage-blob takes as a credential; without it, azure-identity looks for one. A pickle has the function's name
+    if it stands at the top of a module; in place of any other, azure-identity looks for a credential where the pickle
+    is read. For `patience` see RemoteStorage.
     """
 
     batch: ClassVar[int] = 256
@@ -50,9 +52,16 @@ class AzureStorage(RemoteStorage):
         endpoint = endpoint or configured_endpoint()
         self.address = parse_root(root, endpoint)
         where, container, prefix = self.address
-        service = _Service(self.address, credential or default_credential, endpoint, patience)
+        self._credential = credential or default_credential
+        self._configured = endpoint
+        service = _Service(self.address, self._credential, endpoint, patience)
         whole = f"{where}/{container}/{prefix}".removesuffix("/")
         super().__init__(whole, container, prefix, service, THREADS, patience)
+
+    def _maker(self, portable: bool) -> Callable[[], AzureStorage]:
+        credential = named(self._credential) if portable else self._credential
+        patience = self._requests.patience
+        return functools.partial(AzureStorage, self.root, credential, endpoint=self._configured, patience=patience)
 
     @property
     def trusts_put_if_absent(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts._storage.remote_objects import Answer, ResponseBody
-from metaflow_artifacts._storage.remote_requests import Service
+from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["GcsStorage"]
@@ -28,7 +29,8 @@ class GcsStorage(RemoteStorage):
 
     `root` is `gs://bucket` or `gs://bucket/prefix`. `credentials` is a function of no arguments that returns Google's
     credentials and their project, or None; without it, they are the application default credentials. `endpoint` is the
-    address of the service; without it, what Google's SDK takes. For `patience` see RemoteStorage.
+    address of the service; without it, what Google's SDK takes. A pickle has the function's name if it stands at the
+    top of a module, and none otherwise. For `patience` see RemoteStorage.
     """
 
     def __init__(
@@ -41,7 +43,14 @@ class GcsStorage(RemoteStorage):
     ) -> None:
         bucket, prefix = _parse(root)
         whole = f"gs://{bucket}/{prefix}".removesuffix("/")
+        self._credentials = credentials
+        self._endpoint = endpoint
         super().__init__(whole, bucket, prefix, _Service(bucket, credentials, endpoint, patience), THREADS, patience)
+
+    def _maker(self, portable: bool) -> Callable[[], GcsStorage]:
+        credentials = named(self._credentials) if portable else self._credentials
+        patience = self._requests.patience
+        return functools.partial(GcsStorage, self.root, credentials, endpoint=self._endpoint, patience=patience)
 
     @property
     def trusts_put_if_absent(self) -> bool:

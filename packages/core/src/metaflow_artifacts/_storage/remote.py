@@ -9,7 +9,7 @@ import itertools
 import mmap
 import threading
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
@@ -51,6 +51,17 @@ class RemoteStorage(Storage):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._maker(True), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteStorage:
+        # In the same process, the copy may use the same function that gives credentials, whatever that holds.
+        return self._maker(False)()
+
+    @abstractmethod
+    def _maker(self, portable: bool) -> Callable[[], RemoteStorage]:
+        """A function that opens the same storage; with `portable`, one that can be pickled and has no credentials."""
 
     @abstractmethod
     def _write(self, client: Any, name: str, data: memoryview, sha256: bytes, new: bool) -> None:

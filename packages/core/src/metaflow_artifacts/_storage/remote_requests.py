@@ -6,16 +6,18 @@ import contextlib
 import itertools
 import os
 import random
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts.errors import ArtifactError, TransientStorageError
 
-__all__ = ["Requests", "Service"]
+__all__ = ["Requests", "Service", "named"]
 
 _T = TypeVar("_T")
 
@@ -91,7 +93,7 @@ class Requests:
         self.service = service
         self.answered = False
         """Whether a request has succeeded, so that the bucket is known to exist."""
-        self._patience = patience
+        self.patience = patience
         self._client: tuple[int, Any] | None = None
 
     def connect(self) -> None:
@@ -134,7 +136,7 @@ class Requests:
         """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one."""
         # Random, so that tasks that failed at the same time do not retry at the same time.
         seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
-        late = time.monotonic() - began + seconds > self._patience
+        late = time.monotonic() - began + seconds > self.patience
         return None if attempt >= _ATTEMPTS or late else seconds
 
     def client(self, action: str, key: str) -> Any:
@@ -152,3 +154,13 @@ class Requests:
         """What the error message of a request names."""
         endpoint = self.service.endpoint(self._client[1]) if self._client else "the endpoint"
         return RequestContext(action, f"{self.root}/{key}", self.bucket, endpoint, self.service.place)
+
+
+def named(function: Callable[..., _T] | None) -> Callable[..., _T] | None:
+    """The function if it stands at the top of a module, so that a pickle has its name only. Any other can hold
+    credentials: None."""
+    if isinstance(function, FunctionType):
+        at_top: Callable[..., _T] | None = getattr(sys.modules.get(function.__module__), function.__qualname__, None)
+        if at_top is function:
+            return at_top
+    return None

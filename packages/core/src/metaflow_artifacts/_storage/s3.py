@@ -12,7 +12,8 @@ from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_objects import Answer, Body
-from metaflow_artifacts._storage.s3_client import THREADS, client_config
+from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client
+from metaflow_artifacts._storage.s3_client import portable as portable_client
 from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
 from metaflow_artifacts._storage.s3_service import S3Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
@@ -44,9 +45,10 @@ class S3Storage(RemoteStorage):
     """Objects in an S3 bucket, below a prefix.
 
     `root` is `s3://bucket` or `s3://bucket/prefix`. `client` is a function of no arguments that returns a boto3 S3
-    client (see `client_config` for its settings); without it, one is made as boto3 is configured. `sse` (`AES256`,
-    `aws:kms`) and `sse_kms_key_id` ask for server-side encryption of all that is written. For `patience` see
-    RemoteStorage.
+    client (see `client_config` for its settings); without it, one is made as boto3 is configured. A pickle has the
+    function's name if it stands at the top of a module. Of any other function it has the endpoint and region of its
+    client: the credentials are then those that boto3 finds where the pickle is read. `sse` (`AES256`, `aws:kms`) and
+    `sse_kms_key_id` ask for server-side encryption of all that is written. For `patience` see RemoteStorage.
     """
 
     batch: ClassVar[int] = 1000
@@ -62,12 +64,24 @@ class S3Storage(RemoteStorage):
     ) -> None:
         bucket, prefix = _parse(root)
         whole = f"s3://{bucket}/{prefix}".removesuffix("/")
-        super().__init__(whole, bucket, prefix, S3Service(client), THREADS, patience)
+        self._connect = client or default_client
+        super().__init__(whole, bucket, prefix, S3Service(self._connect), THREADS, patience)
         self._written: dict[str, str] = {}
         if sse:
             self._written["ServerSideEncryption"] = sse
         if sse_kms_key_id:
             self._written["SSEKMSKeyId"] = sse_kms_key_id
+
+    def _maker(self, portable: bool) -> Callable[[], S3Storage]:
+        client = portable_client(self._connect, lambda: self._requests.client("reach", "")) if portable else None
+        return functools.partial(
+            S3Storage,
+            self.root,
+            client or self._connect,
+            sse=self._written.get("ServerSideEncryption"),
+            sse_kms_key_id=self._written.get("SSEKMSKeyId"),
+            patience=self._requests.patience,
+        )
 
     @property
     def trusts_put_if_absent(self) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
+from metaflow_artifacts._storage.remote_requests import named
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["THREADS", "client_config", "default_client", "prepare"]
+__all__ = ["THREADS", "client_at", "client_config", "default_client", "portable", "prepare"]
 
 THREADS = 8
 """Concurrent requests: one connection to S3 carries some 50 to 100 MB/s, and each saving thread holds a chunk."""
@@ -45,11 +48,31 @@ def client_config(**options: Any) -> Any:
 
 def default_client() -> Any:
     """A client as boto3 is configured; `METAFLOW_S3_ENDPOINT_URL` names the endpoint where it is set."""
+    return client_at(os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None)
+
+
+def client_at(endpoint: str | None, region: str | None = None, style: str | None = None) -> Any:
+    """A client for an endpoint, with the credentials that boto3 finds; `style` says how a request names the bucket."""
     # boto3 makes the same client, and its import also loads what this project does not use.
     from botocore.session import Session
 
-    endpoint = os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None
-    return Session().create_client("s3", endpoint_url=endpoint, config=client_config())
+    addressing = {} if style is None else {"addressing_style": style}
+    config = client_config(s3={"payload_signing_enabled": False, **addressing})
+    return Session().create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def portable(make_client: Callable[[], Any], client: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that makes a client in another process, and that can be pickled without carrying credentials.
+
+    A function at the top of a module is pickled by its name. Any other can hold credentials: only endpoint and region
+    of the client that it makes, which `client` returns, are kept.
+    """
+    found = named(make_client)
+    if found is not None:
+        return found
+    made = client()
+    style = (made.meta.config.s3 or {}).get("addressing_style")
+    return functools.partial(client_at, made.meta.endpoint_url, made.meta.region_name, style)
 
 
 def prepare(client: Any) -> Any:

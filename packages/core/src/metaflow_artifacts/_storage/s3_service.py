@@ -8,17 +8,17 @@ from typing import Any
 from metaflow_artifacts._storage import s3_errors
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts._storage.remote_requests import Service
-from metaflow_artifacts._storage.s3_client import default_client, prepare
+from metaflow_artifacts._storage.s3_client import prepare
 from metaflow_artifacts.errors import ArtifactError, StorageError
 
 __all__ = ["S3Service"]
 
 
 class S3Service(Service):
-    """boto3's clients, made by `client`, a function of no arguments; without it, as boto3 is configured."""
+    """boto3's clients, made by `client`, a function of no arguments."""
 
-    def __init__(self, client: Callable[[], Any] | None) -> None:
-        self._new_client = client or default_client
+    def __init__(self, client: Callable[[], Any]) -> None:
+        self._new_client = client
 
     def make_client(self, context: RequestContext) -> Any:
         where = f"cannot {context.action} {context.url}"

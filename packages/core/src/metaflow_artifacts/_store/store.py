@@ -81,7 +81,10 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
 
 
 class Store:
-    """Artifacts below one datastore root. Safe to use from several threads and processes at once."""
+    """Artifacts below one datastore root. Safe to use from several threads and processes at once.
+
+    It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
+    """
 
     def __init__(self, storage: Storage, *, chunk_size: int = CHUNK_SIZE, refresh_after: float = REFRESH_AFTER) -> None:
         """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it."""

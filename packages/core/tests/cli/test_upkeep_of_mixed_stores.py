@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -13,18 +12,12 @@ import pytest
 from faultlib import foreign
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._cli import main
 from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._layout import NEEDS
-from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 
+Run = Callable[..., Any]
 CHUNK = 64 << 10
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK)
 
 
 @pytest.fixture
@@ -38,29 +31,6 @@ def keys(store: Store, tmp_path: Path) -> dict[str, str]:
     )
     first, second = (writer.save(tmp_path / "weights", label="l") for _ in range(2))
     return {"base": base["key"], "first": first["key"], "second": second["key"]}
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code = code
-        self.out = out
-        self.err = err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(store: Store, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> Result:
-        code = main([arguments[0], "--root", store.root, *arguments[1:]])
-        return Result(code, *capfd.readouterr())
-
-    return call
 
 
 def test_gc_says_what_the_grace_period_keeps(run: Run, store: Store, keys: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The reference to a loaded checkpoint, with its fields as attributes."""
+"""The reference to a checkpoint, with its fields as attributes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ __all__ = ["CheckpointInfo"]
 class CheckpointInfo(dict[str, Any]):
     """The reference to a checkpoint, with its fields as attributes: `info["key"]`, `info.key`.
 
-    It is pickled and copied as a plain dict, so that an artifact that holds it can be read without this package.
+    Pickles name this class, so an artifact that holds one can be read where core is installed.
     """
+
+    # Artifacts live longer than the arrangement of modules: pickles have the public name.
+    __module__ = "metaflow_artifacts"
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -23,6 +26,3 @@ class CheckpointInfo(dict[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """A copy as a plain dict."""
         return dict(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
