@@ -246,7 +246,7 @@ def long(session: nox.Session) -> None:
 @nox.session
 def interop(session: nox.Session) -> None:
     """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
-    install(session, "metaflow-artifacts", groups=("test",))
+    install(session, "metaflow-artifacts", groups=("test", "clouds"))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", *session.posargs, env=environment)
 

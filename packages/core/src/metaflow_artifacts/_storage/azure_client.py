@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from metaflow_artifacts._storage.remote import path_of
+from metaflow_artifacts._storage.remote import be_quiet, path_of
 from metaflow_artifacts.errors import InvalidInput, StorageError
 
 __all__ = [
@@ -38,6 +38,8 @@ _SUFFIXES = (
     ".blob.storage.azure.net",
 )
 
+_AUTHORITY = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
+
 
 class Address(NamedTuple):
     """A root, taken apart."""
@@ -67,7 +69,8 @@ def parse_root(root: str, configured: str | None) -> Address:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         raise wrong from None
-    if not host or not root.isprintable() or parts.query or parts.fragment or "@" in parts.netloc:
+    # Libraries differ in what else may stand in a host, and in where it ends then.
+    if not _AUTHORITY.fullmatch(parts.netloc) or not root.isprintable() or "?" in root or "#" in root:
         raise wrong
     configured = configured.rstrip("/") if configured else None
     if configured and f"{root}/".startswith(f"{configured}/"):
@@ -83,7 +86,7 @@ def parse_root(root: str, configured: str | None) -> Address:
             )
         endpoint = f"https://{host}"
     container, _, path = root[len(endpoint) :].strip("/").partition("/")
-    if not container:
+    if not container or container in {".", ".."}:
         raise wrong
     return Address(endpoint, container, path_of(root, path))
 
@@ -114,7 +117,8 @@ def container_client(
     adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
-    _be_quiet()
+    # They log each credential that is not there, and each answer that broke off.
+    be_quiet("azure.identity", "azure.storage", "azure.core")
     return ContainerClient(
         address.endpoint,
         address.container,
@@ -129,14 +133,6 @@ def container_client(
         max_single_put_size=_ONE_PUT_BYTES,
         max_single_get_size=_ONE_GET_BYTES,
     )
-
-
-def _be_quiet() -> None:
-    # They log each credential that is not there, and each answer that broke off. What matters is raised.
-    for name in ("azure.identity", "azure.storage", "azure.core"):
-        logger = logging.getLogger(name)
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.CRITICAL + 1)
 
 
 def configured_endpoint() -> str | None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from metaflow_artifacts._storage.remote import be_quiet
+
 __all__ = ["SCOPES", "THREADS", "GcsClient", "default_credentials"]
 
 THREADS = 8
@@ -41,6 +43,7 @@ class GcsClient:
         options = {"api_endpoint": endpoint} if endpoint else None
         sdk = storage.Client(project=project or "none", credentials=credentials, client_options=options)
         self.endpoint = str(sdk.api_endpoint).rstrip("/")
+        be_quiet("google.auth")
         self._credentials = credentials
         self._session = AuthorizedSession(credentials, max_refresh_attempts=0)
         adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
@@ -150,5 +153,6 @@ def default_credentials() -> tuple[Any, str | None]:
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         # As the SDK does.
         return AnonymousCredentials(), None
+    be_quiet("google.auth")
     credentials, project = google.auth.default(scopes=SCOPES)
     return credentials, project

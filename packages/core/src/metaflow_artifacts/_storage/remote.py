@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import logging
 import mmap
 import threading
 from abc import abstractmethod
@@ -19,7 +20,7 @@ from metaflow_artifacts._storage.remote_objects import Answer, ObjectReader, Sta
 from metaflow_artifacts._storage.remote_requests import Requests, Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
-__all__ = ["RemoteStorage", "path_of"]
+__all__ = ["RemoteStorage", "be_quiet", "path_of"]
 
 
 class RemoteStorage(Storage):
@@ -252,3 +253,11 @@ def path_of(root: str, path: str) -> str:
     if any(part in {".", ".."} for part in path.split("/")):
         raise InvalidInput(f"datastore root {root!r} has a part '.' or '..' in its path; remove it")
     return path + "/" if path else ""
+
+
+def be_quiet(*names: str) -> None:
+    """Stop these loggers of an SDK, unless the user has set their level: what they log is raised or repeated anyway."""
+    for name in names:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL + 1)
