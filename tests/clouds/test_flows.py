@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from cloudlib import Cloud
@@ -11,7 +12,7 @@ from metaflow_artifacts.testing.flows import FlowRunner
 
 PACKAGES = Path(__file__).parents[2] / "packages"
 CHECKPOINT_FLOWS = PACKAGES / "metaflow-checkpoint" / "tests" / "flows"
-MODEL_FLOWS = PACKAGES / "metaflow-model" / "tests" / "flows"
+HUB_TESTS = PACKAGES / "metaflow-hf" / "tests"
 FLOWS = Path(__file__).parent / "flows"
 
 
@@ -51,3 +52,44 @@ def test_killed_trainings_go_on(runner: FlowRunner) -> None:
     assert (runner.work / "latest of trainer").read_bytes() == weights_after(6, "trainer")
     for rate in ("0.1", "0.2"):
         assert (runner.work / f"latest of {rate}").read_bytes() == weights_after(6, rate)
+
+
+def test_a_gang_resumes_in_step_and_eagerly(runner: FlowRunner) -> None:
+    """A node is killed; all nodes of the next run, which is eager, begin where the gang was, however late they are."""
+    flow = CHECKPOINT_FLOWS / "gang_flow.py"
+    runner = runner.with_late_workers(1).with_environment(NODES="2", RETRIES="0")
+    runner.with_environment(DEATHS=json.dumps({"0": [1, 2]})).run(flow, fails=True)
+    runner.with_environment(POLICY="eager").command(flow, "resume")
+    lines = [json.loads(line) for line in (runner.work / "record").read_text().splitlines()]
+    begins = [(epoch, key) for kind, _, _, epoch, key in (line for line in lines if line[0] == "begins")]
+    assert begins[:2] == [(0, None)] * 2
+    assert len(begins) == 4
+    assert begins[2] == begins[3]
+    assert begins[2][0] in (2, 3)
+
+
+def test_a_repo_of_the_hub_is_stored_and_downloaded_once(cloud: Cloud, runner: FlowRunner, tmp_path: Path) -> None:
+    done = runner.python(HUB_RUNS, str(HUB_TESTS), str(HUB_TESTS / "flows" / "reference_flow.py"))
+    first, again = done.facts("reference")
+    assert first["url"].startswith(f"{cloud.root}/mf.huggingface_hub/")
+    assert again["key"] == first["key"]
+    assert done.fact("downloads") == [{"config.json": 1, "weights.bin": 1}, {"config.json": 1, "weights.bin": 1}]
+
+
+HUB_RUNS = """
+import os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+os.environ["HF_HOME"] = os.path.abspath("hf-home")
+from hub import Hub
+from hub_repo import lfs
+from metaflow_artifacts.testing.flows import emit
+with Hub() as hub:
+    hub.repo("org/name", files={"config.json": b"{}", "weights.bin": lfs(os.urandom(2_000_000))})
+    downloads = []
+    for _ in range(2):
+        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint}
+        subprocess.run([sys.executable, sys.argv[2], "run"], env=environment, check=True)
+        downloads.append(hub.fetched())
+    emit("downloads", downloads)
+"""
+"""Runs a flow twice beside a Hub, in a process of its own: huggingface_hub reads its settings when it is imported."""
