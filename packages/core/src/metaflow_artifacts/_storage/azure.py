@@ -40,6 +40,8 @@ class AzureStorage(RemoteStorage):
     """
 
     batch: ClassVar[int] = 256
+    page: ClassVar[int] = 5000
+    """How many objects one request lists."""
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class AzureStorage(RemoteStorage):
         return Answer(body, int(headers["Content-Length"]), headers.get("ETag"), "Content-Range" in headers)
 
     def _page(self, client: Any, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
-        pages = client.list_blobs(name_starts_with=prefix, results_per_page=5000).by_page(more)
+        pages = client.list_blobs(name_starts_with=prefix, results_per_page=self.page).by_page(more)
         objects = [(blob.name, blob.size, blob.last_modified.timestamp()) for blob in next(pages, ())]
         return objects, pages.continuation_token or None
 
