@@ -172,9 +172,8 @@ class _Service(Service):
         try:
             return container_client(self._address, self._credential(), self._configured, self._patience)
         except ImportError as error:
-            raise StorageError(
-                f"{where}: {error.name} is not installed; pip install azure-storage-blob azure-identity"
-            ) from error
+            packages = "azure-storage-blob azure-identity"
+            raise StorageError(f"{where}: Azure's SDK is not installed; pip install {packages}") from error
         except ValueError as error:
             raise StorageError(f"{where}: no Azure client can be made ({error}); check the endpoint") from error
 

@@ -30,9 +30,8 @@ def faults() -> tuple[type[Exception], ...]:
 
 def status_of(error: BaseException | None) -> int:
     """The status of the answer, 0 where there was none."""
-    from google.api_core.exceptions import GoogleAPICallError
-
-    return int(error.code or 0) if isinstance(error, GoogleAPICallError) else 0
+    code = getattr(error, "code", None)
+    return int(code) if isinstance(code, int) else 0
 
 
 def is_unsupported(error: BaseException | None) -> bool:

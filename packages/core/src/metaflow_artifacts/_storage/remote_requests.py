@@ -111,6 +111,13 @@ class Requests:
         for attempt in itertools.count(1):
             try:
                 result = request(self.client(action, key))
+            except TransientStorageError:
+                seconds = self.pause(attempt, began)
+                if seconds is None:
+                    raise
+            except ArtifactError:
+                # Before `faults`, which needs the SDK: it may be what is missing.
+                raise
             except self.service.faults() as error:
                 failure = self.service.explain(error, self.context(action, key))
                 seconds = self.pause(attempt, began)
@@ -122,10 +129,6 @@ class Requests:
                     finally:
                         # Break the reference cycle of error, traceback and frame, which would keep buffers alive.
                         del failure
-            except TransientStorageError:
-                seconds = self.pause(attempt, began)
-                if seconds is None:
-                    raise
             else:
                 self.answered = True
                 return result
