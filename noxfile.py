@@ -209,8 +209,8 @@ def rare(session: nox.Session) -> None:
         "packages/core/tests/test_floats.py",
     )
     session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
-    for tests in ("metaflow-model", "metaflow-checkpoint", "metaflow-hf"):
-        session.run("pytest", *PARALLEL, f"packages/{tests}/tests", "-m", "long", *session.posargs)
+    for package in ("metaflow-model", "metaflow-checkpoint", "metaflow-hf"):
+        session.run("pytest", *PARALLEL, f"packages/{package}/tests", "-m", "long", *session.posargs)
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", "-m", "long", *session.posargs, env=environment)
 

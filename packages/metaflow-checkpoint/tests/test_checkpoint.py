@@ -133,7 +133,7 @@ def test_a_copy_is_of_the_same_task_and_owns_no_directory(
     of_copy = again.save(metadata={"epoch": 3})
     assert (of_copy["version_id"], of_copy["parents"]) == (1, [saved["key"]])
     assert checkpoint.list() == again.list() == [of_copy, saved]
-    assert [one["version_id"] for one in checkpoint.journal().new_saves()] == [0, 1]
+    assert [one["version_id"] for one in checkpoint._own_journal.another().new_saves()] == [0, 1]
     again.close()
     assert os.listdir(checkpoint.directory) == ["content"]
     assert checkpoint.save(content)["version_id"] == 2
@@ -171,3 +171,12 @@ def test_a_copy_of_an_object_with_a_directory_has_its_path(content: Path, copied
 
 def test_the_class_that_users_import_is_the_one_that_is_pickled() -> None:
     assert vars(metaflow)["Checkpoint"] is type(pickled(Checkpoint()))
+
+
+@pytest.mark.usefixtures("task")
+def test_several_checkpoints_can_be_loaded_into_the_directory_of_a_block(content: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").write_text("more")
+    with Checkpoint() as checkpoint:
+        for path in (content, tmp_path / "more"):
+            checkpoint.load(checkpoint.save(path))
+        assert sorted(os.listdir(str(checkpoint.directory))) == sorted([content.name, "more"])

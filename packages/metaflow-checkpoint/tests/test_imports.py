@@ -8,10 +8,12 @@ from metaflow_artifacts.testing.flows import FlowRunner
 
 STEP_INIT = """
 import sys
+from types import SimpleNamespace
 from metaflow.plugins import STEP_DECORATORS
 from metaflow_artifacts.testing.flows import emit
 decorator = next(one for one in STEP_DECORATORS if one.name == "checkpoint")()
-decorator.step_init(None, None, "start", [], None, None, print)
+datastore = SimpleNamespace(TYPE="local", datastore_root="store")
+decorator.step_init(None, None, "start", [], None, datastore, print)
 emit("imported", [name for name in sys.modules if name.startswith("metaflow_artifacts._store")])
 """
 

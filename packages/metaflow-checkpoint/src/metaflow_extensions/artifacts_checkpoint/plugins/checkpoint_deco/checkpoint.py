@@ -17,7 +17,7 @@ from .errors import NoDirectory, NoTask
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
-    from metaflow_artifacts.plugin import ModelArtifact, TaskIdentity
+    from metaflow_artifacts.plugin import ModelArtifact, ParsedReference, TaskIdentity
 
     from .journal import Journal
 
@@ -169,8 +169,9 @@ class Checkpoint:
         reference : str or Mapping[str, Any]
             The dict that a save or `list` returned, or its key or url.
         path : str or os.PathLike, default None
-            The directory to load into. It is created if it does not exist; files of the same name are replaced, and
-            other files are left alone. By default the whole content of `directory` is replaced.
+            The directory to load into, by default `directory`. It is created if it does not exist; files of the same
+            name are replaced, and other files are left alone. But without `path`, `current.checkpoint.load` replaces
+            the whole content of `directory`.
 
         Returns
         -------
@@ -192,14 +193,10 @@ class Checkpoint:
         """
         from metaflow_artifacts.plugin import ParsedReference, note_loaded
 
-        from .directory import replace_content
-
         parsed = ParsedReference.of(reference)
         if path is None:
             target = self._own_directory("load")
-            store = store_for(parsed)
-            with replace_content(target) as stage:
-                store.load(parsed, stage)
+            self._load_into_own(parsed, target)
         else:
             target = store_for(parsed).load(parsed, path)
         note_loaded(parsed.key)
@@ -309,6 +306,9 @@ class Checkpoint:
 
         task = self._task("generate_key")
         return str(writer_of(task, self._journal()).key(name or DEFAULT_NAME, version_id))
+
+    def _load_into_own(self, reference: ParsedReference, directory: str) -> None:
+        store_for(reference).load(reference, directory)
 
     def _task(self, action: str) -> TaskIdentity:
         from metaflow_artifacts.plugin import ENVIRONMENT_VARIABLE, TaskIdentity

@@ -8,15 +8,18 @@ from typing import Any
 from metaflow_artifacts.plugin import (
     CheckpointInfo,
     Log,
+    ParsedReference,
     TaskIdentity,
     TemporaryDirectories,
     note_loaded,
+    store_for,
     with_older_names,
 )
 
 # tasks and writer are imported when the task starts, so that its first save or list is not delayed.
 from . import tasks, writer  # noqa: F401
 from .checkpoint import PREFIX, Checkpoint
+from .directory import replace_content
 from .journal import Journal
 from .report import Report
 from .resume import resume
@@ -95,6 +98,11 @@ class CurrentCheckpoint(Checkpoint):
             note_loaded(resumed.artifact["key"])
             self._own_journal.note_parents()
         self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings)
+
+    def _load_into_own(self, reference: ParsedReference, directory: str) -> None:
+        store = store_for(reference)
+        with replace_content(directory) as stage:
+            store.load(reference, stage)
 
     def _task(self, action: str) -> TaskIdentity:
         return self._identity

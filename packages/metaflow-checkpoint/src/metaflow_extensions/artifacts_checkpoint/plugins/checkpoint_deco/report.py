@@ -53,7 +53,7 @@ class Report(CardReport):
         pathspec: str,
         attempt: int,
         policy: str,
-        new_saves: Callable[[], Sequence[Mapping[str, Any]]] = lambda: (),
+        new_saves: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     ) -> None:
         self.pathspec = pathspec
         self.begin = time.time()
