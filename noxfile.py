@@ -252,6 +252,13 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
+def clouds(session: nox.Session) -> None:
+    """Flows, commands and faults on Azure and Google Cloud Storage, whose servers run on loopback."""
+    install(session, *DISTRIBUTIONS, groups=("test", "clouds"))
+    session.run("pytest", *PARALLEL, "tests/clouds", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: its snippets, as a reader with all four packages runs them, and its tables."""
     install(session, *DISTRIBUTIONS, groups=("test",))
