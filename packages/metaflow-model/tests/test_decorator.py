@@ -72,8 +72,8 @@ def test_other_arguments_are_read_as_what_they_say(tmp_path: Path) -> None:
         ({"load": 5}, "takes a name, or a list of names and (name, path); found 5 (int)"),
         ({"temp_dir_root": 5}, "@model(temp_dir_root=5): expected a path (str or os.PathLike), found int"),
         ({"best_effort_load": "maybe"}, "@model(best_effort_load='maybe'): expected True or False"),
-        ({"kind": "gs", "root": "gs://bucket/x"}, "the datastore gs (gs://bucket/x) cannot keep models and"),
-        ({"kind": "azure", "root": "container/x"}, "run the flow with --datastore s3 or --datastore local"),
+        ({"kind": "hdfs", "root": "hdfs://bucket/x"}, "the datastore hdfs (hdfs://bucket/x) cannot keep models and"),
+        ({"kind": "azure", "root": "container/x"}, "has no endpoint; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT"),
         ({"step": "start", "load": "nope"}, "'nope' in @model(load=…) is not an artifact or Parameter of the flow"),
     ],
 )

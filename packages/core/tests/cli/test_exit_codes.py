@@ -28,7 +28,7 @@ MISSING = "mf.models/models/artifacts/m_" + "0" * 32
         (("show", "--root", ".", "mf.models/models/artifacts/../../x"), 2, "not the key of a stored artifact"),
         (("show", "--root", ".", MISSING), 1, "nothing is stored at"),
         (("ls", "--root", "nowhere"), 1, "nowhere: there is no such directory"),
-        (("ls", "--root", "gs://bucket"), 1, "there is no such directory"),
+        (("ls", "--root", "hdfs://bucket"), 1, "there is no such directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -115,9 +115,9 @@ def test_a_url_of_a_checkpoint_leads_to_no_other_store(default: Store, content: 
 def test_a_url_of_another_kind_of_store_is_an_error(default: Store, content: Path) -> None:
     saved = default.save_model(content)
     with pytest.raises(
-        StorageError, match=f"gs://bucket cannot be read by this version; pass the key alone, {saved['key']}"
+        StorageError, match=f"hdfs://bucket cannot be read by this version; pass the key alone, {saved['key']}"
     ):
-        store_for(f"gs://bucket/{saved['key']}", default)
+        store_for(f"hdfs://bucket/{saved['key']}", default)
 
 
 def test_a_directory_that_has_lost_the_key_leads_to_the_configured_store(

@@ -10,7 +10,14 @@ import os
 from typing import TYPE_CHECKING
 
 from metaflow_artifacts._format.keys import CheckpointKey
-from metaflow_artifacts._mf.datastore import SPIN, open_root, running_flow_datastore, s3_client, store_at, store_of_flow
+from metaflow_artifacts._mf.datastore import (
+    SPIN,
+    open_root,
+    running_flow_datastore,
+    storage_at,
+    store_at,
+    store_of_flow,
+)
 from metaflow_artifacts._mf.task import TaskIdentity
 from metaflow_artifacts.errors import (
     ArtifactError,
@@ -57,9 +64,7 @@ def _configured_store() -> Store:
     kind = metaflow_config.DEFAULT_DATASTORE
     if kind == "local":
         return store_at(kind, _configured_local_root())
-    if kind == "s3":
-        return store_at(kind, metaflow_config.DATASTORE_SYSROOT_S3)
-    return store_at(kind, None)
+    return store_at(kind, getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None))
 
 
 def store_for(reference: Reference, default: Store | None = None) -> Store:
@@ -75,13 +80,14 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     Raises InvalidReference for a dict that is not a reference, ArtifactNotFound if neither store holds the artifact,
     and StorageError if that cannot be known. The message names both roots and what was found at each.
     """
+    from metaflow_artifacts._storage import is_url
     from metaflow_artifacts._store.references import ParsedReference
 
     parsed = ParsedReference.of(reference)
     root = parsed.root
     if root is None:
         return _holding_key(default or default_store(), parsed.key)
-    if "://" in root and not root.startswith("s3://"):
+    if "://" in root and not is_url(root):
         if parsed.artifact is None:
             raise StorageError(
                 f"the root {root} cannot be read by this version; pass the key alone, {parsed.key}, to look for it in "
@@ -143,7 +149,9 @@ def _found(root: str, wanted: ParsedReference, default: Store | None, no_default
 
 def _is_same_root(one: str, other: str) -> bool:
     """Whether two roots name the same directory or prefix; no request is made."""
-    if one.startswith("s3://") or other.startswith("s3://"):
+    from metaflow_artifacts._storage import is_url
+
+    if is_url(one) or is_url(other):
         return one.rstrip("/") == other.rstrip("/")
     return os.path.realpath(one) == os.path.realpath(other)
 
@@ -154,7 +162,9 @@ def _holding(root: str, key: str, patience: float | None = None) -> Store:
     Raises ArtifactNotFound if it holds none, InvalidInput for a root that breaks a rule, StorageError if the root
     cannot be reached.
     """
-    if not root.startswith("s3://") and not os.path.isdir(root):
+    from metaflow_artifacts._storage import is_url
+
+    if not is_url(root) and not os.path.isdir(root):
         raise ArtifactNotFound(f"{root} is no directory on this machine")
     storage = _storage(root, patience)
     if storage.stat(key) is None:
@@ -164,12 +174,8 @@ def _holding(root: str, key: str, patience: float | None = None) -> Store:
 
 @functools.lru_cache(maxsize=16)
 def _storage(root: str, patience: float | None) -> Storage:
-    """The storage at `root`. On S3, with `patience`, it waits at most that many seconds for an answer."""
-    if patience is None or not root.startswith("s3://"):
-        return open_root(root).storage
-    from metaflow_artifacts._storage.s3 import S3Storage
-
-    return S3Storage(root, functools.partial(s3_client, patience), patience=patience)
+    """The storage at `root`. In a cloud, with `patience`, it waits at most that many seconds for an answer."""
+    return open_root(root).storage if patience is None else storage_at(root, patience)
 
 
 def _demand(store: Store, wanted: ParsedReference) -> None:

@@ -46,7 +46,7 @@ class TaskIdentity:
     place: str
     """12 hex digits of the task's place in the flow; the same in every run."""
     datastore_type: str
-    """The type of the datastore that the task writes to, in Metaflow's words: `local` or `s3`."""
+    """The type of the datastore that the task writes to, in Metaflow's words: `local`, `s3`, `azure` or `gs`."""
     datastore_root: str
     origin_run: str | None = None
     """The run that this one resumes."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
-from types import FunctionType
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
+from metaflow_artifacts._storage.remote_requests import named
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["THREADS", "Body", "client_at", "client_config", "default_client", "portable", "prepare"]
+__all__ = ["THREADS", "client_at", "client_config", "default_client", "portable", "prepare"]
 
 THREADS = 8
 """Concurrent requests: one connection to S3 carries some 50 to 100 MB/s, and each saving thread holds a chunk."""
@@ -23,9 +22,6 @@ THREADS = 8
 _CONNECT_SECONDS = 5
 # With the attempts that S3Storage makes, a save or load from a server that stalls fails within a minute.
 _READ_SECONDS = 18
-# One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
-# 50 kB/s is fast enough.
-_BLOCK_BYTES = 256 << 10
 _OLDEST_BOTOCORE = (1, 36)
 
 
@@ -71,11 +67,9 @@ def portable(make_client: Callable[[], Any], client: Callable[[], Any]) -> Calla
     A function at the top of a module is pickled by its name. Any other can hold credentials: only endpoint and region
     of the client that it makes, which `client` returns, are kept.
     """
-    named: Any = make_client
-    if isinstance(named, FunctionType):
-        at_top: Callable[[], Any] | None = getattr(sys.modules.get(named.__module__), named.__qualname__, None)
-        if at_top is make_client:
-            return at_top
+    found = named(make_client)
+    if found is not None:
+        return found
     made = client()
     style = (made.meta.config.s3 or {}).get("addressing_style")
     return functools.partial(client_at, made.meta.endpoint_url, made.meta.region_name, style)
@@ -137,31 +131,3 @@ def _timestamp(text: str) -> float:
         return float(parse_timestamp(text).timestamp())
     except ValueError as error:
         raise StorageError(f"the S3 server gives {text[:40]!r} for the time of an object: {error}") from None
-
-
-class Body:
-    """A buffer as a file that is read in blocks of at least 256 KiB, and not copied."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def read(self, size: int = -1) -> memoryview:
-        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK_BYTES)
-        block = self._data[self._position : end]
-        self._position += len(block)
-        return block
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        self._position = position + (0, self._position, len(self._data))[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def close(self) -> None:
-        """Release the buffer: botocore keeps what it has sent in a reference cycle for a while."""
-        self._data = memoryview(b"")

@@ -83,6 +83,6 @@ def _task(pathspec: str) -> Any:
 
 def store_of(task: TaskIdentity) -> Store:
     """The store that a task writes to. If it is a local directory that is not on this machine, the default store."""
-    if task.datastore_type != "s3" and not os.path.isdir(task.datastore_root):
+    if os.path.isabs(task.datastore_root) and not os.path.isdir(task.datastore_root):
         return default_store()
     return task.store()

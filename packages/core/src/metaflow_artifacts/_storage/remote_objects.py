@@ -1,4 +1,4 @@
-"""S3 objects that are being read or written."""
+"""Objects in a cloud that are being read or written."""
 
 from __future__ import annotations
 
@@ -6,34 +6,77 @@ import contextlib
 import mmap
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from metaflow_artifacts._storage.s3_errors import code_of, explain, faults
-from metaflow_artifacts._storage.s3_requests import Requests
+from metaflow_artifacts._storage.remote_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
 
-__all__ = ["ObjectReader", "StagedObject", "memory"]
+__all__ = ["Answer", "Body", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
+
+# One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
+# 50 kB/s is fast enough.
+_BLOCK_BYTES = 256 << 10
+
+
+class Source(Protocol):
+    """The body of an answer."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A server's answer to a request for an object or a range of one, whose body is not read yet."""
+
+    body: Source
+    length: int
+    """How many bytes the body has, as the server says."""
+    version: str | None
+    """What names this version of the object in a further request."""
+    ranged: bool
+    """Whether the server gave the range that was asked for, not the whole object."""
+
+
+class ResponseBody:
+    """The body of a response of the library requests, as the server sent it, read no further than asked for."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        # Older versions of urllib3 take a body that ends early for a whole one.
+        response.raw.enforce_content_length = True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data: bytes = self._response.raw.read(None if size < 0 else size, decode_content=False)
+        return data
+
+    def close(self) -> None:
+        self._response.close()
 
 
 class ObjectReader:
     """Reads an object. Where an answer breaks off, a further request reads the rest.
 
-    `get(client, start, length, etag)` requests a range of the object: None where the range holds nothing.
+    `get(client, start, length, version)` requests a range of the object: None where the range holds nothing.
     """
 
-    def __init__(self, requests: Requests, key: str, get: Callable[..., Any], start: int, length: int | None) -> None:
+    def __init__(
+        self, requests: Requests, key: str, get: Callable[..., Answer | None], start: int, length: int | None
+    ) -> None:
         self._requests = requests
         self._key = key
         self._get = get
         self._position = start
         self._body: Any = None
-        self._etag: str | None = None
+        self._version: str | None = None
         answer = requests.make("read", key, lambda client: get(client, start, length))
         self._end = start
         if answer is not None:
-            self._body = answer["Body"]
-            self._end = start + int(answer["ContentLength"])
-            self._etag = answer.get("ETag")
+            self._body = answer.body
+            self._end = start + answer.length
+            self._version = answer.version
 
     def readinto(self, buffer: memoryview, /) -> int:
         wanted = min(len(buffer), self._end - self._position)
@@ -58,13 +101,14 @@ class ObjectReader:
         return done
 
     def _read(self, buffer: memoryview) -> int:
+        service = self._requests.service
         try:
             # Not readinto: botocore's readinto copies as well, and old versions do not have it.
             data = self._body.read(len(buffer))
             count = len(data)
             buffer[:count] = data
-        except faults() as error:
-            raise explain(error, self._requests.context("read", self._key)) from error
+        except service.faults() as error:
+            raise service.explain(error, self._requests.context("read", self._key)) from error
         if not count:
             raise TransientStorageError(f"cannot read {self._url}: the server sent less than it announced; try again")
         self._position += count
@@ -72,21 +116,22 @@ class ObjectReader:
 
     def _reopened(self, progress: float) -> Any:
         left = self._end - self._position
+        service = self._requests.service
 
-        def request(client: Any) -> Any:
+        def request(client: Any) -> Answer | None:
             try:
-                return self._get(client, self._position, left, self._etag)
-            except faults() as error:
-                if code_of(error) in {"PreconditionFailed", "412"}:
+                return self._get(client, self._position, left, self._version)
+            except service.faults() as error:
+                if service.is_refusal(error):
                     raise TransientStorageError(
                         f"cannot read {self._url}: it was replaced while it was read; read it again"
                     ) from error
                 raise
 
         answer = self._requests.make("read", self._key, request, progress)
-        if answer is None or int(answer["ContentLength"]) != left:
+        if answer is None or answer.length != left:
             raise StorageError(f"cannot read {self._url}: its size changed while it was read")
-        return answer["Body"]
+        return answer.body
 
     @property
     def _url(self) -> str:
@@ -132,3 +177,31 @@ def memory(size: int) -> mmap.mmap:
         with contextlib.suppress(OSError):
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer
+
+
+class Body:
+    """A buffer as a file that is read in blocks of at least 256 KiB, and not copied."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, size: int = -1) -> memoryview:
+        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK_BYTES)
+        block = self._data[self._position : end]
+        self._position += len(block)
+        return block
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position + (0, self._position, len(self._data))[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        """Release the buffer: botocore keeps what it has sent in a reference cycle for a while."""
+        self._data = memoryview(b"")
