@@ -3,7 +3,7 @@
 import os
 import time
 
-from metaflow import FlowSpec, card, checkpoint, current, retry, step
+from metaflow import FlowSpec, card, checkpoint, current, model, retry, step
 from metaflow.cards import Markdown
 
 from metaflow_artifacts.testing.flows import emit
@@ -12,6 +12,7 @@ from metaflow_artifacts.testing.flows import emit
 class CheckpointCardFlow(FlowSpec):
     @retry(times=1, minutes_between_retries=0)
     @checkpoint
+    @model
     @card(id="report")
     @step
     def start(self):
@@ -29,8 +30,10 @@ class CheckpointCardFlow(FlowSpec):
             emit("saved", current.checkpoint.save(name=name, metadata=metadata, latest=number % 2 == 0))
             number += 1
             time.sleep(0.5)
+        emit("model", current.model.save(directory, label="<b>both</b> parts", metadata=metadata))
+        current.model.load(current.checkpoint.list()[0], "loaded")
         if current.retry_count == 0:
-            raise RuntimeError("once")
+            raise RuntimeError("once, <b>not bold</b>")
         self.next(self.end)
 
     @step

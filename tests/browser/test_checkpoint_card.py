@@ -19,9 +19,10 @@ WRITE_CARDS = """
 from metaflow import Flow
 from metaflow.cards import get_cards
 task = Flow("CheckpointCardFlow").latest_run["start"].task
-for number, card in enumerate(get_cards(task, id="checkpoint")):
-    with open(f"card {number}.html", "w") as file:
-        file.write(card.get())
+for kind in ("checkpoint", "model"):
+    for number, card in enumerate(get_cards(task, id=kind)):
+        with open(f"{kind} {number}.html", "w") as file:
+            file.write(card.get())
 """
 
 
@@ -31,17 +32,23 @@ def facts_of(browser: webdriver.Chrome, section: int) -> dict[str, str]:
     return dict(zip(names, [one.text for one in found.find_elements(By.TAG_NAME, "dd")], strict=True))
 
 
-def rows_of(browser: webdriver.Chrome) -> list[dict[str, str]]:
-    titles = [one.text for one in browser.find_elements(By.CSS_SELECTOR, "th")]
-    rows = browser.find_elements(By.CSS_SELECTOR, "tbody tr")
+def rows_of(browser: webdriver.Chrome, table: int = 0) -> list[dict[str, str]]:
+    found = browser.find_elements(By.TAG_NAME, "table")[table]
+    titles = [one.text for one in found.find_elements(By.CSS_SELECTOR, "th")]
+    rows = found.find_elements(By.CSS_SELECTOR, "tbody tr:not(.detail)")
     return [
         dict(zip(titles, [cell.text for cell in row.find_elements(By.TAG_NAME, "td")], strict=True)) for row in rows
     ]
 
 
+def keys_of(browser: webdriver.Chrome, table: int = 0) -> list[str]:
+    found = browser.find_elements(By.TAG_NAME, "table")[table]
+    return [one.text for one in found.find_elements(By.CSS_SELECTOR, "tbody tr.detail code")]
+
+
 def count_rows(browser: webdriver.Chrome) -> int:
     """In one go: an update may come at any time."""
-    return int(browser.execute_script("return document.querySelectorAll('tbody tr').length"))
+    return int(browser.execute_script("return document.querySelectorAll('tbody tr.detail').length"))
 
 
 def state_of(browser: webdriver.Chrome) -> str:
@@ -72,9 +79,10 @@ def test_the_card_follows_the_task_and_stays(
     try:
         wait_for(lambda: list(Path(runner.local_root).glob("mf.cards/**/*.html")))
         address = card_server(FLOW)
-        wait_for(lambda: _count(address) == 2)
+        # Two attempts, each with the card of @checkpoint and that of @model.
+        wait_for(lambda: _count(address) == 4)
         browser.get(address)
-        wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "select option")) == 2)
+        wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "select option")) == 4)
         select_card(browser, address, wait_for)
         browser.execute_script("window.sameDocument = true")
         assert state_of(browser) == "running"
@@ -89,7 +97,7 @@ def test_the_card_follows_the_task_and_stays(
     assert "WARNING" not in output
 
     runner.python(WRITE_CARDS)
-    pages = sorted(runner.work.glob("card *.html"))
+    pages = sorted(runner.work.glob("checkpoint *.html"))
     assert len(pages) == 2
     # Metaflow's own viewer asks for fonts from elsewhere.
     browser.get("about:blank")
@@ -101,12 +109,20 @@ def test_the_card_follows_the_task_and_stays(
         else:
             assert_failed(browser, result)
         assert_reads_well(browser)
+    models = sorted(runner.work.glob("model *.html"))
+    assert len(models) == 2
+    for page in models:
+        browser.get(page.as_uri())
+        assert [row["label"] for row in rows_of(browser, 1)] == ["<b>both</b> parts"]
+        assert [row["name"] for row in rows_of(browser, 0)] == ["load()"]
+        assert set(keys_of(browser, 1)) <= {one["key"] for one in result.facts("model")}
+        assert_reads_well(browser)
 
 
 def _count(address: str) -> int:
     with urllib.request.urlopen(f"{address}/runinfo") as response:
         cards = json.load(response).get("cards", [])
-    return sum(card["card_object"]["id"] == "checkpoint" for card in cards)
+    return len(cards)
 
 
 def assert_final(browser: webdriver.Chrome, result: Result) -> None:
@@ -126,6 +142,7 @@ def assert_final(browser: webdriver.Chrome, result: Result) -> None:
     rows = rows_of(browser)
     assert [row["number"] for row in rows] == [str(one["version_id"]) for one in reversed(saved)]
     assert [row["name"] for row in rows] == [one["name"] for one in reversed(saved)]
+    assert keys_of(browser) == [one["key"] for one in reversed(saved)]
     assert [row["created (UTC)"] for row in rows] == [
         one["created_on"][:19].replace("T", " ") for one in reversed(saved)
     ]
@@ -151,6 +168,7 @@ def assert_final(browser: webdriver.Chrome, result: Result) -> None:
 def assert_failed(browser: webdriver.Chrome, result: Result) -> None:
     """The first attempt's card: complete too, though Metaflow makes no final card of a task that failed."""
     assert state_of(browser) == "failed"
+    assert browser.find_element(By.CLASS_NAME, "message").text == "RuntimeError: once, <b>not bold</b>"
     assert browser.find_element(By.TAG_NAME, "h2").text == "Loaded: nothing"
     assert facts_of(browser, 0)["why"].startswith("the first attempt starts from the beginning")
     assert [row["number"] for row in rows_of(browser)] == ["3", "2", "1", "0"]

@@ -24,7 +24,7 @@ emit("result", Run(sys.argv[1]).data.result)
 """
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> FlowRunner:
     """Runs flows on a datastore of the test's own: on disk, then in S3."""
     if request.param == "local":

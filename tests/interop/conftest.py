@@ -28,6 +28,10 @@ UNRELATED = {
         where = ["src"]
         namespaces = true
     """,
+    # As an extension is told to do it. Metaflow takes this list in place of its own.
+    "src/metaflow_extensions/acme/config/mfextinit_acme.py": """
+        SPIN_ALLOWED_DECORATORS = ["acme", "card"]
+    """,
     "src/metaflow_extensions/acme/plugins/mfextinit_acme.py": """
         STEP_DECORATORS_DESC = [("acme", ".acme_deco.AcmeDecorator")]
     """,

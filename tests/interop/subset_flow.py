@@ -22,9 +22,10 @@ class SubsetFlow(FlowSpec):
     @if_installed("huggingface_hub")
     @step
     def start(self):
-        os.mkdir("content")
+        os.makedirs("content", exist_ok=True)
         with open("content/weights", "w") as file:
             file.write("1 2 3")
+        print("current has", [name for name in ("model", "checkpoint", "huggingface_hub") if name in current])
         for name in SAVERS:
             setattr(self, f"by_{name}", getattr(current, name).save("content", metadata={"by": name}))
         self.next(self.end)

@@ -1,6 +1,7 @@
 """A task as a remote image runs it: the code package unpacked in an empty folder, and Python with boto3 and requests.
 
-Nothing of ours is installed there, nor Metaflow: all of it comes in the code package.
+Nothing of ours is installed there, nor Metaflow: all of it comes in the code package. For Azure and Google Cloud
+Storage, the image has their SDKs, which Metaflow installs there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Credentials for the servers, which the code package carries as it does any extension.
+EXTENSION = ROOT / "tests" / "clouds" / "extension"
 TRAIN_FLOW = ROOT / "examples" / "quickstart" / "train_flow.py"
 # Uses none of our decorators: even so its remote tasks import the extensions, which import core.
 PLAIN_FLOW = """
@@ -66,16 +69,32 @@ class Remote:
         return log
 
 
-@pytest.fixture(params=["local", "s3"])
+CLOUDS: dict[str, tuple[str, dict[str, str], list[str]]] = {
+    "s3": ("s3_server", {}, []),
+    "azure": (
+        "azurite_tls",
+        {"METAFLOW_DEFAULT_AZURE_CLIENT_PROVIDER": "azurite"},
+        ["azure-storage-blob", "azure-identity"],
+    ),
+    "gs": ("fake_gcs", {"METAFLOW_DEFAULT_GCP_CLIENT_PROVIDER": "fake-gcs"}, ["google-cloud-storage"]),
+}
+"""For each datastore: its server, what its credentials need, and its SDK."""
+
+
+@pytest.fixture(params=["local", "s3", "azure", "gs"])
 def remote(request: pytest.FixtureRequest, environment: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     variables: dict[str, str] = {}
     root = str(tmp_path / "datastore")
-    if request.param == "s3":
-        variables = request.getfixturevalue("s3_server").environment()
-        root = variables["METAFLOW_DATASTORE_SYSROOT_S3"]
+    sdk: list[str] = []
+    if request.param in CLOUDS:
+        server, credentials, sdk = CLOUDS[request.param]
+        variables = {**request.getfixturevalue(server).environment(), **credentials, "PYTHONPATH": str(EXTENSION)}
+        root = variables[f"METAFLOW_DATASTORE_SYSROOT_{request.param.upper()}"]
     options = ["--datastore", request.param, "--datastore-root", root]
-    image = environment("boto3", "requests")
-    return lambda *packages: Remote(environment("metaflow", *packages), image, tmp_path / "image", options, variables)
+    image = environment("boto3", "requests", *sdk)
+    return lambda *packages: Remote(
+        environment("metaflow", *packages, *sdk), image, tmp_path / "image", options, variables
+    )
 
 
 def test_the_code_package_of_any_flow_carries_core(remote: Callable[..., Any], tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ def make(environment: Callable[..., Any], unrelated_wheel: Path) -> Callable[...
     return lambda subset: environment("metaflow", unrelated_wheel, *subset)
 
 
+FLOW = Path(__file__).with_name("subset_flow.py")
+
+
 @subsets
 def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: Callable[..., Any]) -> None:
     every = set().union(*NAMES.values())
@@ -57,13 +60,38 @@ def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: C
 
 @subsets
 def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable[..., Any], tmp_path: Path) -> None:
-    log = make(subset).python(Path(__file__).with_name("subset_flow.py"), "run", cwd=tmp_path)
+    log = make(subset).python(FLOW, "run", cwd=tmp_path)
     savers = [name for name in ("model", "checkpoint") if name in names_of(subset)]
     assert "acme was here" in log
     assert f"saved by {savers}" in log
     if "model" in savers:
         for name in savers:
             assert f"loaded by_{name} ['weights']" in log
+
+
+@pytest.mark.parametrize("distribution", NAMES)
+def test_spin_runs_the_decorators_of_each_package_and_those_of_others(
+    distribution: str, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    environment = make((distribution,))
+    environment.python(FLOW, "run", cwd=tmp_path)
+    log = environment.python(FLOW, "spin", "start", cwd=tmp_path)
+    decorator = distribution.removeprefix("metaflow-artifacts-").replace("hf", "huggingface_hub")
+    assert f"current has ['{decorator}']" in log
+    assert "acme was here" in log
+    assert "Ignoring" not in log
+
+
+def test_core_alone_adds_nothing_to_metaflow(make: Callable[..., Any], tmp_path: Path) -> None:
+    log = make(("metaflow-artifacts",)).python(FLOW, "run", cwd=tmp_path)
+    assert "acme was here" in log
+    assert "current has []" in log
+
+
+def test_an_extra_of_core_brings_the_package(environment: Callable[..., Any]) -> None:
+    """Metaflow refuses extensions that need each other; for it, the extras of core must not count as needs."""
+    found = json.loads(environment("metaflow-artifacts[model]").python("-c", IMPORTS, "model").splitlines()[-1])
+    assert found["outcomes"] == {"model": "found"}
 
 
 @pytest.mark.parametrize("distribution", NAMES)

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from metaflow_artifacts import CheckpointPlace, CheckpointWriter, ParsedReference, Store, lineage, open_store
+from metaflow_artifacts import (
+    CheckpointPlace,
+    CheckpointWriter,
+    InvalidReference,
+    ParsedReference,
+    Store,
+    lineage,
+    open_store,
+)
 from metaflow_artifacts._format.keys import ModelKey
 from metaflow_artifacts._store import references
 from metaflow_artifacts._store.references import key_of, root_of
@@ -35,13 +43,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["key", "dict", "parsed"])
+@pytest.mark.parametrize("form", ["key", "url", "dict", "parsed"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_operation_parses_a_reference_once(
     store: Store, file: Path, tmp_path: Path, operation: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = store.save_model(file)
-    reference: Any = {"key": saved["key"], "dict": saved, "parsed": ParsedReference.of(saved)}[form]
+    reference: Any = {"key": saved["key"], "url": saved["url"], "dict": saved, "parsed": ParsedReference.of(saved)}[
+        form
+    ]
     calls = []
 
     def counting(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -54,7 +64,8 @@ def test_each_operation_parses_a_reference_once(
     for name in ("parse_key", "parse_reference"):
         monkeypatch.setattr(references, name, counting(getattr(references, name)))
     OPERATIONS[operation](store, reference, tmp_path)
-    assert sorted(calls) == {"key": ["parse_key"], "dict": ["parse_key", "parse_reference"], "parsed": []}[form]
+    expected = {"key": ["parse_key"], "url": ["parse_key"], "dict": ["parse_key", "parse_reference"], "parsed": []}
+    assert sorted(calls) == expected[form]
 
 
 def test_what_a_parsed_reference_says(store: Store, file: Path) -> None:
@@ -66,6 +77,35 @@ def test_what_a_parsed_reference_says(store: Store, file: Path) -> None:
     assert (whole.artifact, bare.artifact) == (saved, None)
     assert (whole.root, bare.root, root_of(saved)) == (store.root, None, store.root)
     assert ParsedReference.of(whole) is whole
+    url = ParsedReference.of(saved["url"])
+    assert (url.key, url.parts, url.artifact, url.root) == (saved["key"], whole.parts, None, store.root)
+
+
+KEY = "mf.models/models/artifacts/label_" + "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        (f"s3://bucket/{KEY}", "s3://bucket"),
+        (f"s3://bucket/a/prefix/{KEY}", "s3://bucket/a/prefix"),
+        (f"/data/.metaflow/{KEY}", "/data/.metaflow"),
+        # A root may look like a key itself.
+        (f"/data/{KEY}/{KEY}", f"/data/{KEY}"),
+        (f"gs://bucket/{KEY}", "gs://bucket"),
+    ],
+)
+def test_a_url_is_a_root_and_a_key(url: str, root: str) -> None:
+    parsed = ParsedReference.of(url)
+    assert (parsed.root, parsed.key) == (root, KEY)
+
+
+@pytest.mark.parametrize(
+    "text", [f"/{KEY}", f"relative/{KEY}", f"./{KEY}", f"s3:/{KEY}", f"/data/{KEY}/", f"/data/{KEY[:-1]}"]
+)
+def test_what_is_no_url_is_refused(text: str) -> None:
+    with pytest.raises(InvalidReference, match="not the key of a stored artifact"):
+        ParsedReference.of(text)
 
 
 def test_a_url_that_does_not_end_in_the_key_names_no_root(store: Store, file: Path) -> None:

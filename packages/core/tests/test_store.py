@@ -270,7 +270,7 @@ def test_a_source_that_cannot_be_saved_is_an_error(
 
 
 def test_a_source_that_does_not_exist_is_a_file_not_found_error(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="cannot save .*No such file") as raised:
+    with pytest.raises(FileNotFoundError, match=r"cannot save .*No such file") as raised:
         store.save_model(tmp_path / "missing")
     assert isinstance(raised.value, SourceError)
     with pytest.raises(SourceError) as pipe:

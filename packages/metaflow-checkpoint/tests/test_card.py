@@ -1,4 +1,4 @@
-"""Steps with a card get a second one for their checkpoints, which stays small, and leaves the first one alone."""
+"""Steps with a card get another one for their checkpoints, which stays small, and leaves the first one alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import metaflow  # noqa: F401
 
 from metaflow_artifacts.testing.flows import FlowRunner, Result
-from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.report import Report, content
+from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.report import Report
 
 CARDS = """
 import sys
@@ -32,7 +32,7 @@ def cards_of(result: Result, step: str) -> dict[tuple[str, str | None], str]:
     return {(kind, name): html for kind, name, html in result.facts(step)}
 
 
-def test_steps_with_a_card_get_a_second_one(runner: FlowRunner, flows: Path) -> None:
+def test_steps_with_a_card_get_another_one(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "cards_flow.py")
     assert "WARNING" not in result.output
     assert "Card render failed" not in result.output
@@ -46,6 +46,7 @@ def test_steps_with_a_card_get_a_second_one(runner: FlowRunner, flows: Path) -> 
     assert "no run has saved a checkpoint at this place" in html
     assert "with &lt;id&gt;" in html
     assert "rate 0.5" in html
+    assert f"<code>{result.fact('saved')['key']}</code>" in html
     assert "1000 B" in html
     assert "http://" not in html
     assert "https://" not in html
@@ -54,12 +55,17 @@ def test_steps_with_a_card_get_a_second_one(runner: FlowRunner, flows: Path) -> 
     assert set(two) == {("blank", None), ("blank", "other"), ("checkpoint", "checkpoint")}
     assert "Nothing has been saved in this attempt." in two["checkpoint", "checkpoint"]
     assert "nothing is loaded automatically" in two["checkpoint", "checkpoint"]
+    # @catch ends this step well; its card tells of the error.
+    assert "RuntimeError: no &lt;luck&gt;" in two["checkpoint", "checkpoint"]
+    assert "raise RuntimeError" in two["checkpoint", "checkpoint"]
+    # The user's code sees its own cards alone.
+    assert result.fact("cards of the step") == 0
     assert set(cards_of(found, "end")) == {("default", None)}
 
 
-def test_a_card_from_the_command_line_brings_the_second_one_too(runner: FlowRunner, flows: Path) -> None:
-    runner.with_environment(WHO="me").run(flows / "shared_flow.py", "--with", "card")
-    found = runner.python(CARDS, "SharedFlow")
+def test_a_card_from_the_command_line_brings_ours_too(either: FlowRunner, flows: Path) -> None:
+    either.with_environment(WHO="me").run(flows / "shared_flow.py", "--with", "card")
+    found = either.python(CARDS, "SharedFlow")
     assert set(cards_of(found, "start")) == {("default", None), ("checkpoint", "checkpoint")}
 
 
@@ -94,11 +100,7 @@ def test_however_much_is_saved_the_card_stays_small() -> None:
     assert 100 < len(points) <= 300
     assert {point["name"] for point in data["points"]} == {"best", "every", "rare"}
 
-    html = "".join(content(data))
+    html = "".join(report.parts("running"))
     assert "10,000" in html
     assert f"The timeline shows {len(points)} of them" in html
     assert "and 9,800 older checkpoints" in html
-
-
-def test_before_the_first_report_the_card_says_so() -> None:
-    assert "has not reported any checkpoints" in "".join(content({}))

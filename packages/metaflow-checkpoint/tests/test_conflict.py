@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def beside_another(runner: FlowRunner, tmp_path: Path) -> FlowRunner:
-    """Runs flows where a metaflow-checkpoint is installed too. Metaflow loads it last, so that its names win."""
+    """Runs flows where a metaflow-checkpoint is installed too. Metaflow loads it before ours, whose names win."""
     site = tmp_path / "site"
     files = {
         "metaflow_checkpoint-0.2.14.dist-info/METADATA": (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from metaflow_artifacts.testing.flows import FlowRunner
 
 NOTEBOOK = """
@@ -26,6 +28,7 @@ emit("gone", [cp.directory, os.path.exists(directory)])
 """
 
 
+@pytest.mark.parametrize("either", [pytest.param("runner", marks=pytest.mark.long), "s3_runner"], indirect=True)
 def test_resume_after_retries(either: FlowRunner, flows: Path) -> None:
     counted = either.run(flows / "counter_flow.py")
     assert counted.facts("begins") == [0, 4, 6]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,7 +9,7 @@ from typing import Any
 import metaflow  # noqa: F401
 import pytest
 
-from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.report import Report, content
+from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.report import Report
 
 
 def save(number: int, **fields: Any) -> dict[str, Any]:
@@ -36,8 +35,7 @@ def report() -> Report:
 
 
 def page(report: Report, state: str = "running") -> str:
-    # The data goes to the process that renders the card as JSON.
-    return "".join(content(json.loads(json.dumps(report.data(state)))))
+    return "".join(report.parts(state))
 
 
 def test_a_task_that_loaded_nothing_says_why(report: Report) -> None:
@@ -69,7 +67,18 @@ def test_saves_are_added_up_and_listed_newest_first(report: Report) -> None:
     html = page(report, "done")
     assert "9 GiB" in html
     assert "epoch 1" in html
+    assert "<code>key of 1</code>" in html
     assert "saved with latest=False" in html
+
+
+def test_what_the_journal_has_is_taken_in_once() -> None:
+    waiting = [[save(0), save(1)], [], [save(2)]]
+    report = Report("Flow/1/train/2", 0, "fresh", lambda: waiting.pop(0) if waiting else [])
+    assert report.changed() is True
+    assert report.changed() is False
+    # A save between the last look and the end of the step is on the card.
+    assert "key of 2" in page(report, "done")
+    assert report.data("done")["total"]["count"] == 3
 
 
 @pytest.mark.parametrize(

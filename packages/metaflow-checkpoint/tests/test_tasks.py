@@ -30,6 +30,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_what_a_retry_does_to_its_directory_changes_no_checkpoint(either: FlowRunner, flows: Path) -> None:
     result = either.run(flows / "unchanged_flow.py")
     saved = dict(result.facts("saved"))
@@ -111,7 +112,7 @@ def test_the_attributes_and_errors_of_the_object(runner: FlowRunner, flows: Path
 
     # The one that may be latest is loaded, whatever was saved after it.
     assert result.fact("info") == [saved, saved["key"], saved["key"], 0.5, 0]
-    assert result.fact("plain") is True
+    assert result.fact("copied") is True
     assert result.fact("directory") == [True]
     assert result.fact("identifier") is True
     assert result.fact("same process") is True
@@ -121,11 +122,12 @@ def test_the_attributes_and_errors_of_the_object(runner: FlowRunner, flows: Path
     assert result.fact("made again") == []
     assert result.fact("after errors") == ["state"]
     assert result.fact("from the next step") == ["named", "named", "mfchckpt", "mfchckpt", "best"]
-    assert result.fact("kept") is True
+    assert result.fact("kept") == [True, 0.5, True]
+    assert result.fact("task of an undecorated step") == []
 
     errors = {name: (kind, is_value_error, message) for name, kind, is_value_error, message in result.facts("error")}
     assert {name: kind for name, (kind, _, _) in errors.items()} == {
-        "no path": "SourceError",
+        "no path": "SourceNotFound",
         "name": "InvalidInput",
         "metadata": "UsageError",
         "twice": "UsageError",
@@ -137,7 +139,6 @@ def test_the_attributes_and_errors_of_the_object(runner: FlowRunner, flows: Path
         "reference": "InvalidReference",
         "absent": "ArtifactNotFound",
         "undecorated": "NoTask",
-        "task of an undecorated step": "UsageError",
     }
     assert all("\n" not in message for _, _, message in errors.values())
     assert errors["undecorated"][1] is True

@@ -88,6 +88,8 @@ def test_a_revision_that_was_resolved_is_its_commit() -> None:
         ({"repo_id": 3}, "repo_id 3"),
         ({"repo_id": "a/b/c"}, "a/b/c"),
         ({"repo_id": "../x"}, r"\.\./x"),
+        ({"repo_id": "./x"}, r"\./x"),
+        ({"repo_id": "a/.x"}, r"a/\.x"),
         ({"repo_id": "a", "repo_type": "kernel"}, "expected one of model, dataset, space"),
         ({"repo_id": "a", "revision": ""}, "revision"),
         ({"repo_id": "a", "allow_patterns": 3}, "allow_patterns 3"),

@@ -52,6 +52,10 @@ def on_each(request: pytest.FixtureRequest, tmp_path: Path, hub: Hub) -> FlowRun
     return FlowRunner(tmp_path, variables)
 
 
+seldom_on_s3 = pytest.mark.parametrize("on_each", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
+"""For what depends on the Hub, and hardly on the datastore."""
+
+
 @pytest.fixture
 def repo(hub: Hub) -> Repo:
     return hub.repo("org/name", files=FILES)
@@ -87,6 +91,7 @@ def test_a_run_downloads_each_file_once_and_keeps_a_plain_reference(first: Resul
     assert any(line.startswith("[@huggingface_hub] Downloading org/name at main, commit ") for line in first.lines)
 
 
+@seldom_on_s3
 def test_the_next_run_makes_one_small_request(first: Result, on_each: FlowRunner, hub: Hub) -> None:
     with hub.counting() as requests:
         again = on_each.run(FLOWS / "reference_flow.py")
@@ -95,6 +100,7 @@ def test_the_next_run_makes_one_small_request(first: Result, on_each: FlowRunner
     assert again.fact("files") == SIZES
 
 
+@seldom_on_s3
 def test_a_run_offline_makes_no_request(first: Result, on_each: FlowRunner, hub: Hub) -> None:
     with hub.counting() as requests:
         offline = on_each.with_environment(HF_HUB_OFFLINE="1").run(FLOWS / "reference_flow.py")
@@ -102,6 +108,7 @@ def test_a_run_offline_makes_no_request(first: Result, on_each: FlowRunner, hub:
     assert offline.fact("reference")["key"] == first.fact("reference")["key"]
 
 
+@seldom_on_s3
 def test_a_run_without_the_hub_uses_the_stored_snapshot(
     first: Result, on_each: FlowRunner, hub: Hub, repo: Repo
 ) -> None:
@@ -122,6 +129,7 @@ def test_of_a_new_commit_only_changed_files_are_downloaded(
     assert changed.fact("files") == {**SIZES, "config.json": 3}
 
 
+@seldom_on_s3
 def test_force_download_downloads_every_file_again(first: Result, on_each: FlowRunner, hub: Hub) -> None:
     hub.clear()
     forced = on_each.run(FLOWS / "reference_flow.py", "--force", "True")
@@ -175,7 +183,7 @@ def test_each_form_of_load_gives_the_files(runner: FlowRunner, hub: Hub) -> None
 
 
 def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
-    tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 20
+    tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 8
     runner = on_each.with_environment(TASKS=str(tasks))
     result = runner.run(FLOWS / "foreach_flow.py", "--max-workers", str(tasks))
     assert hub.fetched() == dict.fromkeys(SIZES, 1)
@@ -188,9 +196,11 @@ def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub
     ("status", "headers", "words"),
     [
         (500, {}, "answers 500"),
-        (429, {"Retry-After": "1000"}, "answers 429; it limits the rate of requests"),
+        pytest.param(
+            *(429, {"Retry-After": "1000"}, "answers 429; it limits the rate of requests"), marks=pytest.mark.long
+        ),
         (401, {}, "no such model, or it is private"),
-        (403, {}, "access is restricted; ask for it at"),
+        pytest.param(*(403, {}, "access is restricted; ask for it at"), marks=pytest.mark.long),
         (404, {"X-Error-Code": "EntryNotFound"}, "a file that it lists is not there"),
     ],
 )
@@ -268,6 +278,7 @@ def test_a_step_that_fails_has_a_card(runner: FlowRunner, hub: Hub, repo: Repo) 
     card = card_of(runner, "start")
     assert "failed" in card
     assert "No repo was asked for" in card
+    assert '<div class="message">HubDenied: org/name at none: ' in card
 
 
 def test_a_step_without_a_card_has_none(runner: FlowRunner, repo: Repo) -> None:
@@ -290,6 +301,27 @@ def test_mistakes_stop_a_run_before_it_begins(runner: FlowRunner, arguments: Any
     assert words in result.output
     assert no_traceback(result)
     assert "Task is starting" not in result.output
+
+
+def test_with_gives_the_same_as_the_source(runner: FlowRunner, repo: Repo) -> None:
+    load = '[{"repo_id": "org/name", "token": false, "allow_patterns": "*.json"}]'
+    given = f"huggingface_hub:load={load},cache_scope=global,show_card=False"
+    result = runner.run(FLOWS / "given_flow.py", "--with", given)
+    assert result.fact("listed") == {"org/name": ["config.json"]}
+    assert result.fact("scope") == "global"
+    kwargs = {"repo_id": "org/name", "repo_type": "model", "allow_patterns": ["*.json"]}
+    assert result.fact("kept") == [True, kwargs]
+
+
+def test_a_token_on_the_command_line_stops_a_run_before_it_begins(runner: FlowRunner) -> None:
+    token = "hf_" + uuid4().hex
+    given = f'huggingface_hub:load=[{{"repo_id": "org/name", "token": "{token}"}}]'
+    result = runner.run(FLOWS / "given_flow.py", "--with", given, fails=True)
+    assert "load= on the command line has 'token', which would be part of the command of every task" in result.output
+    assert no_traceback(result)
+    assert "Workflow starting" not in result.output
+    assert token not in result.output
+    assert [path for path in everything_below(runner.directory) if contains(path, token)] == []
 
 
 def test_a_task_without_huggingface_hub_says_what_to_install(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_errors_of_calls_name_what_was_wrong(runner: FlowRunner) -> None:
 
     errors = {name: (kind, message) for name, kind, message in result.facts("error")}
     assert {name: kind for name, (kind, _) in errors.items()} == {
-        "no such path": "SourceError",
+        "no such path": "SourceNotFound",
         "label": "InvalidInput",
         "long label": "InvalidInput",
         "metadata": "InvalidInput",

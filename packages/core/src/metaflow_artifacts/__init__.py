@@ -54,6 +54,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._format.info import CheckpointInfo as CheckpointInfo
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
     from ._format.keys import ModelKey as ModelKey
@@ -104,6 +105,7 @@ __version__ = "0.1.0"
 METAFLOW_PACKAGE_POLICY = "include"
 
 _WHERE = {
+    "_format.info": ("CheckpointInfo",),
     "_format.keys": ("CheckpointKey", "CheckpointPlace", "ModelKey"),
     "_format.manifest": ("Chunk", "FileEntry", "Head", "Manifest", "Outline"),
     "_format.reference": ("ModelArtifact", "is_model_artifact", "parse_reference", "validate_reference"),

@@ -12,6 +12,7 @@ from ._lazy import lazy_names
 
 if TYPE_CHECKING:
     from ._cli.bar import bar as bar
+    from ._format.info import CheckpointInfo as CheckpointInfo
     from ._format.keys import HUB as HUB
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ._format.plan import plan as plan
     from ._format.plan import segments as segments
     from ._format.reference import ModelArtifact as ModelArtifact
+    from ._format.reference import with_older_names as with_older_names
+    from ._mf.arguments import ArgumentReader as ArgumentReader
     from ._mf.card import Html as Html
     from ._mf.card import TimelinePoint as TimelinePoint
     from ._mf.card import code as code
@@ -40,14 +43,15 @@ if TYPE_CHECKING:
     from ._mf.card import timeline as timeline
     from ._mf.conflict import guard_decorators as guard_decorators
     from ._mf.conflict import refuse_foreign_decorators as refuse_foreign_decorators
+    from ._mf.datastore import require_usable as require_usable
     from ._mf.datastore import store_of_flow as store_of_flow
     from ._mf.errors import in_flow as in_flow
     from ._mf.errors import in_hook as in_hook
     from ._mf.errors import shown as shown
-    from ._mf.live_card import DecoratorCard as DecoratorCard
+    from ._mf.live_card import CardReport as CardReport
     from ._mf.live_card import LiveCard as LiveCard
-    from ._mf.live_card import attach_card as attach_card
-    from ._mf.live_card import with_card as with_card
+    from ._mf.live_card import has_card as has_card
+    from ._mf.live_card import shown_on as shown_on
     from ._mf.loaded import Loaded as Loaded
     from ._mf.loaded import TemporaryDirectories as TemporaryDirectories
     from ._mf.loaded import loaded_keys as loaded_keys
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from ._mf.stores import default_store as default_store
     from ._mf.stores import store_for as store_for
     from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
+    from ._mf.task import NotRegistered as NotRegistered
     from ._mf.task import TaskIdentity as TaskIdentity
     from ._storage.base import ObjectInfo as ObjectInfo
     from ._storage.base import Storage as Storage
@@ -100,10 +105,12 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "_cli.bar": ("bar",),
+    "_format.info": ("CheckpointInfo",),
     "_format.keys": ("CheckpointKey", "CheckpointPlace", "HUB", "ModelKey", "encode_part", "parse_key"),
     "_format.manifest": ("Chunk", "FileEntry", "Manifest"),
     "_format.plan": ("is_packed", "plan", "segments"),
-    "_format.reference": ("ModelArtifact",),
+    "_format.reference": ("ModelArtifact", "with_older_names"),
+    "_mf.arguments": ("ArgumentReader",),
     "_mf.card": (
         "Html",
         "TimelinePoint",
@@ -120,13 +127,13 @@ _WHERE = {
         "timeline",
     ),
     "_mf.conflict": ("guard_decorators", "refuse_foreign_decorators"),
-    "_mf.datastore": ("store_of_flow",),
+    "_mf.datastore": ("require_usable", "store_of_flow"),
     "_mf.errors": ("in_flow", "in_hook", "shown"),
     "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
-    "_mf.live_card": ("DecoratorCard", "LiveCard", "attach_card", "with_card"),
+    "_mf.live_card": ("CardReport", "LiveCard", "has_card", "shown_on"),
     "_mf.log": ("Log",),
     "_mf.stores": ("default_store", "store_for"),
-    "_mf.task": ("ENVIRONMENT_VARIABLE", "TaskIdentity"),
+    "_mf.task": ("ENVIRONMENT_VARIABLE", "NotRegistered", "TaskIdentity"),
     "_storage.base": ("ObjectInfo", "Storage"),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "task_of"),

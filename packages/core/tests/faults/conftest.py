@@ -16,7 +16,7 @@ from faultlib.outcomes import Outcomes
 from faultlib.page import PageCheck
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage, s3_requests
+from metaflow_artifacts._storage import open_storage, remote_requests
 from metaflow_artifacts._transfer import chunks
 from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -69,7 +69,7 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 @pytest.fixture
 def connect(s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Makes a client that goes through the proxy, and does not wait long for an answer or before a retry."""
-    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
     from metaflow_artifacts._storage.s3 import client_config
 
@@ -86,5 +86,5 @@ def remote(root: str, connect: Callable[[], Any]) -> Store:
 @pytest.fixture
 def impatient(remote: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """`remote`, for calls that must fail: four attempts are enough, also where the machine is slow."""
-    monkeypatch.setattr(s3_requests, "_ATTEMPTS", 4)
+    monkeypatch.setattr(remote_requests, "_ATTEMPTS", 4)
     return remote

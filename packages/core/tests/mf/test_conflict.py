@@ -9,6 +9,7 @@ from pathlib import Path
 import metaflow.plugins
 import pytest
 from metaflow.decorators import StepDecorator
+from metaflow.extension_support import plugins
 
 from metaflow_artifacts import UsageError
 from metaflow_artifacts._mf.conflict import refuse_foreign_decorators
@@ -61,6 +62,14 @@ def test_the_error_says_which_command_removes_which_distribution(name: str, monk
         "`pip uninstall metaflow-checkpoint`, or "
         f"`pip uninstall {' '.join(installed())}`"
     )
+
+
+def test_a_decorator_that_ours_has_replaced_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metaflow loads distributions first that need no other extension: theirs before ours, which need core."""
+    theirs = ("checkpoint", "metaflow_extensions.foreign.plugins.x.Decorator")
+    monkeypatch.setattr(plugins, "_all_step_decorators", [*vars(plugins)["_all_step_decorators"], theirs])
+    with pytest.raises(UsageError, match=r"^@checkpoint comes from the module metaflow_extensions\.foreign"):
+        refuse_foreign_decorators()
 
 
 def test_a_decorator_without_a_distribution_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:

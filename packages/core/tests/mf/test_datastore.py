@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactWarning, StorageError, open_store
-from metaflow_artifacts._mf.datastore import store_at, store_of_flow
+from metaflow_artifacts._mf import datastore
+from metaflow_artifacts._mf.datastore import require_usable, store_at, store_of_flow
 from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -36,11 +37,60 @@ def reference(root: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["azure", "gs", "hdfs"])
-def test_a_datastore_that_is_not_supported_is_named(kind: str) -> None:
-    with pytest.raises(StorageError, match=rf"the datastore {kind} \(there\) .* --datastore s3") as raised:
-        store_at(kind, "there")
-    assert "\n" not in str(raised.value)
+def test_a_datastore_that_is_not_supported_is_named() -> None:
+    for call in (
+        lambda: store_at("hdfs", "there"),
+        lambda: require_usable(SimpleNamespace(TYPE="hdfs", datastore_root="there"), "model", "train"),
+    ):
+        with pytest.raises(StorageError, match=r"the datastore hdfs \(there\) .* --datastore s3") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "said"),
+    [
+        ("azure", ["azure.storage.blob"], "pip install azure-storage-blob (or metaflow-artifacts[azure])"),
+        ("azure", ["azure.storage.blob", "azure.identity"], "pip install azure-storage-blob azure-identity "),
+        ("gs", ["google.cloud.storage"], "pip install google-cloud-storage (or metaflow-artifacts[gcs])"),
+    ],
+)
+def test_a_missing_sdk_is_said_in_one_sentence(
+    kind: str, missing: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str) -> object | None:
+        return None if name in missing else object()
+
+    monkeypatch.setattr(datastore, "find_spec", found)
+    root = "gs://there" if kind == "gs" else "https://there.blob.core.windows.net/container"
+    flow_datastore = SimpleNamespace(TYPE=kind, datastore_root=root)
+    with pytest.raises(StorageError, match=f"the datastore {kind} needs .*") as raised:
+        require_usable(flow_datastore, "model", "train")
+    assert said in str(raised.value)
+    missing.clear()
+    require_usable(flow_datastore, "model", "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "words"),
+    [
+        ("hdfs", "there", r"the datastore hdfs \(there\) .* run the flow with --datastore s3, azure, gs or local"),
+        ("azure", "container/x", "the datastore azure has no endpoint; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_"),
+        ("azure", "/x", "names no container; set METAFLOW_DATASTORE_SYSROOT_AZURE to CONTAINER/PREFIX"),
+        ("gs", "bucket/x", "names no bucket; set METAFLOW_DATASTORE_SYSROOT_GS to gs://BUCKET/PREFIX"),
+        ("s3", "bucket/x", "names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3"),
+        ("s3", None, "has no root; set METAFLOW_DATASTORE_SYSROOT_S3"),
+    ],
+)
+def test_a_datastore_that_cannot_work_is_refused_for_a_step(kind: str, root: str | None, words: str) -> None:
+    with pytest.raises(StorageError, match=f"^step train has @model, but .*{words}"):
+        require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
+
+
+def test_a_usable_datastore_is_not_touched_before_a_run(tmp_path: Path) -> None:
+    for kind, root in (("local", str(tmp_path / "new")), ("spin", str(tmp_path / "new")), ("s3", "s3://bucket/x")):
+        require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_root_that_is_not_configured_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -57,6 +58,44 @@ def test_the_cause_is_kept() -> None:
         read()
     assert isinstance(raised.value.__cause__, FileNotFoundError)
     assert raised.traceback[-1].name == "read"
+
+
+@pytest.mark.usefixtures("task")
+def test_catch_prints_one_of_our_frames() -> None:
+    """Metaflow's @catch prints and keeps what `traceback` makes of an error and its causes."""
+
+    def read() -> None:
+        try:
+            raise FileNotFoundError(2, "No such file")
+        except OSError as error:
+            raise SourceError("cannot read x") from error
+
+    def load() -> None:
+        try:
+            read()
+        except SourceError as error:
+            raise ArtifactNotFound("step a: cannot load") from error
+
+    for wrapped in (in_flow(load), in_hook(load), in_hook(in_flow(load))):
+        with pytest.raises(ArtifactNotFound) as raised:
+            wrapped()
+        printed = traceback.format_exception(raised.value)
+        functions = [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
+        assert functions == ["test_catch_prints_one_of_our_frames", "wrapper"]
+        assert "".join(printed).count("Traceback") == 1
+        cause = raised.value.__cause__
+        assert isinstance(cause, SourceError)
+        assert isinstance(cause.__cause__, FileNotFoundError)
+
+
+def test_outside_of_a_task_the_whole_traceback_is_kept() -> None:
+    @in_flow
+    def call() -> None:
+        raise ArtifactNotFound("not there")
+
+    with pytest.raises(ArtifactNotFound) as raised:
+        call()
+    assert [frame.name for frame in raised.traceback][-2:] == ["wrapper", "call"]
 
 
 def test_calls_outside_of_a_task_raise_the_plain_error() -> None:

@@ -30,16 +30,26 @@ def test_places_are_the_same_in_every_run(tmp_path: Path) -> None:
         "join_leaves": 2,
         "after": 2,
         "join": 1,
+        "gang": 2,
         "node 0": 1,
         "node 1": 1,
         "repeat": 2,
     }
-    assert set(told.values()) == {1}
+    # The nodes of a gang have one place, unless each has its own.
+    assert [place[0] for place, count in told.items() if count > 1] == ["gang"]
     assert told == places(second)
     assert len({place for _, place in told}) == len(told)
 
-    ids = [identity[4] for result in (first, second) for identity in result.facts("identity")]
+    identities = [identity for result in (first, second) for identity in result.facts("identity")]
+    ids = [identity[4] for identity in identities if identity[0] != "gang"]
     assert len(set(ids)) == len(ids)
+    # A gang has the id of its control task, which is node 0.
+    assert Counter(identity[4] for identity in identities if identity[0] == "gang") == {
+        identity[4]: 2 for identity in identities if identity[0] == "node 0"
+    }
+    control, worker = sorted(first.facts("gang"))
+    assert control == [control[0], control[0]]
+    assert worker == [f"{control[0]}_node_1", control[0]]
     scopes = [{identity[2] for identity in result.facts("identity")} for result in (first, second)]
     assert [len(scope) for scope in scopes] == [1, 1]
     assert scopes[0] != scopes[1]

@@ -2,136 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from metaflow.metaflow_current import current
+from metaflow.plugins.cards.card_decorator import CardDecorator
+from metaflow.plugins.datastores.local_storage import LocalStorage
 
+from metaflow_artifacts._mf import live_card
 from metaflow_artifacts._mf.card import Html, code
-from metaflow_artifacts._mf.live_card import DecoratorCard, LiveCard, with_card
-
-TYPE = "numbers"
-
-
-class Manager:
-    """Takes the place of Metaflow's manager of one card, which starts a process for each rendering."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.rendered: list[tuple[dict[str, Any], bool]] = []
-        self.data: dict[str, Any] = {}
-
-    def refresh(self, data: dict[str, Any], force: bool) -> None:
-        if self.error is not None:
-            raise self.error
-        self.data = data
-        self.rendered.append((dict(data), force))
+from metaflow_artifacts._mf.errors import in_flow
+from metaflow_artifacts._mf.live_card import CardReport, LiveCard, has_card, shown_on
+from metaflow_artifacts.errors import StorageError
 
 
-class Cards:
-    """Takes the place of `current.card`."""
-
-    def __init__(self, manager: Manager) -> None:
-        self.manager = manager
-
-    def get(self, type: str) -> list[Manager]:
-        return [self.manager] if type == TYPE else []
-
-
-class NumbersCard(DecoratorCard):
-    type = TYPE  # type: ignore[assignment]
+class Numbers(CardReport):
+    name = "numbers"
     title = "Numbers"
+    pathspec = "Flow/1/train/2"
 
-    def parts(self, data: Mapping[str, Any]) -> Sequence[Html]:
-        return [code(str(data.get("number", "none yet")))]
+    def __init__(self) -> None:
+        self.number = 0
+        self.looks = 0
+        self._seen = 0
+
+    def changed(self) -> bool:
+        self.looks += 1
+        seen, self._seen = self._seen, self.number
+        return seen != self._seen
+
+    def parts(self, state: str) -> Sequence[Html]:
+        return [code(state), code(f"number {self.number}")]
+
+
+class KeepsItsRoot(LocalStorage):
+    """Has the root that it had when it was first used, as Metaflow's storages for Azure and Google have."""
+
+    first_root: str | None = None
+
+    def full_uri(self, path: str) -> str:
+        self.first_root = self.first_root or str(self.datastore_root)
+        return os.path.join(self.first_root, path)
+
+
+class Task:
+    """A task with a card, in a local datastore of its own; its updates come without a pause."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / ".metaflow"
+        self.root.mkdir()
+        self.report = Numbers()
+        self.warnings: list[str] = []
+        storage: Any = KeepsItsRoot(str(self.root))  # type: ignore[no-untyped-call]
+        storage.is_file(["anything"])
+        datastore = SimpleNamespace(TYPE="local", flow_name="Flow", _storage_impl=storage)
+        self.card = LiveCard(self.report, datastore, self.warnings.append)
+
+    def run(self, function: Callable[[], Any] = lambda: None) -> Any:
+        return self.card.wrap(function)()
+
+    def file(self, kind: str) -> Path | None:
+        found = list((self.root / "mf.cards/Flow/runs/1/steps/train/tasks/2" / kind).glob("numbers-numbers-*"))
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    @property
+    def page(self) -> str:
+        found = self.file("cards")
+        return found.read_text() if found else ""
+
+    @property
+    def update(self) -> dict[str, Any]:
+        found = self.file("runtime")
+        return json.loads(found.read_text()) if found else {}
+
+    def wait_for(self, shown: str) -> None:
+        """Come back when the page and the update for it show a text."""
+        end = time.monotonic() + 60
+        while shown not in self.page or shown not in str(self.update):
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
 
 @pytest.fixture
-def warnings() -> list[str]:
-    return []
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
+    monkeypatch.setattr(live_card, "_POLL_S", 0.001)
+    monkeypatch.setattr(live_card, "_FIRST_REFRESH_S", 0.0)
+    monkeypatch.chdir(tmp_path)
+    task = Task(tmp_path)
+    yield task
+    assert task.warnings == []
 
 
-@pytest.fixture
-def step(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> Any:
-    """Runs a function as the code of a step with the card of a manager."""
-
-    def run(manager: Manager | None, function: Any, every: float = 0.0) -> Any:
-        state: dict[str, int] = {"number": 0}
-
-        @contextmanager
-        def updating(card: LiveCard) -> Iterator[None]:
-            def report(number: int) -> None:
-                state["number"] = number
-                card.update(every)
-
-            reports.append(report)
-            yield
-
-        reports: list[Any] = [lambda number: None]
-        if manager is not None:
-            monkeypatch.setitem(current.__dict__, "card", Cards(manager))
-        monkeypatch.setattr(current, "get", lambda name: current.__dict__.get(name))
-        wrapped = with_card(
-            lambda: function(reports[-1]), TYPE, lambda name: {**state, "state": name}, updating, warnings.append
-        )
-        return wrapped()
-
-    return run
+def test_a_step_that_ends_has_a_card_which_viewers_do_not_update(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_card, "_POLL_S", 1000.0)
+    assert task.run(lambda: 7) == 7
+    assert "<code>done</code><code>number 0</code>" in task.page
+    assert "<title>Numbers of Flow/1/train/2</title>" in task.page
+    assert 'METAFLOW_RELOAD_TOKEN = "final"' in task.page
+    assert "metaflow_card_update" not in task.page
+    assert task.update == {}
 
 
-def test_each_report_of_the_step_renders_the_card(step: Any, warnings: list[str]) -> None:
-    manager = Manager()
-    assert step(manager, lambda report: [report(1), report(2)]) == [None, None]
-    assert [data["number"] for data, _ in manager.rendered] == [1, 2]
-    # Metaflow renders the final card from the object that it was given.
-    assert manager.data == {"number": 2, "state": "done"}
-    assert warnings == []
+def test_while_the_step_runs_the_card_follows_its_report(task: Task) -> None:
+    def step() -> None:
+        task.wait_for("number 0")
+        assert 'METAFLOW_RELOAD_TOKEN = "never"' in task.page
+        assert "metaflow_card_update" in task.page
+        task.report.number = 5
+        task.wait_for("number 5")
+        assert task.update["data"] == {"content": "<code>running</code><code>number 5</code>"}
+        assert task.update["reload_token"] == "never"
+
+    task.run(step)
+    # A viewer that shows the live page loads the final one.
+    assert task.update["reload_token"] == "final"
+    assert "<code>done</code><code>number 5</code>" in task.page
 
 
-def test_a_card_that_was_just_rendered_waits_and_keeps_the_data(step: Any) -> None:
-    manager = Manager()
-    step(manager, lambda report: [report(1), report(2)], every=1000.0)
-    assert [data["number"] for data, _ in manager.rendered] == [1]
-    assert manager.data == {"number": 2, "state": "done"}
+def test_reports_in_quick_succession_are_written_once(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_card, "_FIRST_REFRESH_S", 1000.0)
+
+    def step() -> None:
+        task.wait_for("number 0")
+        task.report.number = 1
+        looks = task.report.looks
+        while task.report.looks < looks + 3:
+            time.sleep(0.001)
+        assert "number 0" in task.page
+
+    task.run(step)
+    assert "number 1" in task.page
 
 
-def test_the_card_of_a_step_that_fails_is_rendered_last_and_by_force(step: Any) -> None:
-    manager = Manager()
+def test_the_card_of_a_step_that_fails_shows_the_error_and_the_lines_of_the_user(task: Task) -> None:
+    @in_flow
+    def save() -> None:
+        raise StorageError("no <room> left")
 
-    def fail(report: Any) -> None:
-        report(1)
-        raise ZeroDivisionError
+    def step() -> None:
+        task.report.number = 3
+        save()
 
-    with pytest.raises(ZeroDivisionError):
-        step(manager, fail)
-    assert manager.rendered[-1] == ({"number": 1, "state": "failed"}, True)
-
-
-def test_a_card_that_cannot_be_rendered_is_a_warning(step: Any, warnings: list[str]) -> None:
-    assert step(Manager(OSError("no process")), lambda report: report(1)) is None
-    assert warnings == ["the card is not up to date: OSError('no process')"]
-
-
-def test_a_step_without_the_card_runs_as_it_is(step: Any) -> None:
-    assert step(None, lambda report: 7) == 7
-
-
-def test_the_page_and_its_updates_have_the_same_parts() -> None:
-    card = NumbersCard()  # type: ignore[no-untyped-call]
-    task = SimpleNamespace(pathspec="Flow/1/start/2")
-    data = {"user": {"number": 5}}
-    assert card.refresh(task, data) == {"content": "<code>5</code>"}
-    assert "<code>5</code>" in card.render_runtime(task, data)
-    card.runtime_data = data  # type: ignore[assignment]
-    page = card.render(task)
-    assert "<code>5</code>" in page
-    assert "<title>Numbers of Flow/1/start/2</title>" in page
+    with pytest.raises(StorageError):
+        task.run(step)
+    assert "<code>failed</code>" in task.page
+    assert "StorageError: no &lt;room&gt; left" in task.page
+    assert "<code>number 3</code>" in task.page
+    assert f"{os.path.basename(__file__)}&quot;, line " in task.page
+    assert "save()" in task.page
+    assert f"{os.sep}metaflow_artifacts{os.sep}" not in task.page
+    assert "raise StorageError" not in task.page
 
 
-@pytest.mark.parametrize("data", [None, {}, {"user": {}}])
-def test_before_the_first_update_the_page_has_no_data(data: Any) -> None:
-    card = NumbersCard()  # type: ignore[no-untyped-call]
-    assert card.refresh(None, data) == {"content": "<code>none yet</code>"}
+def test_an_error_before_the_step_is_on_the_card_too(task: Task) -> None:
+    with pytest.raises(StorageError), shown_on(task.card):
+        raise StorageError("cannot load")
+    assert "<code>failed</code>" in task.page
+    assert "StorageError: cannot load" in task.page
+    assert "Traceback" not in task.page
+    with pytest.raises(StorageError), shown_on(None):
+        raise StorageError("no card")
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_bytes(*arguments: Any, **options: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(LocalStorage, "save_bytes", save_bytes)
+    monkeypatch.setattr(live_card, "_POLL_S", 1000.0)
+    assert task.run(lambda: 7) == 7
+    assert task.warnings == ["the card is not up to date: OSError('no space')"]
+    task.warnings.clear()
+
+
+def test_a_card_that_has_no_place_is_a_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    card = LiveCard(Numbers(), SimpleNamespace(TYPE="nowhere", _storage_impl=None), warnings.append)
+    assert card.wrap(lambda: 7)() == 7
+    assert len(warnings) == 1
+    assert "nowhere" in warnings[0]
+
+
+def test_a_step_that_changes_the_working_directory_writes_its_card_where_it_began(task: Task, tmp_path: Path) -> None:
+    other = tmp_path / "other" / ".metaflow"
+    other.mkdir(parents=True)
+    task.run(lambda: os.chdir(other.parent))
+    assert "number 0" in task.page
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize(("show_card", "expected"), [(True, True), (False, False)], ids=repr)
+def test_a_step_with_a_card_of_the_user_gets_another_one(show_card: bool, expected: bool) -> None:
+    decorators = [object(), CardDecorator(), CardDecorator()]
+    assert has_card(decorators, show_card) is expected
+    assert has_card(decorators[:1], show_card) is False

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
+import pickle
+import pickletools
 import subprocess
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from metaflow_artifacts import TargetError
+from metaflow_artifacts import TargetError, UsageError
 from metaflow_artifacts._mf import loaded
 from metaflow_artifacts._mf.loaded import Loaded, TemporaryDirectories, loaded_keys, note_loaded
 
@@ -34,8 +40,12 @@ def test_loaded_maps_names_to_paths_and_references() -> None:
     assert dict(mapping.info) == {"a": {"key": "k1", "size": 1}, "b": {"key": "k2"}}
     with pytest.raises(KeyError, match="loaded: a, b"):
         mapping["x"]
-    with pytest.raises(TypeError):
-        mapping.info["c"] = {}  # type: ignore[index]
+    # `info` is a plain dict, so that it can be kept as an artifact; writing to it changes nothing here.
+    info = mapping.info
+    info["a"]["size"] = 2
+    info["c"] = {}
+    assert (type(info), type(info["a"])) == (dict, dict)
+    assert mapping.info == {"a": {"key": "k1", "size": 1}, "b": {"key": "k2"}}
     assert loaded_keys() == ["k1", "k2"]
 
 
@@ -82,3 +92,92 @@ def test_directories_go_at_the_end_of_the_process_and_not_in_its_children(tmp_pa
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[TemporaryDirectories, Loaded]:
+    """Directories, and a mapping of `a` and `b` to two of them, and of `chosen` to one that the user has chosen."""
+    directories = TemporaryDirectories(tmp_path / "temporary")
+    mapping = Loaded(directories)
+    (tmp_path / "chosen").mkdir()
+    for name, path in (
+        ("a", directories.new("a_")),
+        ("b", directories.new("b_")),
+        ("chosen", str(tmp_path / "chosen")),
+    ):
+        mapping.add(name, path, {"key": name, "metadata": {"epoch": 3}})
+    return directories, mapping
+
+
+def test_cleanup_removes_the_temporary_directory_of_a_name(made: tuple[TemporaryDirectories, Loaded]) -> None:
+    directories, mapping = made
+    paths = dict(mapping)
+    mapping.cleanup("a")
+    assert [os.path.exists(paths[name]) for name in paths] == [False, True, True]
+    assert (list(mapping), list(mapping.info)) == (["b", "chosen"], ["b", "chosen"])
+    with pytest.raises(KeyError, match="'a' was not loaded here; loaded: b, chosen"):
+        mapping.cleanup("a")
+    mapping.cleanup()
+    # A directory that the user has chosen may hold other files.
+    assert [os.path.exists(paths[name]) for name in paths] == [False, False, True]
+    assert (len(mapping), mapping.info) == (0, {})
+    directories.close()
+
+
+@pytest.mark.parametrize("copied", [lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy])
+def test_a_copy_says_the_same_and_owns_no_directory(
+    made: tuple[TemporaryDirectories, Loaded], copied: Callable[[Any], Any]
+) -> None:
+    directories, mapping = made
+    again, elsewhere = copied(mapping), copied(directories)
+    assert type(again) is Loaded
+    assert (dict(again), again.info) == (dict(mapping), mapping.info)
+    paths = dict(mapping)
+    again.cleanup()
+    elsewhere.close()
+    del again, elsewhere
+    gc.collect()
+    assert all(map(os.path.exists, paths.values()))
+    # It makes directories at the same place, and removes those.
+    other = copied(directories)
+    own = other.new("x_")
+    assert os.path.dirname(own) == os.path.dirname(paths["a"])
+    other.close()
+    assert not os.path.exists(own)
+    assert all(map(os.path.exists, paths.values()))
+
+
+def test_a_pickle_names_no_private_module() -> None:
+    """Artifacts are read for years, by versions whose modules are arranged in another way."""
+    mapping = Loaded()
+    mapping.add("a", "/a", {"key": "k"})
+    texts = [argument for _, argument, _ in pickletools.genops(pickle.dumps(mapping))]
+    assert "metaflow_artifacts.plugin" in texts
+    assert not [text for text in texts if isinstance(text, str) and "._" in text]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_removes_what_it_made_and_nothing_else(
+    made: tuple[TemporaryDirectories, Loaded], method: Literal["fork", "spawn", "forkserver"], tmp_path: Path
+) -> None:
+    directories, mapping = made
+    context: Any = get_context(method)
+    with ProcessPoolExecutor(1, context) as pool:
+        path = pool.submit(directories.new, "worker_").result()
+        # The copy that made it has ended with its call; the directory is there until the worker ends.
+        assert pool.submit(os.path.isdir, path).result()
+    assert not os.path.exists(path)
+    # A child of fork has the object itself, and no copy.
+    process = context.Process(target=directories.new, args=("child_",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert sorted(os.listdir(tmp_path / "temporary")) == sorted(map(os.path.basename, list(mapping.values())[:2]))
+
+
+@pytest.mark.parametrize("root", [5, b"x", ["x"]])
+def test_a_root_that_is_no_path_is_an_error(root: Any) -> None:
+    with pytest.raises(UsageError, match=r"^temp_dir_root: expected a path \(str or os.PathLike\), found ") as raised:
+        TemporaryDirectories(root)
+    assert "\n" not in str(raised.value)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metaflow_artifacts import ArtifactNotFound, ModelArtifact, StorageError, Store, TransientStorageError, open_store
+from metaflow_artifacts import (
+    ArtifactNotFound,
+    CheckpointPlace,
+    CheckpointWriter,
+    ModelArtifact,
+    StorageError,
+    Store,
+    TransientStorageError,
+    open_store,
+)
 from metaflow_artifacts._mf import datastore, stores
 from metaflow_artifacts._mf.datastore import store_at
 from metaflow_artifacts._mf.stores import store_for
@@ -56,6 +68,18 @@ def s3(s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Se
         cached.cache_clear()
 
 
+def test_the_configured_store_works_in_a_worker(
+    s3: SeaweedServer, content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker makes a client as Metaflow is configured there."""
+    monkeypatch.setenv("METAFLOW_S3_ENDPOINT_URL", s3.endpoint)
+    store = store_at("s3", f"{s3.root}/{tmp_path.name}")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        saved = pool.submit(store.save_model, content).result()
+    assert Path(store.load(saved, tmp_path / "out"), "file").read_text() == "content"
+    assert s3.secret_key.encode() not in pickle.dumps(store)
+
+
 def test_a_missing_directory_leads_to_the_configured_store(default: Store, content: Path, tmp_path: Path) -> None:
     saved = moved(default.save_model(content), str(tmp_path / "gone"))
     assert store_for(saved, default) is default
@@ -64,6 +88,36 @@ def test_a_missing_directory_leads_to_the_configured_store(default: Store, conte
         store_for(saved, default)
     assert str(tmp_path / "gone") in str(raised.value)
     assert default.root in str(raised.value)
+
+
+def test_a_url_is_loaded_from_the_root_that_it_names(default: Store, content: Path, tmp_path: Path) -> None:
+    there = open_store(tmp_path / "there").save_model(content)
+    assert store_for(there["url"], default).root == str(tmp_path / "there")
+    # The key of a model is random: whatever has it is this model.
+    here = moved(default.save_model(content), str(tmp_path / "gone"))
+    assert store_for(here["url"], default) is default
+    with pytest.raises(ArtifactNotFound) as raised:
+        store_for(moved(there, str(tmp_path / "gone"))["url"], default)
+    assert str(tmp_path / "gone") in str(raised.value)
+    assert default.root in str(raised.value)
+
+
+def test_a_url_of_a_checkpoint_leads_to_no_other_store(default: Store, content: Path, tmp_path: Path) -> None:
+    """Two deployments that both count their runs from 1 have the same keys of checkpoints."""
+    place = CheckpointPlace("F", "train", "0" * 12, "1" * 12)
+    saved = CheckpointWriter(default, place, "0" * 8, 0).save(content, label="x")
+    assert store_for(saved["url"], default) is default
+    with pytest.raises(ArtifactNotFound, match="a url does not tell whether it is the same one; pass the key alone"):
+        store_for(moved(saved, str(tmp_path / "gone"))["url"], default)
+    assert store_for(moved(saved, str(tmp_path / "gone")), default) is default
+
+
+def test_a_url_of_another_kind_of_store_is_an_error(default: Store, content: Path) -> None:
+    saved = default.save_model(content)
+    with pytest.raises(
+        StorageError, match=f"hdfs://bucket cannot be read by this version; pass the key alone, {saved['key']}"
+    ):
+        store_for(f"hdfs://bucket/{saved['key']}", default)
 
 
 def test_a_directory_that_has_lost_the_key_leads_to_the_configured_store(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts._storage import open_storage
-from metaflow_artifacts.errors import InvalidInput
+from metaflow_artifacts.errors import InvalidInput, StorageError
 
+ENDPOINT = "METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT"
 NO_ROOTS = [
     "s3:",
     "s3:/",
@@ -21,9 +22,24 @@ NO_ROOTS = [
     "s3://b/../a",
     "s3://b/a/./c",
     "s3://b/a\nc",
-    "gs://b/a",
     "gs:/b/a",
-    "https://b",
+    "gs://",
+    "gs:///a",
+    "gs://b/../a",
+    "https:/b",
+    "https://",
+    "https://a.blob.core.windows.net",
+    "https://a.blob.core.windows.net/",
+    "https://a.blob.core.windows.net/c/../d",
+    "https://a.blob.core.windows.net/c?sig=x",
+    "https://me@a.blob.core.windows.net/c",
+    "https://evil.example\\.blob.core.windows.net/c",
+    "https://evil.example%2f.blob.core.windows.net/c",
+    "https://evil.example\u2100.blob.core.windows.net/c",
+    "https://[::1].blob.core.windows.net/c",
+    "https://a.blob.core.windows.net/../c",
+    "https://a.blob.core.windows.net:0x50/c",
+    "hdfs://b/a",
     "",
     "a\0b",
 ]
@@ -70,3 +86,52 @@ def test_local_roots_are_absolute(root: str, tmp_path: Path, monkeypatch: pytest
     assert storage.root == os.path.abspath(os.path.expanduser(root))
     # The working directory may change later; the location of the store may not.
     assert open_storage(Path(storage.root)).root == storage.root
+
+
+@pytest.mark.parametrize(
+    ("root", "taken"),
+    [
+        ("gs://bucket", "gs://bucket"),
+        ("gs://bucket/a b//c/", "gs://bucket/a b//c"),
+        ("https://a.blob.core.windows.net/c", "https://a.blob.core.windows.net/c"),
+        ("https://a.blob.core.windows.net/c/p/q/", "https://a.blob.core.windows.net/c/p/q"),
+        ("https://a.z12.blob.storage.azure.net/c/p", "https://a.z12.blob.storage.azure.net/c/p"),
+        ("https://127.0.0.1:10000/account/c/p", "https://127.0.0.1:10000/account/c/p"),
+    ],
+)
+def test_roots_in_other_clouds(root: str, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "127.0.0.1" in root:
+        monkeypatch.setenv(ENDPOINT, "https://127.0.0.1:10000/account/")
+    storage = open_storage(root)
+    assert storage.root == taken
+    assert storage.url("k") == f"{taken}/k"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "root"),
+    [
+        ("", "https://evil.example/c/p"),
+        ("", "http://a.blob.core.windows.net/c/p"),
+        ("", "https://a.blob.core.windows.net:8443/c/p"),
+        ("", "https://a.blob.core.windows.net.evil.example/c/p"),
+        ("https://a.blob.core.windows.net", "https://evil.example/c/p"),
+        ("https://a.blob.core.windows.net", "https://b.blob.core.chinacloudapi.cn/c/p"),
+        ("https://a.blob.core.windows.net", "https://a.blob.core.windows.net.evil.example/c/p"),
+        ("https://127.0.0.1:10000/account", "https://127.0.0.1:10001/account/c/p"),
+        ("https://127.0.0.1:10000/account", "https://127.0.0.1:10000/account2/c/p"),
+        ("https://127.0.0.1:10000/account", "https://a.blob.core.windows.net/c/p"),
+    ],
+)
+def test_an_address_that_no_credentials_are_meant_for_is_refused(
+    endpoint: str, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENDPOINT, endpoint)
+    with pytest.raises(StorageError, match=f"no credentials are sent to another; set {ENDPOINT}") as caught:
+        open_storage(root)
+    assert root in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_another_account_in_the_configured_cloud_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENDPOINT, "https://a.blob.core.windows.net/")
+    assert open_storage("https://b.blob.core.windows.net/c/p").root == "https://b.blob.core.windows.net/c/p"

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage, s3_requests
+from metaflow_artifacts._storage import open_storage, remote_requests
 from metaflow_artifacts._storage.job import Job
 from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
@@ -54,7 +54,7 @@ def direct(root: str, s3_server: SeaweedServer) -> S3Storage:
 
 @pytest.fixture
 def storage(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
-    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.001)
     return S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))
 
 
@@ -280,7 +280,7 @@ WRONG = {
 def test_wrong_settings_are_named(
     s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch, wrong: str, operation: str
 ) -> None:
-    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.001)
     root, options, message = WRONG[wrong]
     root = root or s3_server.root
     if options.get("endpoint_url") == "https":

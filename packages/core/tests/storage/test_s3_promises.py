@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage, s3_requests
+from metaflow_artifacts._storage import open_storage, remote_requests
 from metaflow_artifacts._storage import s3_client as client_module
 from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TransientStorageError
@@ -36,7 +36,7 @@ PROBE = "mf.artifacts/probe"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.001)
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_a_prefix_with_an_empty_part_is_literal(moto: S3Server) -> None:
 def test_no_attempt_begins_after_the_patience(
     root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(s3_requests, "_FIRST_PAUSE_S", 1.0)
+    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 1.0)
     client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
     storage = open_storage(root, client=client, patience=patience)
     proxy.plan = lambda request: Answer(503, "SlowDown")

@@ -2,7 +2,7 @@
 
 import os
 
-from metaflow import Config, FlowSpec, card, checkpoint, current, step
+from metaflow import Config, FlowSpec, card, catch, checkpoint, current, step
 from metaflow.cards import Markdown
 
 from metaflow_artifacts.testing.flows import emit
@@ -26,9 +26,10 @@ class CardsFlow(FlowSpec):
         current.card.append(Markdown("appended by the step"))
         with open(os.path.join(current.checkpoint.directory, "x"), "w") as file:
             file.write("x" * 1000)
-        current.checkpoint.save(name="with <id>", metadata={"rate": self.settings.rate})
+        emit("saved", current.checkpoint.save(name="with <id>", metadata={"rate": self.settings.rate}))
         self.next(self.two_cards)
 
+    @catch(var="failure", print_exception=False)
     @card(type="blank")
     @checkpoint(load_policy="none")
     @card(id="other", type="blank")
@@ -36,6 +37,8 @@ class CardsFlow(FlowSpec):
     def two_cards(self):
         current.card.append(Markdown("appended to the first"))
         current.card["other"].append(Markdown("appended to the other"))
+        emit("cards of the step", len(current.card.get(type="checkpoint")))
+        raise RuntimeError("no <luck>")
         self.next(self.end)
 
     @checkpoint(show_card=False)

@@ -36,7 +36,7 @@ class ObjectFlow(FlowSpec):
             raise RuntimeError("once")
         info = cp.info
         emit("info", [info, info.key, info["key"], info.metadata["loss"], info.version_id])
-        emit("plain", type(pickle.loads(pickle.dumps(info))) is dict and json.loads(json.dumps(info)) == info.to_dict())
+        emit("copied", pickle.loads(pickle.dumps(info)).key == info.key and json.loads(json.dumps(info)) == info)
         emit("directory", [os.path.relpath(cp.directory).startswith("scratch/metaflow_checkpoint_")])
         emit("identifier", cp.task_identifier == info.key.split("/")[6])
         emit("same process", [one["key"] for one in Checkpoint().list()] == [one["key"] for one in cp.list()])
@@ -70,8 +70,8 @@ class ObjectFlow(FlowSpec):
         attempt("undecorated", lambda: Checkpoint().save("single file"))
         found = Checkpoint().list(task=f"ObjectFlow/{current.run_id}/start/1", attempt=0)
         emit("from the next step", [one["name"] for one in found])
-        attempt("task of an undecorated step", lambda: Checkpoint().list(task=current.pathspec))
-        emit("kept", type(self.info) is dict)
+        emit("task of an undecorated step", Checkpoint().list(task=current.pathspec))
+        emit("kept", [self.info.key == self.info["key"], self.info.metadata["loss"], type(self.info.to_dict()) is dict])
 
 
 if __name__ == "__main__":

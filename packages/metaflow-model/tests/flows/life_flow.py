@@ -40,7 +40,7 @@ class LifeFlow(FlowSpec):
         self.items = ["a b", "c"]
         self.next(self.branch, foreach="items")
 
-    @model(load=("base", "in_branches"))
+    @model(load=[("base", "in_branches")])
     @step
     def branch(self):
         emit("scratch gone", not os.path.exists("scratch") or not os.listdir("scratch"))

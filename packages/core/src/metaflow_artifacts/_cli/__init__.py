@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--root",
         metavar="ROOT",
-        help="the store: a directory, or s3://bucket/prefix; by default the datastore that Metaflow is configured for",
+        help="the store: a directory, s3://bucket/prefix, gs://bucket/prefix, or the address of an Azure container; by "
+        "default the datastore that Metaflow is configured for",
     )
     common.add_argument("--json", action="store_true", help="print one JSON document, for programs")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -7,11 +7,23 @@ import os
 from importlib.util import find_spec
 
 from metaflow_artifacts._format.keys import parse_key
-from metaflow_artifacts._layout import ARTIFACT_PREFIXES, TOP_DIRECTORIES
+from metaflow_artifacts._layout import TOP_DIRECTORIES
+from metaflow_artifacts._storage import is_url
+from metaflow_artifacts._store.references import split_url
 from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["resolve", "store_of"]
+
+_KINDS = {"s3": "s3", "gs": "gs", "https": "azure", "http": "azure"}
+"""Metaflow's name of the datastore, by the scheme of a root."""
+_NAMED = {
+    "s3": "s3://bucket/prefix",
+    "gs": "gs://bucket/prefix",
+    "https": "https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX",
+    "http": "https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX",
+}
+_FORMS = "a directory, s3://bucket/prefix, gs://bucket/prefix, or the address of an Azure container"
 
 
 def store_of(options: argparse.Namespace) -> Store:
@@ -21,10 +33,11 @@ def store_of(options: argparse.Namespace) -> Store:
     StorageError if the store cannot be used.
     """
     store = _open(options)
-    # Only a listing shows whether an S3 prefix holds a store. Commands with keys need none: a wrong key is an error.
-    on_s3 = options.root is not None and store.root.startswith("s3://")
-    if on_s3 and not any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/")):
-        raise _holds_nothing(store.root, _configured_s3_root())
+    # Only a listing shows whether a prefix in a cloud holds a store. Commands with keys need none: a wrong key is an
+    # error.
+    in_cloud = options.root is not None and is_url(store.root)
+    if in_cloud and not any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/")):
+        raise _holds_nothing(store.root, _configured_root(store.root))
     return store
 
 
@@ -33,24 +46,25 @@ def _open(options: argparse.Namespace) -> Store:
     with_metaflow = find_spec("metaflow") is not None
     if root is None:
         if not with_metaflow:
-            raise StorageError("no store is given; pass --root: a directory, or s3://bucket/prefix")
+            raise StorageError(f"no store is given; pass --root: {_FORMS}")
         from metaflow_artifacts._mf.stores import default_store
 
         try:
             return default_store()
         except StorageError as error:
             raise type(error)(f"{error}; or pass --root") from error
-    if root.startswith("s3:"):
-        if not root.startswith("s3://") or not root[5:].split("/")[0]:
-            raise ArtifactNotFound(f"--root {root!r} names no bucket; pass s3://bucket/prefix{_instead()}")
+    scheme = root.partition(":")[0]
+    if scheme in _KINDS and root[len(scheme) :].startswith(":"):
+        if not is_url(root) or not root[len(scheme) + 3 :].split("/")[0]:
+            raise ArtifactNotFound(f"--root {root!r} names no bucket; pass {_NAMED[scheme]}{_instead(root)}")
         if with_metaflow:
-            # Metaflow's configuration has the endpoint, the role and the encryption.
+            # Metaflow's configuration has the endpoint, the credentials and the encryption.
             from metaflow_artifacts._mf.datastore import store_at
 
-            return store_at("s3", root)
+            return store_at(_KINDS[scheme], root)
         return open_store(root)
     if not root:
-        raise ArtifactNotFound("--root is empty; pass a directory, or s3://bucket/prefix")
+        raise ArtifactNotFound(f"--root is empty; pass {_FORMS}")
     if not os.path.isdir(root):
         raise ArtifactNotFound(f"{root}: there is no such directory; pass the root of an existing store")
     if not _holds_a_store(root):
@@ -79,18 +93,18 @@ def _holds_nothing(root: str, near: str | None) -> ArtifactNotFound:
     return ArtifactNotFound(f"nothing is stored at {root}: it has none of {', '.join(TOP_DIRECTORIES)}; {hint}")
 
 
-def _configured_s3_root() -> str | None:
+def _configured_root(root: str) -> str | None:
+    """The root in the same cloud that Metaflow is configured for."""
     if find_spec("metaflow") is None:
         return None
-    from metaflow import metaflow_config
+    from metaflow_artifacts._mf.datastore import configured_root
 
-    root: str | None = metaflow_config.DATASTORE_SYSROOT_S3
-    return root.rstrip("/") if root else None
+    return configured_root(_KINDS[root.partition(":")[0]])
 
 
-def _instead() -> str:
-    root = _configured_s3_root()
-    return f", such as {root}, which Metaflow is configured for" if root else ""
+def _instead(root: str) -> str:
+    configured = _configured_root(root)
+    return f", such as {configured}, which Metaflow is configured for" if configured else ""
 
 
 def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[str]]:
@@ -100,10 +114,10 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
     """
     roots, found = set(), []
     for text in keys:
-        start = next((at for prefix in ARTIFACT_PREFIXES if (at := text.find(prefix)) > 0 and text[at - 1] == "/"), 0)
-        if start:
-            roots.add(text[: start - 1])
-        found.append(text[start:])
+        root, key = split_url(text)
+        if root is not None:
+            roots.add(root)
+        found.append(key)
     if roots and options.root is None:
         if len(roots) > 1:
             raise InvalidInput(

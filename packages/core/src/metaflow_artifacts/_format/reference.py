@@ -19,6 +19,7 @@ __all__ = [
     "normalise_metadata",
     "parse_reference",
     "validate_reference",
+    "with_older_names",
 ]
 
 
@@ -64,6 +65,10 @@ class ModelArtifact(_Required, total=False):
     """Checkpoints only: its number within the attempt, from 0."""
     parents: list[str]
     """Keys of the artifacts that the task had loaded when it saved; other writers may leave this out."""
+    model_uuid: str
+    """Models only: `uuid`, as metaflow-checkpoint calls it. The decorators add it; it is never stored."""
+    storage_format: str
+    """Always `files`: how metaflow-checkpoint would store the content. The decorators add it; it is never stored."""
 
 
 _TYPES: dict[str, type] = {
@@ -125,6 +130,12 @@ def parse_reference(value: object) -> ModelArtifact:
             "not a reference to a stored artifact (" + "; ".join(problems) + "); pass the dict that save() returned"
         )
     return cast(ModelArtifact, dict(cast("Mapping[str, Any]", value)))
+
+
+def with_older_names(artifact: Mapping[str, Any]) -> ModelArtifact:
+    """A copy of a reference with the members that flows written for metaflow-checkpoint may read."""
+    older = {"model_uuid": artifact["uuid"]} if artifact["type"] == "model" else {}
+    return cast(ModelArtifact, {**artifact, **older, "storage_format": "files"})
 
 
 def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

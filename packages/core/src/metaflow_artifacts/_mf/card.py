@@ -21,12 +21,14 @@ __all__ = [
     "TimelinePoint",
     "code",
     "facts",
+    "failure",
     "heading",
     "metadata_text",
     "note",
     "notice",
     "page",
     "paragraph",
+    "reload_token",
     "section",
     "table",
     "task_heading",
@@ -34,10 +36,10 @@ __all__ = [
     "timeline",
 ]
 
-_TOKEN = "[METAFLOW_RELOAD_TOKEN]"
-"""Metaflow replaces this text by its own token, with which the viewer checks that an update belongs to the page."""
-
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#be185d")
+
+_MAX_MESSAGE = 4000
+"""Characters of an error's message that a card shows."""
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -50,12 +52,16 @@ h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
 .state.running { background: #dbeafe; color: #1e40af; }
 .state.done { background: #d1fae5; color: #065f46; }
 .state.failed { background: #fee2e2; color: #991b1b; }
-code { font: .88em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+code { font: .88em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere;
+  user-select: all; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .6rem 0 0; }
 dt { color: #6b7280; }
 dd { margin: 0; overflow-wrap: anywhere; }
 .notice { padding: .5rem .8rem; border-left: 4px solid #d97706; background: #fffbeb; margin: .6rem 0;
   overflow-wrap: anywhere; }
+.message { white-space: pre-wrap; }
+.notice.failed { border-color: #dc2626; background: #fef2f2; }
+pre { font: .85em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-x: auto; margin: .4rem 0 0; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: .6rem 0; }
 .tile { border: 1px solid #e5e7eb; border-radius: .5rem; padding: .5rem .9rem; min-width: 7rem; }
 .tile b { display: block; font-size: 1.25rem; font-weight: 600; }
@@ -67,6 +73,8 @@ th, td { padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e5e7eb; vert
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.text { overflow-wrap: anywhere; min-width: 7rem; }
 td.short { white-space: nowrap; }
+tr.detailed td { border-bottom: 0; padding-bottom: 0; }
+tr.detail td { padding-top: .1rem; color: #6b7280; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; min-width: 52rem; height: auto; }
 svg text { fill: #6b7280; font-size: 12px; }
 .legend { color: #6b7280; font-size: .85rem; display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
@@ -86,26 +94,31 @@ def _html(value: object) -> str:
     return value if isinstance(value, Html) else html.escape(str(value))
 
 
+def reload_token(*, live: bool) -> str:
+    """The word by which Metaflow's viewer knows whether an update belongs to the page that it shows.
+
+    With another word than the page has, the viewer loads the page again. `final` also ends the updates.
+    """
+    return "never" if live else "final"
+
+
 def page(title: str, parts: Iterable[str], *, live: bool) -> str:
     """A whole page with the window title `title`, and `parts` one below the other.
 
-    With `live`, the viewer replaces these parts by what the card's `refresh` returns.
+    With `live`, the viewer replaces these parts by the `content` of an update.
     """
-    script = ""
+    script = f'var METAFLOW_RELOAD_TOKEN = "{reload_token(live=live)}";'
     if live:
-        script = (
-            f'<script>var METAFLOW_RELOAD_TOKEN = "{_TOKEN}";'
+        script += (
             "var shown; window.metaflow_card_update = function (data) {"
             # Most updates change nothing; then the page is left alone, so that selected text stays selected.
             "if (data.content !== shown) "
-            '{ document.getElementById("content").innerHTML = shown = data.content; } return true; };</script>'
+            '{ document.getElementById("content").innerHTML = shown = data.content; } return true; };'
         )
-    else:
-        script = f'<script>var METAFLOW_RELOAD_TOKEN = "{_TOKEN}";</script>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>{script}</head>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><script>{script}</script></head>"
         f'<body><main id="content">{"".join(_html(part) for part in parts)}</main></body></html>'
     )
 
@@ -148,6 +161,13 @@ def notice(text: str) -> Html:
     return Html(f'<p class="notice" role="alert">{_html(text)}</p>')
 
 
+def failure(kind: str, message: str, lines: str) -> Html:
+    """The error that ended the task, below the name of its class; `lines` is its traceback, folded up."""
+    what = f"{kind}: {_cut(message, _MAX_MESSAGE)}" if message else kind
+    trace = f"<details><summary>Traceback</summary><pre>{_html(lines)}</pre></details>" if lines else ""
+    return Html(f'<div class="notice failed" role="alert"><div class="message">{_html(what)}</div>{trace}</div>')
+
+
 def code(text: str) -> Html:
     """A key, path or value, unchanged, in a monospaced font."""
     return Html(f"<code>{_html(text)}</code>")
@@ -164,14 +184,19 @@ def tiles(rows: Iterable[tuple[object, str]]) -> Html:
     return Html(f'<div class="tiles">{inner}</div>')
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> Html:
-    """A table. A column is a title and a kind: `number` (right-aligned), `short` (one line) or `text` (wrapped)."""
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], details: Iterable[str] = ()) -> Html:
+    """A table. A column is a title and a kind: `number` (right-aligned), `short` (one line) or `text` (wrapped).
+
+    With `details`, one for each row, each row has a second line over its whole width.
+    """
     head = "".join(f'<th scope="col" class="{kind}">{_html(title)}</th>' for title, kind in columns)
+    below = [f'<tr class="detail"><td colspan="{len(columns)}">{_html(detail)}</td></tr>' for detail in details]
     body = "".join(
-        "<tr>"
+        f"<tr{' class=detailed' if below else ''}>"
         + "".join(f'<td class="{kind}">{_html(cell)}</td>' for (_, kind), cell in zip(columns, row, strict=True))
         + "</tr>"
-        for row in rows
+        + (below[number] if below else "")
+        for number, row in enumerate(rows)
     )
     return Html(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
@@ -256,5 +281,8 @@ def metadata_text(metadata: Mapping[str, Any], limit: int = 300) -> str:
         length += len(parts[-1]) + 2
         if length > limit:
             break
-    whole = ", ".join(parts)
-    return whole if len(whole) <= limit else whole[:limit] + "…"
+    return _cut(", ".join(parts), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"

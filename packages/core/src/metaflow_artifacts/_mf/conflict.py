@@ -1,7 +1,8 @@
 """Refuses to work beside another distribution that has decorators of the same names.
 
 The metaflow-checkpoint of other authors has `@model`, `@checkpoint` and `@huggingface_hub` too. If both are installed,
-Metaflow uses for each name the distribution that it loads last, which is that one, without a warning.
+Metaflow uses for each name the distribution that it loads last, without a warning. It loads those first that need no
+other extension, so that the last one is ours, which need core. Of other names, those of the other distribution stay.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 from metaflow_artifacts.errors import UsageError
 
-__all__ = ["guard_decorators", "refuse_foreign_decorators"]
+__all__ = ["OUR_MODULES", "guard_decorators", "refuse_foreign_decorators"]
 
 _DECORATORS = ("model", "checkpoint", "huggingface_hub")
-_OUR_MODULES = "metaflow_extensions.artifacts_"
+OUR_MODULES = "metaflow_extensions.artifacts_"
+"""The begin of the names of modules with our decorators."""
 _OUR_DISTRIBUTIONS = ("metaflow-artifacts-model", "metaflow-artifacts-checkpoint", "metaflow-artifacts-hf")
 
 
@@ -26,8 +28,14 @@ def refuse_foreign_decorators() -> None:
     The error says which command removes which distribution. To be called when one of our decorators or functions is
     used, not on import: flows that use none of them must still work.
     """
-    for decorator in _foreign_decorators():
-        raise UsageError(_message(decorator.name, decorator.__module__))
+    from metaflow.extension_support import plugins
+
+    # Metaflow has no public list of the decorators that others of the same name have replaced.
+    replaced = [(name, path.rpartition(".")[0]) for name, path in getattr(plugins, "_all_step_decorators", ())]
+    used = [(one.name, one.__module__) for one in _foreign_decorators()]
+    for name, module in (*used, *replaced):
+        if _is_foreign(name, module):
+            raise UsageError(_message(name, module))
 
 
 def guard_decorators() -> None:
@@ -48,10 +56,14 @@ def _refuse_step(self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _foreign_decorators() -> list[Any]:
+    """The classes that Metaflow uses for our names, where they are not ours."""
     from metaflow.plugins import STEP_DECORATORS
 
-    found = [one for one in STEP_DECORATORS if one.name in _DECORATORS]
-    return [one for one in found if not one.__module__.startswith(_OUR_MODULES)]
+    return [one for one in STEP_DECORATORS if _is_foreign(one.name, one.__module__)]
+
+
+def _is_foreign(name: str, module: str) -> bool:
+    return name in _DECORATORS and not module.startswith(OUR_MODULES)
 
 
 def _message(name: str, module: str) -> str:

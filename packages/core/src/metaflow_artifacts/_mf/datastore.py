@@ -1,4 +1,4 @@
-"""How a Metaflow datastore becomes a store of core: its root, its S3 client, and the datastore of the running flow."""
+"""How a Metaflow datastore becomes a store of core: root, credentials, and the datastore of the running flow."""
 
 from __future__ import annotations
 
@@ -8,18 +8,60 @@ import os
 import re
 import threading
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from metaflow_artifacts.errors import ArtifactWarning, StorageError
 
 if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
+    from metaflow_artifacts._storage import Storage
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["open_root", "running_flow_datastore", "s3_client", "store_at", "store_of_flow"]
+__all__ = [
+    "SPIN",
+    "configured_root",
+    "open_root",
+    "require_usable",
+    "running_flow_datastore",
+    "storage_at",
+    "store_at",
+    "store_of_flow",
+]
 
-_LOCAL_TYPES = ("local", "spin")
-_NAMES_A_BUCKET = re.compile(r"s3://[^/]")
+SPIN = "spin"
+"""The type of the datastore of a step that is run with `spin`: a directory `.metaflow_spin`."""
+_LOCAL_TYPES = ("local", SPIN)
+_NAMES_A_BUCKET = {
+    "s3": (re.compile(r"s3://[^/]"), "bucket", "s3://BUCKET/PREFIX"),
+    "gs": (re.compile(r"gs://[^/]"), "bucket", "gs://BUCKET/PREFIX"),
+    "azure": (re.compile(r"https?://|[^/:]+(/|$)"), "container", "CONTAINER/PREFIX"),
+}
+"""For each cloud: what its root looks like, and in words."""
+_SDKS = {
+    "azure": (("azure.storage.blob", "azure-storage-blob"), ("azure.identity", "azure-identity")),
+    "gs": (("google.cloud.storage", "google-cloud-storage"),),
+}
+"""For each cloud: modules that must be installed, and the packages that bring them."""
+
+
+def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
+    """Make sure, before a run starts, that its datastore can keep what `decorator` saves in `step`.
+
+    `flow_datastore` is what Metaflow gives to `step_init`. Nothing is read or written. Raises StorageError, which says
+    what to do: the type is not supported, its root names no bucket, or its SDK is not installed.
+    """
+    kind = flow_datastore.TYPE
+    try:
+        _normalised(kind, flow_datastore.datastore_root)
+    except StorageError as error:
+        raise StorageError(f"step {step} has @{decorator}, but {error}") from None
+    missing = [package for module, package in _SDKS.get(kind, ()) if not _is_installed(module)]
+    if missing:
+        raise StorageError(
+            f"step {step} has @{decorator}, but the datastore {kind} needs {' and '.join(missing)}: pip install "
+            f"{' '.join(missing)} (or metaflow-artifacts[{'gcs' if kind == 'gs' else kind}])"
+        )
 
 
 def store_of_flow(flow_datastore: Any) -> Store:
@@ -32,45 +74,124 @@ def store_of_flow(flow_datastore: Any) -> Store:
     return store_at(flow_datastore.TYPE, flow_datastore.datastore_root)
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # One of the packages above it.
+        return False
+
+
 def store_at(kind: str, root: str | None) -> Store:
-    """The store in a Metaflow datastore of type `kind` (`local` or `s3`) at `root`.
+    """The store in a Metaflow datastore of type `kind` (`local`, `s3`, `azure` or `gs`) at `root`.
 
-    Each root has one store object in a process.
+    Each root has one store object in a process. A root of `azure` is `CONTAINER/PREFIX`, as Metaflow has it, or the
+    root of a store.
 
-    Raises StorageError for a type that is not supported, a root that is not configured, or one on S3 without a bucket.
+    Raises StorageError for a type that is not supported, a root that is not configured, or one without a bucket.
     """
-    if kind not in (*_LOCAL_TYPES, "s3"):
+    return open_root(_normalised(kind, root))
+
+
+def _normalised(kind: str, root: str | None) -> str:
+    """The root for `open_root`. Raises as `store_at`."""
+    if kind not in (*_LOCAL_TYPES, *_NAMES_A_BUCKET):
         raise StorageError(
             f"the datastore {kind} ({root}) cannot keep models and checkpoints yet; "
-            "run the flow with --datastore s3 or --datastore local"
+            "run the flow with --datastore s3, azure, gs or local"
         )
+    variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
     if not root:
-        variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
         raise StorageError(f"the datastore {kind} has no root; set {variable}")
-    if kind == "s3" and not _NAMES_A_BUCKET.match(root):
-        raise StorageError(
-            f"the root {root!r} of the datastore s3 names no bucket; set METAFLOW_DATASTORE_SYSROOT_S3 to "
-            "s3://BUCKET/PREFIX"
-        )
-    return open_root(root.rstrip("/") if kind == "s3" else os.path.abspath(root))
+    if kind not in _NAMES_A_BUCKET:
+        return os.path.abspath(root)
+    pattern, place, form = _NAMES_A_BUCKET[kind]
+    if not pattern.match(root):
+        raise StorageError(f"the root {root!r} of the datastore {kind} names no {place}; set {variable} to {form}")
+    root = root.rstrip("/")
+    return _azure_url(root) if kind == "azure" and "://" not in root else root
+
+
+def configured_root(kind: str) -> str | None:
+    """The root of the store in the cloud `kind` that Metaflow is configured for; None if it is for none."""
+    from metaflow import metaflow_config
+
+    root: str | None = getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None)
+    if not root or (kind == "azure" and not metaflow_config.AZURE_STORAGE_BLOB_SERVICE_ENDPOINT):
+        return None
+    return _azure_url(root.rstrip("/")) if kind == "azure" else root.rstrip("/")
+
+
+def _azure_url(root: str) -> str:
+    """The root of a store, from Metaflow's `CONTAINER/PREFIX`."""
+    from metaflow import metaflow_config
+
+    endpoint = metaflow_config.AZURE_STORAGE_BLOB_SERVICE_ENDPOINT
+    if not endpoint:
+        raise StorageError("the datastore azure has no endpoint; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")
+    return f"{endpoint.rstrip('/')}/{root}"
 
 
 @functools.lru_cache(maxsize=16)
 def open_root(root: str) -> Store:
-    """The store at a normalised root: an absolute path, or `s3://BUCKET/PREFIX` without a slash at its end."""
-    from metaflow_artifacts._store.store import Store, open_store
+    """The store at a normalised root: an absolute path, or a URL (see `is_url`) without a slash at its end."""
+    from metaflow_artifacts._storage import is_url
+    from metaflow_artifacts._store.store import Store
 
     _let_warnings_through()
-    if not root.startswith("s3://"):
-        return open_store(root)
-    from metaflow import metaflow_config
-
-    from metaflow_artifacts._storage.s3 import S3Storage
-
-    storage = S3Storage(root, s3_client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION)
-    # The connection is made while the task prepares its first save or load.
-    threading.Thread(target=storage.connect, name="metaflow-artifacts-connect", daemon=True).start()
+    storage = storage_at(root)
+    if is_url(root):
+        # The connection is made while the task prepares its first save or load.
+        connect: Any = getattr(storage, "connect", None)
+        threading.Thread(target=connect, name="metaflow-artifacts-connect", daemon=True).start()
     return Store(storage)
+
+
+def storage_at(root: str, patience: float | None = None) -> Storage:
+    """The storage at a root, with the credentials and settings of Metaflow's configuration.
+
+    In a cloud, with `patience`, it waits at most that many seconds for an answer.
+    """
+    from metaflow_artifacts._storage import open_storage
+    from metaflow_artifacts._storage.base import PATIENCE_S
+
+    seconds = PATIENCE_S if patience is None else patience
+    if root.startswith("s3://"):
+        from metaflow import metaflow_config
+
+        from metaflow_artifacts._storage.s3 import S3Storage
+
+        client = s3_client if patience is None else functools.partial(s3_client, patience)
+        return S3Storage(root, client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION, patience=seconds)
+    if root.startswith("gs://"):
+        from metaflow_artifacts._storage.gcs import GcsStorage
+
+        return GcsStorage(root, _gcs_credentials, patience=seconds)
+    if root.startswith(("https://", "http://")):
+        from metaflow import metaflow_config
+
+        from metaflow_artifacts._storage.azure import AzureStorage
+
+        endpoint = metaflow_config.AZURE_STORAGE_BLOB_SERVICE_ENDPOINT
+        return AzureStorage(root, _azure_credential, endpoint=endpoint, patience=seconds)
+    return open_storage(root)
+
+
+def _azure_credential() -> Any:
+    """The credential of Metaflow's provider."""
+    from metaflow.plugins.azure.azure_credential import create_cacheable_azure_credential
+
+    return create_cacheable_azure_credential()
+
+
+def _gcs_credentials() -> tuple[Any, str | None]:
+    """The credentials of Metaflow's provider, and their project."""
+    from metaflow.plugins.gcp.gs_storage_client_factory import get_credentials
+
+    from metaflow_artifacts._storage.gcs_client import SCOPES
+
+    credentials, project = get_credentials(list(SCOPES))
+    return credentials, project
 
 
 def _let_warnings_through() -> None:

@@ -2,7 +2,8 @@
 
 Metaflow prints a `MetaflowException` as a headline and a message, and any other error as an internal error with its
 traceback. An `ArtifactError` that leaves a wrapped function is made an instance of both classes. `except
-ArtifactNotFound` still works, and Metaflow prints one line.
+ArtifactNotFound` still works, and Metaflow prints one line. `@catch` prints and keeps the traceback of an error and of
+its causes: of our frames, only the one of the wrapped function is left in them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from metaflow.exception import MetaflowException
 
 from metaflow_artifacts.errors import ArtifactError
 
-__all__ = ["in_flow", "in_hook", "shown"]
+__all__ = ["in_flow", "in_hook", "is_ours", "shown"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,24 +32,37 @@ _METAFLOW_MODULES = re.compile(r"metaflow(\.|$)")
 
 def in_flow(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a function that users call: while a task runs, Metaflow prints only the message of an ArtifactError."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with shown(always=False):
-            return function(*args, **kwargs)
-
-    return wrapper
+    return _showing(function, _task_runs)
 
 
 def in_hook(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a hook (`step_init`, `task_pre_step`, …): Metaflow prints only the message of an ArtifactError."""
+    return _showing(function, lambda: True)
 
+
+def _showing(function: Callable[P, R], is_wanted: Callable[[], bool]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with shown(always=True):
+        try:
             return function(*args, **kwargs)
+        except ArtifactError as error:
+            if not is_wanted():
+                raise
+            _become_shown(error)
+            _forget_frames(error)
+            raise error from error.__cause__
 
     return wrapper
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and its causes, so that the error's own begins where it is raised again."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        link.__traceback__ = None
+        links.append(link)
+        link = link.__cause__ or link.__context__
 
 
 @contextmanager
@@ -60,7 +74,7 @@ def shown(*, always: bool = True) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        if not isinstance(error, MetaflowException) and (always or _task_runs()):
+        if always or _task_runs():
             _become_shown(error)
         raise
 
@@ -72,10 +86,17 @@ def _task_runs() -> bool:
 
 
 def _become_shown(error: ArtifactError) -> None:
+    if isinstance(error, MetaflowException):
+        return
     file, line = _user_frame(sys._getframe(1))
-    # It stays the same object, with its traceback and cause; only what Metaflow looks for is added.
+    # It stays the same object, with its cause; only what Metaflow looks for is added.
     error.__class__ = _shown_class(type(error))  # type: ignore[arg-type]  # mypy: classes are not Hashable
     vars(error).update(source_file=file, line_no=line)
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Whether a frame runs code of core or of a decorator package."""
+    return _OUR_MODULES.match(str(frame.f_globals.get("__name__", ""))) is not None
 
 
 def _user_frame(frame: FrameType | None) -> tuple[str | None, int | None]:
@@ -84,7 +105,7 @@ def _user_frame(frame: FrameType | None) -> tuple[str | None, int | None]:
         module = str(frame.f_globals.get("__name__", ""))
         if _METAFLOW_MODULES.match(module):
             break
-        if not _OUR_MODULES.match(module) and not _LIBRARY_MODULES.match(module):
+        if not is_ours(frame) and not _LIBRARY_MODULES.match(module):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None, None

@@ -12,10 +12,12 @@ __all__ = ["Log"]
 class Log:
     """Writes lines that start with `[@<decorator>] `.
 
-    `logger` is the function that Metaflow gives to `step_init`. Without one, the lines go to standard error.
+    `logger` is the function that Metaflow gives to `step_init`. Without one, the lines go to standard error. So do
+    those of a Log that was pickled: its logger belongs to another process.
     """
 
     def __init__(self, decorator: str, logger: Callable[..., Any] | None = None) -> None:
+        self._decorator = decorator
         self.prefix = f"[@{decorator}] "
         self._logger = logger
 
@@ -32,3 +34,9 @@ class Log:
             self("Warning: " + message)
         else:
             self._logger(f"{self.prefix}Warning: {message}", timestamp=False, bad=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._decorator,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Log:
+        return self

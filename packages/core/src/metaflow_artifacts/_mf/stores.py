@@ -9,7 +9,15 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
-from metaflow_artifacts._mf.datastore import open_root, running_flow_datastore, s3_client, store_at, store_of_flow
+from metaflow_artifacts._format.keys import CheckpointKey
+from metaflow_artifacts._mf.datastore import (
+    SPIN,
+    open_root,
+    running_flow_datastore,
+    storage_at,
+    store_at,
+    store_of_flow,
+)
 from metaflow_artifacts._mf.task import TaskIdentity
 from metaflow_artifacts.errors import (
     ArtifactError,
@@ -23,9 +31,8 @@ from metaflow_artifacts.errors import (
 
 if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports the decorators, and few of them use a store.
-    from metaflow_artifacts._format.reference import ModelArtifact
     from metaflow_artifacts._storage import Storage
-    from metaflow_artifacts._store.references import Reference
+    from metaflow_artifacts._store.references import ParsedReference, Reference
     from metaflow_artifacts._store.store import Store
 
 __all__ = ["default_store", "store_for"]
@@ -48,35 +55,45 @@ def default_store() -> Store:
     if running is not None:
         return store_of_flow(running)
     task = TaskIdentity.from_environment()
-    if task is not None:
-        return task.store()
+    return task.store() if task is not None else _configured_store()
+
+
+def _configured_store() -> Store:
     from metaflow import metaflow_config
 
     kind = metaflow_config.DEFAULT_DATASTORE
     if kind == "local":
         return store_at(kind, _configured_local_root())
-    if kind == "s3":
-        return store_at(kind, metaflow_config.DATASTORE_SYSROOT_S3)
-    return store_at(kind, None)
+    return store_at(kind, getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None))
 
 
 def store_for(reference: Reference, default: Store | None = None) -> Store:
     """The store that holds the artifact which `reference` names.
 
-    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. A
+    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. In a
+    step that is spun, which saves to a store of its own, a key that only the configured store holds is found there. A
     `url` below another root is looked up there, with one request and for at most 5 s. `default` is used instead if it
     holds this artifact and that root does not: nothing is stored there, the bucket is gone, refuses access or cannot
-    be reached, or the directory is not on this machine.
+    be reached, or the directory is not on this machine. A `url` that is given as text, and not in a reference, does not
+    tell checkpoints with the same key apart, so that `default` is then used for models only.
 
     Raises InvalidReference for a dict that is not a reference, ArtifactNotFound if neither store holds the artifact,
     and StorageError if that cannot be known. The message names both roots and what was found at each.
     """
+    from metaflow_artifacts._storage import is_url
     from metaflow_artifacts._store.references import ParsedReference
 
     parsed = ParsedReference.of(reference)
-    root, artifact = parsed.root, parsed.artifact
-    if root is None or artifact is None or ("://" in root and not root.startswith("s3://")):
-        return default or default_store()
+    root = parsed.root
+    if root is None:
+        return _holding_key(default or default_store(), parsed.key)
+    if "://" in root and not is_url(root):
+        if parsed.artifact is None:
+            raise StorageError(
+                f"the root {root} cannot be read by this version; pass the key alone, {parsed.key}, to look for it in "
+                "the configured datastore"
+            )
+        return _holding_key(default or default_store(), parsed.key)
     no_default: ArtifactError | None = None
     if default is None:
         try:
@@ -85,15 +102,32 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
             no_default = error
     if default is not None and _is_same_root(root, default.root):
         return default
-    return _found(root, artifact, default, no_default)
+    return _found(root, parsed, default, no_default)
 
 
-def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default: ArtifactError | None) -> Store:
-    """The store at `root` if it holds `artifact`, else `default` if that does.
+def _holding_key(store: Store, key: str) -> Store:
+    """`store`; in a step that is spun, the configured store if only that one holds the key."""
+    if not _is_spun() or store.storage.stat(key) is not None:
+        return store
+    configured = _configured_store()
+    return configured if configured.storage.stat(key) is not None else store
+
+
+def _is_spun() -> bool:
+    """Whether this process, or the one that started it, runs a step with `spin`."""
+    running = running_flow_datastore()
+    if running is not None:
+        return bool(running.TYPE == SPIN)
+    task = TaskIdentity.from_environment()
+    return task is not None and task.datastore_type == SPIN
+
+
+def _found(root: str, wanted: ParsedReference, default: Store | None, no_default: ArtifactError | None) -> Store:
+    """The store at `root` if it holds what is wanted, else `default` if that does.
 
     `no_default` is the reason why there is no `default`.
     """
-    key = artifact["key"]
+    key = wanted.key
     try:
         return _holding(root, key, _FIRST_LOOKUP_S)
     except (ArtifactNotFound, InvalidInput, StorageError) as error:
@@ -101,7 +135,7 @@ def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default
     try:
         if default is None:
             raise no_default or StorageError("no datastore is configured")
-        _demand(default, artifact)
+        _demand(default, wanted)
     except (ArtifactNotFound, StorageError, UsageError) as error:
         if isinstance(there, TransientStorageError):
             # No other store holds it, so the root of the reference is asked again, for as long as every load waits.
@@ -109,13 +143,15 @@ def _found(root: str, artifact: ModelArtifact, default: Store | None, no_default
                 return _holding(root, key)
             except (ArtifactNotFound, StorageError) as again:
                 there = again
-        raise _in_neither(artifact, there, default, error) from error
+        raise _in_neither(f"{root}/{key}", key, there, default, error) from error
     return default
 
 
 def _is_same_root(one: str, other: str) -> bool:
     """Whether two roots name the same directory or prefix; no request is made."""
-    if one.startswith("s3://") or other.startswith("s3://"):
+    from metaflow_artifacts._storage import is_url
+
+    if is_url(one) or is_url(other):
         return one.rstrip("/") == other.rstrip("/")
     return os.path.realpath(one) == os.path.realpath(other)
 
@@ -126,7 +162,9 @@ def _holding(root: str, key: str, patience: float | None = None) -> Store:
     Raises ArtifactNotFound if it holds none, InvalidInput for a root that breaks a rule, StorageError if the root
     cannot be reached.
     """
-    if not root.startswith("s3://") and not os.path.isdir(root):
+    from metaflow_artifacts._storage import is_url
+
+    if not is_url(root) and not os.path.isdir(root):
         raise ArtifactNotFound(f"{root} is no directory on this machine")
     storage = _storage(root, patience)
     if storage.stat(key) is None:
@@ -136,24 +174,28 @@ def _holding(root: str, key: str, patience: float | None = None) -> Store:
 
 @functools.lru_cache(maxsize=16)
 def _storage(root: str, patience: float | None) -> Storage:
-    """The storage at `root`. On S3, with `patience`, it waits at most that many seconds for an answer."""
-    if patience is None or not root.startswith("s3://"):
-        return open_root(root).storage
-    from metaflow_artifacts._storage.s3 import S3Storage
-
-    return S3Storage(root, functools.partial(s3_client, patience), patience=patience)
+    """The storage at `root`. In a cloud, with `patience`, it waits at most that many seconds for an answer."""
+    return open_root(root).storage if patience is None else storage_at(root, patience)
 
 
-def _demand(store: Store, artifact: ModelArtifact) -> None:
+def _demand(store: Store, wanted: ParsedReference) -> None:
     """Raise ArtifactNotFound unless `store` holds this artifact.
 
     The key alone does not tell: two deployments of Metaflow that both count their runs from 1 write the same keys of
     checkpoints.
     """
     try:
-        found = store.info(artifact["key"])
+        found = store.info(wanted.key)
     except CorruptArtifact:
         # The load raises an error that says more.
+        return
+    artifact = wanted.artifact
+    if artifact is None:
+        if isinstance(wanted.parts, CheckpointKey):
+            raise ArtifactNotFound(
+                "a checkpoint is stored there at the same key, and a url does not tell whether it is the same one; "
+                "pass the key alone for that one"
+            )
         return
     differing = [name for name in _COMPARED_FIELDS if found.get(name) != artifact.get(name)]
     if differing:
@@ -161,13 +203,9 @@ def _demand(store: Store, artifact: ModelArtifact) -> None:
         raise ArtifactNotFound(f"another artifact is stored there ({differences})")
 
 
-def _in_neither(
-    artifact: ModelArtifact, there: ArtifactError, default: Store | None, here: ArtifactError
-) -> ArtifactError:
+def _in_neither(url: str, key: str, there: ArtifactError, default: Store | None, here: ArtifactError) -> ArtifactError:
     second = "no datastore is configured" if default is None else f"in the configured datastore, {default.root}"
-    message = (
-        f"{artifact['key']} cannot be found: at {artifact['url']}, as the reference says: {there}; and {second}: {here}"
-    )
+    message = f"{key} cannot be found: at {url}, as the reference says: {there}; and {second}: {here}"
     if isinstance(there, ArtifactNotFound) and isinstance(here, ArtifactNotFound):
         return ArtifactNotFound(message)
     passing = any(isinstance(error, TransientStorageError) for error in (there, here))

@@ -17,7 +17,7 @@ from metaflow_artifacts.errors import UsageError
 if TYPE_CHECKING:
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "TaskIdentity", "id_of", "place_of", "scope_of"]
+__all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "NotRegistered", "TaskIdentity", "id_of", "place_of", "scope_of"]
 
 ENVIRONMENT_VARIABLE = "METAFLOW_CHECKPOINT_UID"
 """The environment variable that tells a subprocess which task it belongs to."""
@@ -26,6 +26,10 @@ SCOPE_TAG = "checkpoint:"
 """Runs with the same tag `checkpoint:NAME` have the same scope, whichever user started them."""
 
 _METADATA_FIELD = "metaflow-artifacts-task"
+
+
+class NotRegistered(UsageError):
+    """A task that has left no record of its checkpoints: most likely, its step has no `@checkpoint`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class TaskIdentity:
     place: str
     """12 hex digits of the task's place in the flow; the same in every run."""
     datastore_type: str
-    """The type of the datastore that the task writes to, in Metaflow's words: `local` or `s3`."""
+    """The type of the datastore that the task writes to, in Metaflow's words: `local`, `s3`, `azure` or `gs`."""
     datastore_root: str
     origin_run: str | None = None
     """The run that this one resumes."""
@@ -163,11 +167,11 @@ class TaskIdentity:
     def of_task(cls, task: Any) -> TaskIdentity:
         """The identity that a past or running task has registered. `task` is a `metaflow.Task`.
 
-        Raises UsageError for a task without one: its step has no `@checkpoint`, or it has not started.
+        Raises NotRegistered for a task without one: its step has no `@checkpoint`, or it has not started.
         """
         text = task.metadata_dict.get(_METADATA_FIELD)
         if text is None:
-            raise UsageError(
+            raise NotRegistered(
                 f"the task {task.pathspec} has left no record of its checkpoints: its step has no @checkpoint, "
                 "or that of another distribution, or it has not started yet"
             )
@@ -194,12 +198,7 @@ def node_of(flow: Any, ubf_context: str | None) -> int | None:
         return None
     if ubf_context == "ubf_control":
         return 0
-    index = flow.index
-    if index is None:
-        from metaflow.metaflow_current import current
-
-        index = cast(Any, current).parallel.node_index
-    return int(index)
+    return int(flow.index or 0)
 
 
 def _control_pathspec(ubf_context: str | None) -> str:
@@ -212,8 +211,8 @@ def _control_pathspec(ubf_context: str | None) -> str:
         if not control:
             raise UsageError(
                 f"step {current.step_name}: this node of the @parallel step does not know its control task "
-                "(MF_PARALLEL_CONTROL_TASK_ID is not set), so it cannot share checkpoints with the other nodes; "
-                "use @checkpoint(per_node=True)"
+                "(MF_PARALLEL_CONTROL_TASK_ID is not set), so it cannot share what the gang has stored; use a "
+                "version of Metaflow that sets it, or @checkpoint(per_node=True)"
             )
     return f"{current.flow_name}/{current.run_id}/{current.step_name}/{control}"
 

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 __all__ = ["Cancelled", "Job", "check", "current", "pause", "slow_down", "tracked"]
@@ -121,8 +121,12 @@ def slow_down() -> None:
         job.on_slow_down()
 
 
-def tracked(pool: type[Any]) -> type[Any]:
-    """A class of urllib3's connection pools whose connections a job can close; `pool` is the class to derive from."""
+def tracked(pools: Mapping[str, type[Any]]) -> dict[str, type[Any]]:
+    """Classes of urllib3's connection pools by scheme, derived from `pools`, whose connections a job can close."""
+    return {scheme: _tracked(pool) for scheme, pool in pools.items()}
+
+
+def _tracked(pool: type[Any]) -> type[Any]:
     plain: type[Any] = pool.ConnectionCls
     if hasattr(plain, "job"):
         return pool

@@ -10,7 +10,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts._storage.local_claims import Claim, uptime
@@ -64,6 +64,10 @@ class LocalStorage(Storage):
 
     def __repr__(self) -> str:
         return f"LocalStorage({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was measured and made sure of here may not hold where a copy is used.
+        return type(self), (self.root, self._sync)
 
     @property
     def trusts_put_if_absent(self) -> bool:

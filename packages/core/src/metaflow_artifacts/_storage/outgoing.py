@@ -60,6 +60,7 @@ class Outgoing:
         self._blocks = self._content()
         self._block = memoryview(b"")
         self._position = 0
+        self._closed = False
 
     def __len__(self) -> int:
         return self._size
@@ -84,7 +85,7 @@ class Outgoing:
     def seek(self, position: int, whence: int = 0) -> int:
         """To the begin, or to where it is; HTTP clients also look for the end to learn the size."""
         target = position + (0, self._position, self._size)[whence]
-        if target == 0 and self._position:
+        if target == 0 and (self._position or self._closed):
             self.close()
             self._restart()
         else:
@@ -95,6 +96,7 @@ class Outgoing:
         return self._position
 
     def close(self) -> None:
-        """Release what is being read."""
+        """Release what is being read. After `seek(0)` it can be read again."""
+        self._closed = True
         self._blocks.close()
         self._block = memoryview(b"")

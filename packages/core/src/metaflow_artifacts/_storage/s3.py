@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import itertools
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo, Storage
-from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
-from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
-from metaflow_artifacts._storage.s3_client import MOST_THREADS, THREADS, Body, client_config
-from metaflow_artifacts._storage.s3_deletes import Deletes
-from metaflow_artifacts._storage.s3_errors import code_of, faults, is_unsupported, was_retried
-from metaflow_artifacts._storage.s3_objects import ObjectReader, StagedObject, memory
-from metaflow_artifacts._storage.s3_requests import Requests
-from metaflow_artifacts.errors import (
-    ArtifactNotFound,
-    InvalidInput,
-    StorageError,
-    TransientStorageError,
-)
+from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
+from metaflow_artifacts._storage.names import check_key
+from metaflow_artifacts._storage.outgoing import Outgoing
+from metaflow_artifacts._storage.remote import RemoteStorage, path_of
+from metaflow_artifacts._storage.remote_objects import Answer, Body
+from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client
+from metaflow_artifacts._storage.s3_client import portable as portable_client
+from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
+from metaflow_artifacts._storage.s3_service import S3Service
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
 __all__ = ["S3Storage", "client_config"]
 
@@ -49,19 +42,18 @@ _NOT_TO_COPY = frozenset({"AccessDenied", "InvalidObjectState"})
 """Answers for an object with another's key, or in an archive, which can be replaced all the same."""
 
 
-class S3Storage(Storage):
+class S3Storage(RemoteStorage):
     """Objects in an S3 bucket, below a prefix.
 
     `root` is `s3://bucket` or `s3://bucket/prefix`. `client` is a function of no arguments that returns a boto3 S3
-    client (see `client_config` for its settings); without it, one is made as boto3 is configured. One client serves
-    all threads of a process. It is made at the first request, and again after a fork. `sse` (`AES256`, `aws:kms`) and
-    `sse_kms_key_id` ask for server-side encryption of all that is written.
-
-    A request that fails for a reason that may pass is retried; no attempt begins later than `patience` seconds after
-    the first one. Then TransientStorageError is raised.
+    client (see `client_config` for its settings); without it, one is made as boto3 is configured. A pickle has the
+    function's name if it stands at the top of a module. Of any other function it has the endpoint and region of its
+    client: the credentials are then those that boto3 finds where the pickle is read. `sse` (`AES256`, `aws:kms`) and
+    `sse_kms_key_id` ask for server-side encryption of all that is written. For `patience` see RemoteStorage.
     """
 
-    stages_in_memory: ClassVar[bool] = True
+    batch: ClassVar[int] = 1000
+    streams: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -72,76 +64,31 @@ class S3Storage(Storage):
         sse_kms_key_id: str | None = None,
         patience: float = PATIENCE_S,
     ) -> None:
-        self.bucket, self._prefix = _parse(root)
-        self.root = f"s3://{self.bucket}/{self._prefix}".removesuffix("/")
-        self.threads = THREADS
-        self.most_threads = MOST_THREADS
+        bucket, prefix = _parse(root)
+        whole = f"s3://{bucket}/{prefix}".removesuffix("/")
+        self._connect = client or default_client
+        super().__init__(whole, bucket, prefix, S3Service(self._connect), THREADS, patience)
         self._written: dict[str, str] = {}
         if sse:
             self._written["ServerSideEncryption"] = sse
         if sse_kms_key_id:
             self._written["SSEKMSKeyId"] = sse_kms_key_id
-        self._requests = Requests(self.root, self.bucket, client, patience)
-        self._deletes = Deletes(self._requests, self._prefix, self.threads)
 
-    def __repr__(self) -> str:
-        return f"S3Storage({self.root!r})"
-
-    def connect(self) -> None:
-        """Make the client before the first request, which takes some 60 ms. Nothing is sent.
-
-        Where it cannot be made, nothing is raised: the first request tries again, and raises.
-        """
-        self._requests.connect()
+    def _maker(self, portable: bool) -> Callable[[], S3Storage]:
+        client = portable_client(self._connect, lambda: self._requests.client("reach", "")) if portable else None
+        return functools.partial(
+            S3Storage,
+            self.root,
+            client or self._connect,
+            sse=self._written.get("ServerSideEncryption"),
+            sse_kms_key_id=self._written.get("SSEKMSKeyId"),
+            patience=self._requests.patience,
+        )
 
     @property
     def trusts_put_if_absent(self) -> bool:
         host = urlsplit(self.server).hostname or ""
         return host.endswith(_AWS_HOSTS)
-
-    @property
-    def server(self) -> str:
-        endpoint: str = self._requests.client("reach", "").meta.endpoint_url
-        return endpoint
-
-    def put(self, key: str, data: bytes) -> None:
-        self._put_verified(key, memoryview(data), hashlib.sha256(data).digest())
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        try:
-            self._put_verified(key, memoryview(data), hashlib.sha256(data).digest(), IfNoneMatch="*")
-        except _AlreadyThere as error:
-            # If an answer was lost, the object that exists may be the one that the first attempt wrote.
-            return error.retried and self.get(key) == data
-        return True
-
-    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        def request(client: Any) -> bytes:
-            answer = self._get(key, client, start, length)
-            if answer is None:
-                return b""
-            with contextlib.closing(answer["Body"]) as body:
-                data: bytes = body.read()
-            return data
-
-        check_key(key)
-        return self._requests.make("read", key, request)
-
-    @contextlib.contextmanager
-    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[ObjectReader]:
-        check_key(key)
-        reader = ObjectReader(self._requests, key, functools.partial(self._get, key), start, length)
-        try:
-            yield reader
-        finally:
-            reader.close()
-
-    @contextlib.contextmanager
-    def stage(self, size: int) -> Iterator[StagedObject]:
-        yield StagedObject(memory(size), self._put_verified)
-
-    def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
-        self._put_verified(key, Outgoing(size, sha256, blocks), sha256)
 
     def stat(self, key: str) -> ObjectInfo | None:
         check_key(key)
@@ -160,56 +107,47 @@ class S3Storage(Storage):
             return None
         return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        check_prefix(prefix)
-        return self._pages(prefix)
+    def _page(self, client: Any, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
+        where = {"Bucket": self.bucket, "Prefix": prefix}
+        page = client.list_objects_v2(**where, **({"ContinuationToken": more} if more else {}))
+        if "Objects" not in page:
+            # botocore parses an answer without a body as an empty one: here, as an empty listing.
+            raise TransientStorageError(
+                f"cannot list s3://{self.bucket}/{prefix}: the server sent less than it announced; try again"
+            )
+        more = page.get("NextContinuationToken") if page.get("IsTruncated") else None
+        if more is None and page.get("IsTruncated"):
+            raise StorageError(
+                f"cannot list s3://{self.bucket}/{prefix}: {self.server} cuts its answer short and does not say where "
+                "the next one begins; a server with ListObjectsV2 is needed"
+            )
+        return page["Objects"], more
 
-    def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
-        skipped = len(self._prefix)
-        more: dict[str, str] = {}
-        while True:
-            where = {"Bucket": self.bucket, "Prefix": self._prefix + prefix, **more}
-            page = self._requests.make("list", prefix, functools.partial(_list, where))
-            for name, size, modified in page["Objects"]:
-                key = name[skipped:]
-                if is_key(key) and not key.startswith(TEMPORARY):
-                    yield ObjectInfo(key, size, modified)
-            if not page.get("IsTruncated"):
-                return
-            if "NextContinuationToken" not in page:
-                raise StorageError(
-                    f"cannot list {self.url(prefix)}: {self.server} cuts its answer short and does not say where the "
-                    "next one begins; a server with ListObjectsV2 is needed"
-                )
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+    def _delete(self, client: Any, name: str) -> object:
+        return client.delete_object(Bucket=self.bucket, Key=name)
 
-    def delete(self, keys: Iterable[str]) -> None:
-        self._deletes.delete(keys)
+    def _delete_batch(self, client: Any, names: list[str]) -> list[tuple[str, Exception]]:
+        # Not every server has DeleteObjects, and some require a Content-MD5, which boto3 no longer sends.
+        from botocore.exceptions import ClientError
 
-    def touch(self, key: str, after: float = 0.0) -> bool:
-        check_key(key)
-        name = self._prefix + key
+        objects = [{"Key": name} for name in names]
+        answer = client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+        failed = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+        return [(error["Key"], ClientError({"Error": error}, "DeleteObjects")) for error in failed]
+
+    def _renew(self, client: Any, name: str, after: float) -> float | None:
         fields = {"Bucket": self.bucket, "Key": name, "CopySource": {"Bucket": self.bucket, "Key": name}}
-
-        def request(client: Any) -> Any:
-            return client.copy_object(**fields, MetadataDirective="REPLACE", **self._written)
-
-        try:
-            answer = self._requests.make("refresh the time of", key, request)
-        except ArtifactNotFound:
-            return False
-        except StorageError as error:
-            code = code_of(error.__cause__)
-            # A server that does not copy, or an object that this user may not copy: the caller writes it again.
-            if is_unsupported(error.__cause__) or code in _NOT_TO_COPY or code.startswith("KMS"):
-                return False
-            raise
+        answer = client.copy_object(**fields, MetadataDirective="REPLACE", **self._written)
         modified = answer.get("CopyObjectResult", {}).get("LastModified")
-        if modified is None:
-            info = self.stat(key)
-            return info is not None and info.modified > after
         # Some servers answer with fractions of a second, which the stored time does not have.
-        return int(modified.timestamp()) > after
+        return None if modified is None else int(modified.timestamp())
+
+    def _is_unsupported(self, error: BaseException | None) -> bool:
+        return is_unsupported(error)
+
+    def _may_be_replaced(self, error: BaseException | None) -> bool:
+        code = code_of(error)
+        return code in _NOT_TO_COPY or code.startswith("KMS")
 
     def keeps_versions(self) -> bool:
         try:
@@ -220,62 +158,28 @@ class S3Storage(Storage):
             raise
         return bool(answer.get("Status") == "Enabled")
 
-    def url(self, key: str) -> str:
-        return f"{self.root}/{key}"
-
-    def _put_verified(self, key: str, data: memoryview | Outgoing, sha256: bytes, **options: str) -> None:
+    def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         """Write an object and send its digest, which most servers compare with the bytes that arrive."""
-        check_key(key, writing=True)
-        checksum = b64encode(sha256).decode()
-        fields = {"Bucket": self.bucket, "Key": self._prefix + key, **self._written, **options}
-        attempts = itertools.count()
-
-        def request(client: Any) -> None:
-            again = next(attempts) > 0
-            body: bytes | Body | Outgoing
-            if isinstance(data, Outgoing):
-                data.seek(0)
-                body = data
-            else:
-                body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
-            try:
-                client.put_object(Body=body, ChecksumSHA256=checksum, **fields)
-            except faults() as error:
-                if isinstance(data, Outgoing) and data.failure is not None:
-                    raise data.failure from None
-                if "IfNoneMatch" in options and code_of(error) in {"PreconditionFailed", "412"}:
-                    raise _AlreadyThere(again or was_retried(error)) from error
-                raise
-            finally:
-                if not isinstance(body, bytes):
-                    body.close()
-
-        self._requests.make("write", key, request)
-
-    def _get(self, key: str, client: Any, start: int, length: int | None, etag: str | None = None) -> Any:
-        """The answer to a request for a range of an object; None where the range holds nothing."""
-        if start < 0 or (length is not None and length < 0):
-            raise InvalidInput(f"range of {key!r}: start {start} and length {length} must not be negative")
-        fields = {"Bucket": self.bucket, "Key": self._prefix + key}
-        # HTTP has no empty ranges. One byte shows whether the object exists.
-        ranged = start > 0 or length is not None
-        if ranged:
-            fields["Range"] = f"bytes={start}-" + ("" if length is None else str(start + max(length, 1) - 1))
-        if etag is not None:
-            fields["IfMatch"] = etag
+        fields = {"Bucket": self.bucket, "Key": name, **self._written, **({"IfNoneMatch": "*"} if new else {})}
+        body: bytes | Body | Outgoing
+        if isinstance(data, memoryview):
+            body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
+        else:
+            body = data
         try:
-            answer = client.get_object(**fields)
-        except faults() as error:
-            if code_of(error) in {"InvalidRange", "416"}:
-                return None
-            raise
-        if ranged and "ContentRange" not in answer:
-            answer["Body"].close()
-            raise StorageError(f"cannot read {self.url(key)}: {client.meta.endpoint_url} does not serve byte ranges")
-        if length == 0:
-            answer["Body"].close()
-            return None
-        return answer
+            client.put_object(Body=body, ChecksumSHA256=b64encode(sha256).decode(), **fields)
+        finally:
+            if isinstance(body, Body):
+                body.close()
+
+    def _read(self, client: Any, name: str, first: int, last: int | None, ranged: bool, version: str | None) -> Answer:
+        fields = {"Bucket": self.bucket, "Key": name}
+        if ranged:
+            fields["Range"] = f"bytes={first}-" + ("" if last is None else str(last))
+        if version is not None:
+            fields["IfMatch"] = version
+        answer = client.get_object(**fields)
+        return Answer(answer["Body"], int(answer["ContentLength"]), answer.get("ETag"), "ContentRange" in answer)
 
     def _demand_bucket(self, key: str) -> None:
         """Raise unless the bucket exists: the answer to HEAD does not say whether the key or the bucket is missing.
@@ -294,32 +198,13 @@ class S3Storage(Storage):
                 raise
 
 
-class _AlreadyThere(Exception):
-    def __init__(self, retried: bool) -> None:
-        super().__init__(retried)
-        self.retried = retried
-
-
 def _head(where: dict[str, str], client: Any) -> Any:
     return client.head_object(**where)
 
 
-def _list(where: dict[str, str], client: Any) -> Any:
-    page = client.list_objects_v2(**where)
-    if "Objects" not in page:
-        # botocore parses an answer without a body as an empty one: here, as an empty listing.
-        raise TransientStorageError(
-            f"cannot list s3://{where['Bucket']}/{where['Prefix']}: the server sent less than it announced; try again"
-        )
-    return page
-
-
 def _parse(root: str) -> tuple[str, str]:
-    """Bucket and prefix of a root. The prefix is used as it is, without slashes at its ends, as Metaflow does."""
+    """Bucket and prefix of a root."""
     bucket, _, path = root.removeprefix("s3://").partition("/")
-    path = path.strip("/")
     if not root.startswith("s3://") or not bucket or not root.isprintable():
         raise InvalidInput(f"datastore root {root!r} is not an s3:// URL; it has the form s3://bucket/prefix")
-    if any(part in {".", ".."} for part in path.split("/")):
-        raise InvalidInput(f"datastore root {root!r} has a part '.' or '..' in its path; remove it")
-    return bucket, path + "/" if path else ""
+    return bucket, path_of(root, path)

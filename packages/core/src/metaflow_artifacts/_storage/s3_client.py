@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -10,21 +12,17 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from metaflow_artifacts._storage.job import tracked
+from metaflow_artifacts._storage.remote_requests import named
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["MOST_THREADS", "THREADS", "Body", "client_config", "default_client", "prepare"]
+__all__ = ["THREADS", "client_at", "client_config", "default_client", "portable", "prepare"]
 
 THREADS = 24
 """Concurrent requests to begin with: one connection to S3 carries some 50 to 100 MB/s."""
-MOST_THREADS = 64
-"""Concurrent requests where they are faster than fewer."""
 
 _CONNECT_SECONDS = 5
 # With the attempts that S3Storage makes, a save or load from a server that stalls fails within a minute.
 _READ_SECONDS = 18
-# One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
-# 50 kB/s is fast enough.
-_BLOCK_BYTES = 256 << 10
 _OLDEST_BOTOCORE = (1, 36)
 
 
@@ -37,7 +35,7 @@ def client_config(**options: Any) -> Any:
     from botocore.config import Config
 
     settings: dict[str, Any] = {
-        "max_pool_connections": MOST_THREADS + THREADS,
+        "max_pool_connections": 4 * THREADS,
         "tcp_keepalive": True,
         "connect_timeout": _CONNECT_SECONDS,
         "read_timeout": _READ_SECONDS,
@@ -51,11 +49,31 @@ def client_config(**options: Any) -> Any:
 
 def default_client() -> Any:
     """A client as boto3 is configured; `METAFLOW_S3_ENDPOINT_URL` names the endpoint where it is set."""
+    return client_at(os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None)
+
+
+def client_at(endpoint: str | None, region: str | None = None, style: str | None = None) -> Any:
+    """A client for an endpoint, with the credentials that boto3 finds; `style` says how a request names the bucket."""
     # boto3 makes the same client, and its import also loads what this project does not use.
     from botocore.session import Session
 
-    endpoint = os.environ.get("METAFLOW_S3_ENDPOINT_URL") or None
-    return Session().create_client("s3", endpoint_url=endpoint, config=client_config())
+    addressing = {} if style is None else {"addressing_style": style}
+    config = client_config(s3={"payload_signing_enabled": False, **addressing})
+    return Session().create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def portable(make_client: Callable[[], Any], client: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that makes a client in another process, and that can be pickled without carrying credentials.
+
+    A function at the top of a module is pickled by its name. Any other can hold credentials: only endpoint and region
+    of the client that it makes, which `client` returns, are kept.
+    """
+    found = named(make_client)
+    if found is not None:
+        return found
+    made = client()
+    style = (made.meta.config.s3 or {}).get("addressing_style")
+    return functools.partial(client_at, made.meta.endpoint_url, made.meta.region_name, style)
 
 
 def prepare(client: Any) -> Any:
@@ -73,7 +91,7 @@ def prepare(client: Any) -> Any:
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     pools = getattr(session, "_pool_classes_by_scheme", None)
     if isinstance(pools, dict):
-        pools.update({scheme: tracked(pool) for scheme, pool in pools.items()})
+        pools.update(tracked(pools))
     return client
 
 
@@ -119,31 +137,3 @@ def _timestamp(text: str) -> float:
         return float(parse_timestamp(text).timestamp())
     except ValueError as error:
         raise StorageError(f"the S3 server gives {text[:40]!r} for the time of an object: {error}") from None
-
-
-class Body:
-    """A buffer as a file that is read in blocks of at least 256 KiB, and not copied."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def read(self, size: int = -1) -> memoryview:
-        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK_BYTES)
-        block = self._data[self._position : end]
-        self._position += len(block)
-        return block
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        self._position = position + (0, self._position, len(self._data))[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def close(self) -> None:
-        """Release the buffer: botocore keeps what it has sent in a reference cycle for a while."""
-        self._data = memoryview(b"")

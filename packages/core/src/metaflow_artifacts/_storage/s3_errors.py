@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from metaflow_artifacts.errors import (
-    ArtifactError,
-    ArtifactNotFound,
-    InvalidInput,
-    StorageError,
-    TransientStorageError,
-)
+from metaflow_artifacts._storage import remote_errors as words
+from metaflow_artifacts._storage.remote_errors import Fault, RequestContext, literal, one_line
+from metaflow_artifacts.errors import ArtifactError, InvalidInput
 
-__all__ = ["RequestContext", "code_of", "explain", "faults", "is_unsupported", "was_retried"]
+__all__ = ["code_of", "explain", "faults", "is_unsupported", "was_retried"]
 
-
-class RequestContext(NamedTuple):
-    """What the error message of a request names."""
-
-    action: str
-    url: str
-    bucket: str
-    endpoint: str
-
-
-_CHECK_ROOT = "check the datastore root and the endpoint"
 _CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or the role"
 
 _REASONS = {
-    "NoSuchBucket": "the bucket {bucket!r} does not exist at {endpoint}; " + _CHECK_ROOT,
+    "NoSuchBucket": words.REASONS["no bucket"],
     "InvalidBucketName": "{bucket!r} is not a valid bucket name; check the datastore root",
-    "AccessDenied": "access denied; the credentials in use lack the permission for this in bucket {bucket!r}; grant it",
+    "AccessDenied": words.REASONS["denied"],
     "AllAccessDisabled": "access to the bucket {bucket!r} is disabled",
     "ExpiredToken": "the AWS credentials have expired; renew them (for SSO: aws sso login)",
     "InvalidAccessKeyId": "{endpoint} does not know the AWS access key; " + _CHECK_CREDENTIALS,
     "SignatureDoesNotMatch": "{endpoint} refused the AWS secret key; " + _CHECK_CREDENTIALS,
     "InvalidToken": "{endpoint} refused the AWS session token; " + _CHECK_CREDENTIALS,
-    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+    "RequestTimeTooSkewed": words.REASONS["clock"],
     "PermanentRedirect": "the bucket {bucket!r} lies in another region; set AWS_DEFAULT_REGION to it",
-    "InvalidObjectState": "the object was moved to an archive; restore it first",
-    "InsufficientStorage": "the storage behind {endpoint} is full; free space there, or choose another datastore",
+    "InvalidObjectState": words.REASONS["archived"],
+    "InsufficientStorage": words.REASONS["full"],
     "NotImplemented": "{endpoint} does not support this request (conditional writes are needed)",
-    "SlowDown": "{endpoint} asks to slow down; try again later, or with fewer tasks at once",
-    "BadDigest": "the content was changed in transit; try again",
+    "SlowDown": words.REASONS["slow"],
+    "BadDigest": words.REASONS["changed"],
 }
 _ALIASES = {
     "403": "AccessDenied",
@@ -124,37 +109,30 @@ def explain(error: Exception, context: RequestContext) -> ArtifactError:
     """The error to raise, chained to `error`."""
     from botocore.exceptions import ClientError
 
-    reason, passing, kind = _answer(error) if isinstance(error, ClientError) else _failure(error)
-    message = (
-        f"cannot {context.action} {context.url}: {reason.format(bucket=context.bucket, endpoint=context.endpoint)}"
-    )
-    return TransientStorageError(message) if passing else kind(message)
+    return words.error_for(_answer(error) if isinstance(error, ClientError) else _failure(error), context)
 
 
-def _answer(error: Any) -> tuple[str, bool, type[ArtifactError]]:
+def _answer(error: Any) -> Fault:
     code = code_of(error)
     details = error.response.get("Error", {})
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
     if code in {"NoSuchKey", "404", "NotFound"}:
-        return "nothing is stored there; check the key and the datastore", False, ArtifactNotFound
+        return words.missing()
     if code == "KeyTooLongError":
-        return "the key is too long; use a shorter datastore root", False, InvalidInput
+        return words.too_long()
     passing = code in _PASSING or (status >= 500 and code not in _PERMANENT)
     if code.startswith("KMS"):
-        return _literal(f"the encryption key cannot be used: {_one_line(details.get('Message'))}"), False, StorageError
-    said = f"the server at {{endpoint}} answered {code or status}"
-    message = _one_line(details.get("Message"))
-    said += _literal(f" ({message})") if message and message != "Unknown" else ""
-    said += "; try again" if passing else "; check the endpoint and the settings of the bucket"
-    reason = _REASONS.get(code) or said
-    return reason, passing, StorageError
+        return Fault(literal(f"the encryption key cannot be used: {one_line(details.get('Message'))}"))
+    if code in _REASONS:
+        return Fault(_REASONS[code], passing)
+    return words.answered(code or status, details.get("Message"), passing)
 
 
-def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
+def _failure(error: Exception) -> Fault:
     from botocore import exceptions as botocore
     from urllib3 import exceptions as urllib3
 
-    text = _literal(_one_line(error))
+    text = literal(one_line(error))
     credentials = (
         botocore.NoCredentialsError,
         botocore.PartialCredentialsError,
@@ -165,11 +143,11 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
         botocore.NoAuthTokenError,
     )
     if isinstance(error, credentials):
-        return f"no AWS credentials ({text.rstrip('.')}); {_CHECK_CREDENTIALS}", False, StorageError
+        return Fault(f"no AWS credentials ({text.rstrip('.')}); {_CHECK_CREDENTIALS}")
     if isinstance(error, botocore.ParamValidationError):
-        return f"{text}; {_CHECK_ROOT}", False, InvalidInput
+        return Fault(f"{text}; {words.CHECK_ROOT}", False, InvalidInput)
     if isinstance(error, botocore.SSLError) and "CERTIFICATE" in str(error).upper():
-        return f"the TLS certificate of {{endpoint}} is not trusted ({text})", False, StorageError
+        return words.certificate(text)
     unreachable = (
         botocore.ConnectTimeoutError,
         botocore.EndpointConnectionError,
@@ -177,13 +155,9 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
         botocore.SSLError,
     )
     if isinstance(error, unreachable):
-        return (
-            f"cannot connect to {{endpoint}} ({text.rstrip('.')}); check the endpoint and the network",
-            True,
-            StorageError,
-        )
+        return words.unreachable(text)
     if isinstance(error, (botocore.ReadTimeoutError, urllib3.TimeoutError, TimeoutError)):
-        return "no answer from {endpoint} in time; try again, or check the endpoint and the network", True, StorageError
+        return words.late()
     passing = (
         botocore.HTTPClientError,
         botocore.ResponseStreamingError,
@@ -191,14 +165,4 @@ def _failure(error: Exception) -> tuple[str, bool, type[ArtifactError]]:
         urllib3.HTTPError,
         ConnectionError,
     )
-    if isinstance(error, passing):
-        return f"the connection to {{endpoint}} broke ({text}); try again", True, StorageError
-    return text, False, StorageError
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text or "").split())
-
-
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    return words.broken(text) if isinstance(error, passing) else Fault(text)

@@ -14,7 +14,7 @@ from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts.errors import StorageError
+from metaflow_artifacts.errors import InvalidInput, StorageError
 
 __all__ = ["DEFAULT_NAME", "CheckpointWriter"]
 
@@ -25,7 +25,8 @@ class CheckpointWriter:
     """Saves the checkpoints of one attempt of a task, numbered from 0 over all names. Safe to use from any thread.
 
     Several processes may save for the same attempt. A manifest is written only if its key is free, so nothing is
-    overwritten. The number is drawn when a save begins: a save that begins later has a higher number.
+    overwritten. The number is drawn when a save begins: of the saves of one machine, one that begins later
+    has a higher number.
     """
 
     def __init__(
@@ -78,6 +79,18 @@ class CheckpointWriter:
     ) -> SaveDetails:
         """What a save of this attempt says about its checkpoint."""
         return SaveDetails(label, metadata, self.pathspec, self.attempt, parents, latest, self.gang)
+
+    def key(self, name: str, number: int | None = None) -> CheckpointKey:
+        """The key of a checkpoint of this attempt; by default with the next number that none has. Nothing is drawn.
+
+        Raises InvalidInput for a name or number that breaks a rule, StorageError.
+        """
+        encode_part(name, "name")
+        if number is None:
+            number = max(self._highest() + 1, self._next or 0)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise InvalidInput(f"version_id {number!r}: expected a number from 0")
+        return CheckpointKey(self.place, self.id, self.attempt, name, number)
 
     def keys(self, name: str) -> Iterator[CheckpointKey]:
         """Keys to try in turn; the number of the first is drawn now.

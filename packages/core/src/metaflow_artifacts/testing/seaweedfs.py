@@ -99,7 +99,7 @@ def _start(home: Path, bucket: str, access_key: str, secret_key: str) -> Seaweed
         for index, name in enumerate(names)
         for offset, kind in enumerate(("", "-grpc"))
     )
-    return SeaweedServer(endpoint, access_key, secret_key, bucket, home, log, process, sockets)
+    return SeaweedServer(endpoint, bucket, home, log, process, access_key, secret_key, sockets)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Starting, reaching and stopping S3 servers for tests, on loopback."""
+"""Starting, reaching and stopping storage servers for tests, on loopback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any, TypeVar
 
 from metaflow_artifacts._storage.s3 import client_config
 
-__all__ = ["S3Server", "find_program", "free_ports", "launch", "running", "s3_client"]
+__all__ = ["S3Server", "Server", "find_program", "free_ports", "launch", "running", "s3_client"]
 
-_S = TypeVar("_S", bound="S3Server")
+_S = TypeVar("_S", bound="Server")
 
 _START_ATTEMPTS = 3
 _READY_SECONDS = 60.0
@@ -30,16 +31,38 @@ _GUARD = 'exec 3<&0; "$@" 3<&- & child=$!; { read -r _ <&3; kill -9 "$child"; } 
 
 
 @dataclass(frozen=True)
-class S3Server:
-    """A running server: where it listens, its keys, and the bucket that was made in it."""
+class Server(ABC):
+    """A running server: where it listens, and the bucket that was made in it."""
 
     endpoint: str
-    access_key: str
-    secret_key: str
     bucket: str
     directory: Path
     log: Path
     process: subprocess.Popen[bytes] = field(repr=False)
+
+    @abstractmethod
+    def prepare(self) -> Exception | None:
+        """Make the bucket and write to it. What went wrong, or None where the server is ready."""
+
+    def kill(self) -> None:
+        """Kill the server, as a crash would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Stop the server, and remove what it leaves outside of its directory."""
+        self.kill()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+@dataclass(frozen=True)
+class S3Server(Server):
+    """A running S3 server, with its keys."""
+
+    access_key: str
+    secret_key: str
 
     @property
     def root(self) -> str:
@@ -64,17 +87,23 @@ class S3Server:
         """
         return s3_client(self.endpoint, self.access_key, self.secret_key, **options)
 
-    def kill(self) -> None:
-        """Kill the server, as a crash would."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def prepare(self) -> Exception | None:
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
 
-    def stop(self) -> None:
-        """Stop the server, and remove what it leaves outside of its directory."""
-        self.kill()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1})
+        client = self.client(config=config)
+        try:
+            # The bucket may exist from an earlier run over the same directory.
+            with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=self.bucket)
+            client.put_object(Bucket=self.bucket, Key="ready", Body=b"ready")
+            client.delete_object(Bucket=self.bucket, Key="ready")
+        except (BotoCoreError, ClientError) as error:
+            return error
+        finally:
+            client.close()
+        return None
 
 
 def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -> Any:
@@ -149,30 +178,13 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait_until_ready(server: S3Server) -> None:
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1})
-    client = server.client(config=config)
+def _wait_until_ready(server: Server) -> None:
     last: Exception | None = None
     end = time.monotonic() + _READY_SECONDS
-    try:
-        while time.monotonic() < end and server.process.poll() is None:
-            try:
-                # The bucket may exist from an earlier run over the same directory.
-                with contextlib.suppress(
-                    client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou
-                ):
-                    client.create_bucket(Bucket=server.bucket)
-                client.put_object(Bucket=server.bucket, Key="ready", Body=b"ready")
-                client.delete_object(Bucket=server.bucket, Key="ready")
-            except (BotoCoreError, ClientError) as error:
-                last = error
-                time.sleep(0.1)
-            else:
-                return
-    finally:
-        client.close()
+    while time.monotonic() < end and server.process.poll() is None:
+        last = server.prepare()
+        if last is None:
+            return
+        time.sleep(0.1)
     tail = server.log.read_text(errors="replace")[-3000:]
     raise RuntimeError(f"the server in {server.directory} is not ready ({last}); its log ends:\n{tail}")

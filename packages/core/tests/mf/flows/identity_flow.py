@@ -34,8 +34,8 @@ class Opaque:
         return Opaque, ()
 
 
-def tell(flow, name, inputs=(), ubf_context=None):
-    identity = TaskIdentity.of_running(flow, running_flow_datastore(), ubf_context, inputs)
+def tell(flow, name, inputs=(), ubf_context=None, per_node=False):
+    identity = TaskIdentity.of_running(flow, running_flow_datastore(), ubf_context, inputs, per_node)
     emit("identity", [name, identity.pathspec, identity.scope, identity.place, identity.id])
     return identity
 
@@ -88,7 +88,10 @@ class IdentityFlow(FlowSpec):
     @step
     def nodes(self):
         node = current.parallel.node_index
-        tell(self, f"node {node}", ubf_context="ubf_task" if node else "ubf_control")
+        context = "ubf_task" if node else "ubf_control"
+        tell(self, f"node {node}", ubf_context=context, per_node=True)
+        identity = tell(self, "gang", ubf_context=context)
+        emit("gang", [identity.pathspec, identity.gang])
         self.next(self.join_nodes)
 
     @step

@@ -6,7 +6,7 @@ import builtins
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
 
@@ -17,7 +17,7 @@ from .errors import NoDirectory, NoTask
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
-    from metaflow_artifacts.plugin import ModelArtifact, TaskIdentity
+    from metaflow_artifacts.plugin import ModelArtifact, ParsedReference, TaskIdentity
 
     from .journal import Journal
 
@@ -40,6 +40,7 @@ class Checkpoint:
     ```
     """
 
+    @in_flow
     def __init__(self, temp_dir_root: str | os.PathLike[str] | None = None, init_dir: bool = False) -> None:
         """Make an object that belongs to the task of this process, if there is one.
 
@@ -107,7 +108,8 @@ class Checkpoint:
         latest : bool, default True
             Whether a task that starts may load this checkpoint automatically.
         name : str, default 'mfchckpt'
-            The name of the checkpoint. Checkpoints of all names share one sequence of numbers.
+            The name of the checkpoint; an empty one is the default. Checkpoints of all names share one sequence of
+            numbers.
         storage_format : str, default None
             Accepted for flows that were written for metaflow-checkpoint; it changes nothing.
 
@@ -131,7 +133,7 @@ class Checkpoint:
         StorageError
             If the datastore fails.
         """
-        from metaflow_artifacts.plugin import DEFAULT_NAME, Progress
+        from metaflow_artifacts.plugin import DEFAULT_NAME, Progress, with_older_names
 
         from .arguments import save_arguments
         from .writer import writer_of
@@ -146,7 +148,7 @@ class Checkpoint:
         with journal.timed(progress) as enter:
             artifact = writer_of(task, journal).save(
                 path,
-                DEFAULT_NAME if given.name is None else given.name,
+                given.name or DEFAULT_NAME,
                 given.metadata,
                 label=f"{task.flow}_{task.step}",
                 parents=journal.parents(),
@@ -154,7 +156,7 @@ class Checkpoint:
                 progress=progress,
             )
             enter(artifact, may_be_latest)
-        return artifact
+        return with_older_names(artifact)
 
     @in_flow
     def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
@@ -165,10 +167,11 @@ class Checkpoint:
         Parameters
         ----------
         reference : str or Mapping[str, Any]
-            The dict that a save or `list` returned, or its key.
+            The dict that a save or `list` returned, or its key or url.
         path : str or os.PathLike, default None
-            The directory to load into. It is created if it does not exist; files of the same name are replaced, and
-            other files are left alone. By default the whole content of `directory` is replaced.
+            The directory to load into, by default `directory`. It is created if it does not exist; files of the same
+            name are replaced, and other files are left alone. But without `path`, `current.checkpoint.load` replaces
+            the whole content of `directory`.
 
         Returns
         -------
@@ -190,14 +193,10 @@ class Checkpoint:
         """
         from metaflow_artifacts.plugin import ParsedReference, note_loaded
 
-        from .directory import replace_content
-
         parsed = ParsedReference.of(reference)
         if path is None:
             target = self._own_directory("load")
-            store = store_for(parsed)
-            with replace_content(target) as stage:
-                store.load(parsed, stage)
+            self._load_into_own(parsed, target)
         else:
             target = store_for(parsed).load(parsed, path)
         note_loaded(parsed.key)
@@ -211,13 +210,14 @@ class Checkpoint:
         task: Task | str | None = None,
         attempt: int | str | None = None,
         full_namespace: bool = False,
+        as_dict: bool = True,
     ) -> builtins.list[ModelArtifact]:
         """List references to checkpoints, newest first. This also works while the task runs.
 
         Parameters
         ----------
         name : str, default None
-            List only checkpoints of this name.
+            List only checkpoints of this name; an empty one is the default, `mfchckpt`, as in `save`.
         task : metaflow.Task or str, default None
             The task whose checkpoints are listed, or its pathspec. By default the task of this process. For a node of a
             `@parallel` step, these are the checkpoints of all nodes, unless it has `per_node`.
@@ -227,11 +227,13 @@ class Checkpoint:
         full_namespace : bool, default False
             Also list what other runs have saved at the same place: the same flow, step, foreach value and namespace
             (and node, with `per_node`). `load_policy="eager"` chooses from these.
+        as_dict : bool, default True
+            With False, the fields of each reference are attributes, too: `CheckpointInfo`.
 
         Returns
         -------
         list of ModelArtifact
-            The references, plain dicts.
+            The references, plain dicts. None for a task whose step has no `@checkpoint`.
 
         Raises
         ------
@@ -241,30 +243,72 @@ class Checkpoint:
             If `task` or `attempt` is malformed.
         ArtifactNotFound
             If the task does not exist.
-        UsageError
-            If the step of the task has no `@checkpoint`.
         """
-        from metaflow_artifacts.plugin import list_checkpoints, task_of
+        from metaflow_artifacts.plugin import (
+            DEFAULT_NAME,
+            CheckpointInfo,
+            list_checkpoints,
+            task_of,
+            with_older_names,
+        )
 
         from .tasks import attempt_number, find_task, store_of
 
         number = attempt_number(attempt)
         if task is None:
-            of = self._task("list")
+            of: TaskIdentity | None = self._task("list")
         else:
             of, latest = find_task(task)
             number = latest if number is None and not full_namespace else number
-        place = of.checkpoint_place()
-        if full_namespace:
-            return list_checkpoints(store_of(of), place.prefix(), name=name, attempt=number)
-        prefix = f"{place.prefix()}{of.id}." + ("" if number is None else f"{number}.")
-        return list_checkpoints(
+        if of is None:
+            return []
+        owner, prefix = None, of.checkpoint_place().prefix()
+        if not full_namespace:
+            owner, prefix = of.owner, f"{prefix}{of.id}." + ("" if number is None else f"{number}.")
+        found = list_checkpoints(
             store_of(of),
             prefix,
-            name=name,
+            name=DEFAULT_NAME if name == "" else name,
             attempt=number,
-            accept=lambda artifact: task_of(artifact) == of.owner,
+            accept=lambda artifact: owner is None or task_of(artifact) == owner,
         )
+        references = [with_older_names(artifact) for artifact in found]
+        return references if as_dict else cast("builtins.list[ModelArtifact]", [*map(CheckpointInfo, references)])
+
+    @in_flow
+    def generate_key(self, name: str = "", version_id: int | None = None) -> str:
+        """The key that a checkpoint of this attempt has, or will have, under a name and number.
+
+        Nothing is saved, and the number is not reserved: another save of the task may take it.
+
+        Parameters
+        ----------
+        name : str, default 'mfchckpt'
+            The name of the checkpoint.
+        version_id : int, default None
+            Its number; by default the next one that no checkpoint of this attempt has.
+
+        Returns
+        -------
+        str
+            The key.
+
+        Raises
+        ------
+        NoTask
+            If this process belongs to no task with `@checkpoint`.
+        InvalidInput
+            If the name or number breaks a rule.
+        """
+        from metaflow_artifacts.plugin import DEFAULT_NAME
+
+        from .writer import writer_of
+
+        task = self._task("generate_key")
+        return str(writer_of(task, self._journal()).key(name or DEFAULT_NAME, version_id))
+
+    def _load_into_own(self, reference: ParsedReference, directory: str) -> None:
+        store_for(reference).load(reference, directory)
 
     def _task(self, action: str) -> TaskIdentity:
         from metaflow_artifacts.plugin import ENVIRONMENT_VARIABLE, TaskIdentity

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from metaflow_artifacts.plugin import Log, TaskIdentity, TemporaryDirectories, note_loaded
+from metaflow_artifacts.plugin import (
+    CheckpointInfo,
+    Log,
+    ParsedReference,
+    TaskIdentity,
+    TemporaryDirectories,
+    note_loaded,
+    store_for,
+    with_older_names,
+)
 
 # tasks and writer are imported when the task starts, so that its first save or list is not delayed.
 from . import tasks, writer  # noqa: F401
 from .checkpoint import PREFIX, Checkpoint
-from .info import CheckpointInfo
+from .directory import replace_content
 from .journal import Journal
 from .report import Report
 from .resume import resume
@@ -18,7 +28,10 @@ __all__ = ["CurrentCheckpoint"]
 
 
 class CurrentCheckpoint(Checkpoint):
-    """Saves, loads and lists checkpoints in a running task. Its methods may be called from any thread."""
+    """Saves, loads and lists checkpoints in a running task. Its methods may be called from any thread.
+
+    A worker process may get it in a pickle: it then saves and loads for the same task, and deletes no directory of it.
+    """
 
     def __init__(
         self, task: TaskIdentity, policy: str, log: Log, temp_dir_root: str | os.PathLike[str] | None = None
@@ -31,7 +44,12 @@ class CurrentCheckpoint(Checkpoint):
         self._journal_directory = TemporaryDirectories()
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
-        self.report = Report(task.pathspec, task.attempt, policy)
+        self.report = Report(task.pathspec, task.attempt, policy, self._own_journal.another().new_saves)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another thread writes to the report, which is for the card of this process.
+        task = self._identity
+        return {**vars(self), "report": Report(task.pathspec, task.attempt, self._policy)}
 
     @property
     def directory(self) -> str:
@@ -50,7 +68,7 @@ class CurrentCheckpoint(Checkpoint):
     def info(self) -> CheckpointInfo | None:
         """The reference to the checkpoint that was loaded when the task started; None if none was.
 
-        The fields of the reference are attributes of it, too.
+        The fields of the reference are attributes of it, too, also when it is kept as an artifact.
         """
         return self._info
 
@@ -64,10 +82,6 @@ class CurrentCheckpoint(Checkpoint):
         self.cleanup()
         self._directory = self._temporary.new(PREFIX)
 
-    def journal(self) -> Journal:
-        """The journal of this attempt, for a reader that starts at its begin."""
-        return self._own_journal.another()
-
     def close(self) -> None:
         """Remove all temporary directories of the task."""
         self.cleanup()
@@ -80,10 +94,15 @@ class CurrentCheckpoint(Checkpoint):
         """
         resumed = resume(self._identity, self._policy, self.directory, self._log)
         if resumed.artifact is not None:
-            self._info = CheckpointInfo(resumed.artifact)
+            self._info = CheckpointInfo(with_older_names(resumed.artifact))
             note_loaded(resumed.artifact["key"])
             self._own_journal.note_parents()
         self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings)
+
+    def _load_into_own(self, reference: ParsedReference, directory: str) -> None:
+        store = store_for(reference)
+        with replace_content(directory) as stage:
+            store.load(reference, stage)
 
     def _task(self, action: str) -> TaskIdentity:
         return self._identity

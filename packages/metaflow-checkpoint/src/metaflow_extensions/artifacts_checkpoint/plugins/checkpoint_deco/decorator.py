@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import Log, in_hook, refuse_foreign_decorators
+from metaflow_artifacts.plugin import ArgumentReader, Log, in_hook, refuse_foreign_decorators, require_usable
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
+    from metaflow_artifacts.plugin import LiveCard
+
     from .current_checkpoint import CurrentCheckpoint
 
 __all__ = ["CheckpointDecorator"]
@@ -49,10 +51,11 @@ class CheckpointDecorator(StepDecorator):
         The directory in which `current.checkpoint.directory` is made; by default the system's directory for temporary
         files. `current.checkpoint.directory` is deleted when the task ends.
     per_node : bool, default False
-        In a `@parallel` step, whether each node has checkpoints of its own. By default, all nodes share theirs, and in
-        each attempt all of them load the same one, whichever node saved it and whenever they start.
+        In a `@parallel` step, whether each node has checkpoints of its own, and resumes from its own newest one. By
+        default, all nodes share theirs, and in each attempt all of them load the same one, whichever node saved it and
+        whenever they start.
     show_card : bool, default True
-        Whether a step that has a card (`@card`, `--with card`) gets a second one, which shows its checkpoints.
+        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its checkpoints.
 
     MF Add To Current
     -----------------
@@ -69,6 +72,7 @@ class CheckpointDecorator(StepDecorator):
     defaults = {"load_policy": "fresh", "temp_dir_root": None, "per_node": False, "show_card": True}  # noqa: RUF012
 
     _checkpoint: CurrentCheckpoint | None = None
+    _card: LiveCard | None = None
 
     @in_hook
     def step_init(
@@ -81,16 +85,20 @@ class CheckpointDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import attach_card
+        from metaflow_artifacts.plugin import has_card
 
         from .policy import check_policy
-        from .report import CARD_TYPE
 
         refuse_foreign_decorators()
-        self._policy = check_policy(self.attributes["load_policy"], step_name)
+        require_usable(flow_datastore, self.name, step_name)
+        given = ArgumentReader(self, step_name)
+        # With --with, Metaflow does not tell a task about arguments that are None.
+        self.attributes["load_policy"] = self._policy = check_policy(self.attributes["load_policy"], step_name)
+        self._temp_dir_root = given.path("temp_dir_root")
+        self._per_node = given.flag("per_node")
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)
-        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
+        self._has_card = has_card(decorators, given.flag("show_card"))
 
     @in_hook
     def task_pre_step(
@@ -107,16 +115,21 @@ class CheckpointDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import TaskIdentity
+        if retry_count > max_user_code_retries:
+            # @catch runs this attempt, without the step's code.
+            return
+        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on
 
         from .current_checkpoint import CurrentCheckpoint
 
-        per_node = bool(self.attributes["per_node"])
-        task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs, per_node)
+        task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs, self._per_node)
         task.register(metadata)
-        self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self.attributes["temp_dir_root"])
+        self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self._temp_dir_root)
         current._update_env({"checkpoint": self._checkpoint})
-        self._checkpoint.load_first()
+        if self._has_card:
+            self._card = LiveCard(self._checkpoint.report, self._flow_datastore, self._log.warning)
+        with shown_on(self._card):
+            self._checkpoint.load_first()
 
     def task_decorate(
         self,
@@ -127,11 +140,7 @@ class CheckpointDecorator(StepDecorator):
         max_user_code_retries: int,
         ubf_context: str | None,
     ) -> Callable[..., Any]:
-        if self._checkpoint is None or not self._has_card:
-            return step_func
-        from .live_card import with_checkpoint_card
-
-        return with_checkpoint_card(step_func, self._checkpoint.report, self._checkpoint.journal(), self._log)
+        return self._card.wrap(step_func) if self._card is not None else step_func
 
     def task_finished(
         self,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from metaflow_artifacts.plugin import (
-    ArtifactError,
-    ModelArtifact,
-    TaskIdentity,
-    UsageError,
-    latest_checkpoints,
-    task_of,
-)
+from metaflow_artifacts.plugin import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    # Every process of a flow checks the policy, those that make its cards too; few of them use a store.
+    from metaflow_artifacts.plugin import ModelArtifact, TaskIdentity
 
 __all__ = ["POLICIES", "candidates", "check_policy", "of_any_run"]
 
@@ -19,8 +17,11 @@ POLICIES = ("fresh", "eager", "none")
 
 
 def check_policy(policy: object, step: str) -> str:
-    """The `load_policy` of a step, with None as `none`. Raises UsageError for a policy that does not exist."""
-    if policy is None:
+    """The `load_policy` of a step, with None as `none`. Raises UsageError for a policy that does not exist.
+
+    With `--with` on the command line, None is a text.
+    """
+    if policy is None or policy == "None" or policy == "null":
         return "none"
     if not isinstance(policy, str) or policy not in POLICIES:
         raise UsageError(
@@ -37,6 +38,8 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
     """
     if policy == "none":
         return
+    from metaflow_artifacts.plugin import latest_checkpoints
+
     # The task's own checkpoints come first under every policy: another run may save at the same time.
     if task.attempt:
         yield from latest_checkpoints(
@@ -53,6 +56,8 @@ def candidates(policy: str, task: TaskIdentity, on_damage: Callable[[ArtifactErr
 
 def of_any_run(task: TaskIdentity, on_damage: Callable[[ArtifactError], None]) -> Iterator[ModelArtifact]:
     """The checkpoints that other tasks at the same place in the flow have saved, in any run, newest first."""
+    from metaflow_artifacts.plugin import latest_checkpoints, task_of
+
     for artifact in latest_checkpoints(task.store(), task.checkpoint_place(), on_damage=on_damage):
         if task_of(artifact) != task.owner:
             yield artifact

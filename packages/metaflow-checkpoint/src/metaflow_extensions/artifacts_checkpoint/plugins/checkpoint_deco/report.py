@@ -1,13 +1,14 @@
-"""What the card shows: the data that a task collects, as JSON can hold it, and the page that is made of it."""
+"""What the card shows: the data that a task collects, and the page that is made of it."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from metaflow_artifacts.plugin import (
+    CardReport,
     Html,
     TimelinePoint,
     code,
@@ -28,9 +29,7 @@ from metaflow_artifacts.plugin import (
     timeline,
 )
 
-__all__ = ["CARD_TYPE", "Report", "content"]
-
-CARD_TYPE = "checkpoint"
+__all__ = ["Report"]
 
 _MAX_ROWS = 200
 """Saves that the table shows."""
@@ -40,11 +39,25 @@ _KEPT_POINTS = 8
 """A name with at most this many points keeps all of them when the timeline is thinned out."""
 
 
-class Report:
-    """Collects what the card shows. Its size stays below a limit, however many checkpoints are saved."""
+class Report(CardReport):
+    """Collects what the card shows. Its size stays below a limit, however many checkpoints are saved.
 
-    def __init__(self, pathspec: str, attempt: int, policy: str) -> None:
+    `new_saves` returns what was saved since its last call: entries of the journal.
+    """
+
+    name = "checkpoint"
+    title = "Checkpoints"
+
+    def __init__(
+        self,
+        pathspec: str,
+        attempt: int,
+        policy: str,
+        new_saves: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+    ) -> None:
+        self.pathspec = pathspec
         self.begin = time.time()
+        self._new_saves = new_saves
         self._head: dict[str, Any] = {"pathspec": pathspec, "attempt": attempt, "policy": policy, "begin": self.begin}
         self._loaded: dict[str, Any] = {"why": "", "warnings": [], "reference": None, "seconds": None}
         self._total = {"count": 0, "size": 0, "stored": 0, "seconds": 0.0}
@@ -62,8 +75,17 @@ class Report:
             "seconds": seconds,
         }
 
+    def changed(self) -> bool:
+        saves = self._new_saves()
+        self.add(saves)
+        return bool(saves)
+
+    def parts(self, state: str) -> list[Html]:
+        self.changed()
+        return _content(self.data(state))
+
     def add(self, saves: Iterable[Mapping[str, Any]]) -> None:
-        """Add what was saved since the last call: entries of the journal."""
+        """Add what was saved: entries of the journal."""
         for save in saves:
             self._total["count"] += 1
             for name in ("size", "stored", "seconds"):
@@ -87,7 +109,7 @@ class Report:
         self._points = [*kept, self._points[-1]]
 
     def data(self, state: str) -> dict[str, Any]:
-        """All that was collected, for `content`; `state` is `running`, `done` or `failed`."""
+        """All that was collected; `state` is `running`, `done` or `failed`."""
         return {
             **self._head,
             "now": time.time(),
@@ -104,10 +126,7 @@ def _short(reference: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: reference[name] for name in fields}, "metadata": metadata_text(reference["metadata"])}
 
 
-def content(data: Mapping[str, Any]) -> list[Html]:
-    """The parts of the page."""
-    if not data:
-        return [paragraph("The task has not reported any checkpoints yet.")]
+def _content(data: Mapping[str, Any]) -> list[Html]:
     return [task_heading("Checkpoints", data), _loaded(data), _saved(data)]
 
 
@@ -117,7 +136,8 @@ def _loaded(data: Mapping[str, Any]) -> Html:
     policy = ("policy", code(f"load_policy={data['policy']!r}"))
     reference = loaded["reference"]
     if reference is None:
-        return section("Loaded: nothing", facts([policy, ("why", loaded["why"])]), *warnings)
+        why = [("why", loaded["why"])] if loaded["why"] else []
+        return section("Loaded: nothing", facts([policy, *why]), *warnings)
     age = data["begin"] - seconds_of(reference["created_on"])
     rows = [
         policy,
@@ -176,6 +196,7 @@ def _saved(data: Mapping[str, Any]) -> Html:
                 ("metadata", "text"),
             ],
             [_row(row) for row in rows],
+            [code(row["key"]) for row in rows],
         )
     )
     older = total["count"] - len(rows)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from metaflow_artifacts.plugin import ArtifactNotFound, InvalidInput, Store, TaskIdentity, default_store
+from metaflow_artifacts.plugin import (
+    ArtifactNotFound,
+    InvalidInput,
+    NotRegistered,
+    Store,
+    TaskIdentity,
+    default_store,
+)
 
 __all__ = ["attempt_number", "find_task", "store_of"]
 
@@ -25,12 +32,12 @@ def attempt_number(attempt: int | str | None) -> int | None:
     return number
 
 
-def find_task(task: Any) -> tuple[TaskIdentity, int]:
+def find_task(task: Any) -> tuple[TaskIdentity | None, int]:
     """The identity of a task, and the attempt that `task` stands for: by default the latest one that has started.
 
     `task` is a pathspec (`flow/run/step/task`) or a `metaflow.Task`. For a task that `resume` has copied from an
-    earlier run, it is the task of that run, which saved the checkpoints. Raises InvalidInput for any other `task`,
-    ArtifactNotFound if there is no such task, UsageError if its step has no `@checkpoint`.
+    earlier run, it is the task of that run, which saved the checkpoints. The identity is None if the step of the task
+    has no `@checkpoint`. Raises InvalidInput for any other `task`, ArtifactNotFound if there is no such task.
     """
     from metaflow.client.core import Task
 
@@ -50,7 +57,10 @@ def find_task(task: Any) -> tuple[TaskIdentity, int]:
         origin_run, origin_task = metadata.get("origin-run-id"), metadata.get("origin-task-id")
         if origin_task in (None, "", "None"):
             attempt = found.current_attempt
-            return TaskIdentity.of_task(whole), attempt
+            try:
+                return TaskIdentity.of_task(whole), attempt
+            except NotRegistered:
+                return None, attempt
         flow, _, step, _ = whole.pathspec.split("/")
         found = _task(f"{flow}/{origin_run}/{step}/{origin_task}")
     raise InvalidInput(
@@ -73,6 +83,6 @@ def _task(pathspec: str) -> Any:
 
 def store_of(task: TaskIdentity) -> Store:
     """The store that a task writes to. If it is a local directory that is not on this machine, the default store."""
-    if task.datastore_type != "s3" and not os.path.isdir(task.datastore_root):
+    if os.path.isabs(task.datastore_root) and not os.path.isdir(task.datastore_root):
         return default_store()
     return task.store()

@@ -10,17 +10,17 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from metaflow_artifacts.plugin import InvalidInput
 
-__all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "without_secrets"]
+__all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "secret_in", "without_secrets"]
 
 CACHE_SCOPES = ("checkpoint", "flow", "global")
 REPO_TYPES = ("model", "dataset", "space")
 
-_REPO_ID = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
+_REPO_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _SECRETS = ("token", "headers", "use_auth_token")
 # Arguments of snapshot_download, of earlier versions too, that decide how or where to download, but not what.
@@ -110,6 +110,16 @@ class RepoRequest:
             raise InvalidInput(f"revision {request.revision!r}: expected a branch, a tag or a commit id")
         return request
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that were given, as JSON can hold them, without `token` and `headers`."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
+        defaults = RepoRequest(self.repo_id)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in given.items()
+            if name in ("repo_id", "repo_type") or value != getattr(defaults, name)
+        }
+
     @property
     def commit(self) -> str | None:
         """The commit, if it was asked for by its id; None for a branch or a tag, which can change."""
@@ -192,18 +202,30 @@ class LoadSpec:
 
 
 def parse_load(load: Any) -> list[LoadSpec]:
-    """The entries of a decorator's `load` argument. Raises InvalidInput, which names the entry that is wrong."""
+    """The entries of a decorator's `load` argument. Raises InvalidInput, which names the entry that is wrong.
+
+    A single repo counts as a list of one. A tuple is a list: a pair is a member of one.
+    """
     if load is None:
         return []
-    # A single entry counts as a list of one entry.
-    entries = load if isinstance(load, list) else [load]
-    return [_spec(entry, f"load[{number}]") for number, entry in enumerate(entries)]
+    entries = load if _is_sequence(load) else [load]
+    try:
+        return [_spec(entry, f"load[{number}]") for number, entry in enumerate(entries)]
+    except InvalidInput as error:
+        if isinstance(load, tuple) and len(load) == 2:
+            raise InvalidInput(f"{error}; a pair goes into a list: load=[('org/name', './path')]") from None
+        raise
+
+
+def _is_sequence(value: Any) -> bool:
+    # Config objects have sequences of their own.
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _spec(entry: Any, where: str) -> LoadSpec:
     path: str | None = None
     # On the command line (--with) a pair is a list: JSON has no tuples.
-    if isinstance(entry, (tuple, list)):
+    if _is_sequence(entry):
         if len(entry) != 2 or not isinstance(entry[1], (str, os.PathLike)):
             raise InvalidInput(f"{where}: expected {_FORMS}; found {len(entry)} entries")
         entry, path = entry[0], os.fspath(entry[1])
@@ -221,7 +243,21 @@ def _spec(entry: Any, where: str) -> LoadSpec:
 def without_secrets(load: Any) -> Any:
     """A copy of a `load` argument without its secrets. Metaflow stores the attributes of decorators with each run."""
     if isinstance(load, Mapping):
-        return {name: without_secrets(value) for name, value in load.items() if name not in _SECRETS}
-    if isinstance(load, (list, tuple)):
+        return {name: without_secrets(value) for name, value in load.items() if not _is_secret(name, value)}
+    if _is_sequence(load) or isinstance(load, (set, frozenset)):
         return [without_secrets(entry) for entry in load]
-    return load
+    return os.fspath(load) if isinstance(load, os.PathLike) else load
+
+
+def secret_in(load: Any) -> str | None:
+    """The name of the first argument in a `load` argument that is a secret; None if there is none."""
+    if isinstance(load, Mapping):
+        return next((str(name) for name, value in load.items() if _is_secret(name, value)), None)
+    if _is_sequence(load):
+        return next((secret for entry in load if (secret := secret_in(entry)) is not None), None)
+    return None
+
+
+def _is_secret(name: object, value: object) -> bool:
+    # True and False say whether the token of huggingface_hub's own settings is sent.
+    return name in _SECRETS and not (value is None or isinstance(value, bool))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metaflow_artifacts.plugin import (
@@ -21,6 +21,7 @@ from metaflow_artifacts.plugin import (
     in_flow,
     note_loaded,
     shown,
+    with_older_names,
 )
 
 from .arguments import LoadSpec, RepoRequest
@@ -46,7 +47,10 @@ class Event:
 
 
 class CurrentHuggingfaceHub:
-    """Repos of the Hugging Face Hub in a running task. Its methods may be called from any thread."""
+    """Repos of the Hugging Face Hub in a running task. Its methods may be called from any thread.
+
+    A worker process may get it in a pickle: it then gets repos for the same task, and deletes no directory of it.
+    """
 
     def __init__(
         self, task: TaskIdentity, cache_scope: str, log: Log, temp_dir_root: str | os.PathLike[str] | None = None
@@ -56,19 +60,31 @@ class CurrentHuggingfaceHub:
         self._log = log
         self._temp_dir_root = temp_dir_root
         self._temporary = TemporaryDirectories(temp_dir_root)
-        self._loaded = Loaded()
+        self._loaded = Loaded(self._temporary)
+        self._begin()
+
+    def _begin(self) -> None:
+        task, log = self.task, self._log
         self._writers: dict[CheckpointPlace, CheckpointWriter] = {}
         self._cache = Cache(self._writer_of, f"{task.flow}_{task.step}", log, log.warning)
         self.events: list[Event] = []
         """The repos that were asked for so far, for the card."""
-        self.watch: Callable[[], None] = lambda: None
-        """Called after each event."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not the events, which may have a token, nor what holds locks.
+        names = ("task", "cache_scope", "_log", "_temp_dir_root", "_temporary", "_loaded")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     @property
     def loaded(self) -> Loaded:
         """A mapping of repo ids to the local directories that `@huggingface_hub(load=…)` has loaded them into.
 
-        `loaded.info[repo_id]` is the reference of the repo.
+        `loaded.info[repo_id]` is the reference of the repo. It also has `hf_kwargs`, the arguments without secrets, and
+        `cache_hit`, whether the datastore had all of the content.
         """
         return self._loaded
 
@@ -104,11 +120,15 @@ class CurrentHuggingfaceHub:
             If the datastore fails.
         """
         request = RepoRequest.of(_with_repo(repo_id, arguments))
-        return self._obtain(request, request.local_dir)[0]
+        return self._obtain(request, request.local_dir)[0].artifact
 
     @in_flow
     def load(
-        self, repo_id: str | None = None, path: str | os.PathLike[str] | None = None, **arguments: Any
+        self,
+        repo_id: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        repo_type: str | None = None,
+        **arguments: Any,
     ) -> AbstractContextManager[str]:
         """Load a repo into a local directory: `with current.huggingface_hub.load(repo_id=…) as path:`.
 
@@ -121,6 +141,8 @@ class CurrentHuggingfaceHub:
         path : str or os.PathLike, default None
             The directory to load into. It is created if it does not exist; files of the same name are replaced, and
             other files are left alone. By default a new temporary directory, which is deleted at the end of the block.
+        repo_type : str, default 'model'
+            `model`, `dataset` or `space`.
         **arguments : Any
             Other arguments of `huggingface_hub.snapshot_download`.
 
@@ -136,7 +158,7 @@ class CurrentHuggingfaceHub:
         ArtifactError
             The same errors as `snapshot_download`.
         """
-        request = RepoRequest.of(_with_repo(repo_id, arguments))
+        request = RepoRequest.of({**_with_repo(repo_id, arguments), "repo_type": repo_type})
         return self._loading(request, path if path is not None else request.local_dir)
 
     @contextmanager
@@ -158,12 +180,19 @@ class CurrentHuggingfaceHub:
             if request.repo_id in self._loaded:
                 self._log.warning(f"{request.repo_id} is in load= twice; loaded[{request.repo_id!r}] is the last one")
             path = spec.path if spec.path is not None else self._temporary.new(_prefix(request))
-            artifact, target = self._obtain(request, path)
-            self._loaded.add(request.repo_id, target, artifact)
+            result, target = self._obtain(request, path)
+            info = {
+                **result.artifact,
+                "hf_kwargs": request.arguments(),
+                "cache_hit": not result.from_hub,
+                "force_download": request.force_download,
+            }
+            self._loaded.add(request.repo_id, target, info)
 
-    def _obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None) -> tuple[ModelArtifact, str]:
+    def _obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None) -> tuple[SnapshotResult, str]:
         began = time.monotonic()
         result = self._cache.obtain(request, path)
+        result = replace(result, artifact=with_older_names(result.artifact))
         target = ""
         if path is not None:
             target = os.fspath(path)
@@ -173,8 +202,7 @@ class CurrentHuggingfaceHub:
                 self._log(f"Loaded {request} in {time.monotonic() - before:.2f} seconds")
             note_loaded(result.artifact["key"])
         self.events.append(Event(request, result, target or None, time.monotonic() - began))
-        self.watch()
-        return result.artifact, target
+        return result, target
 
     def _writer_of(self, request: RepoRequest) -> CheckpointWriter:
         place = self._place(request)

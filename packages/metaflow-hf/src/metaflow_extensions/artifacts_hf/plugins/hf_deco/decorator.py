@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import ArtifactError, Log, UsageError, in_hook, refuse_foreign_decorators
+from metaflow_artifacts.plugin import (
+    ArgumentReader,
+    ArtifactError,
+    Log,
+    UsageError,
+    in_hook,
+    refuse_foreign_decorators,
+    require_usable,
+)
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
+    from metaflow_artifacts.plugin import LiveCard
+
     from .arguments import LoadSpec
     from .current_hub import CurrentHuggingfaceHub
 
@@ -52,7 +62,7 @@ class HuggingfaceHubDecorator(StepDecorator):
         The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
     show_card : bool, default True
-        Whether a step that has a card (`@card`, `--with card`) gets a second one, which shows its repos.
+        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its repos.
 
     MF Add To Current
     -----------------
@@ -70,21 +80,33 @@ class HuggingfaceHubDecorator(StepDecorator):
 
     _specs: list[LoadSpec]
     _hub: CurrentHuggingfaceHub | None = None
+    _card: LiveCard | None = None
 
     @in_hook
     def init(self) -> None:
         """Check the arguments. Metaflow calls this in the process that starts the run too, before any task runs."""
-        from .arguments import CACHE_SCOPES, parse_load, without_secrets
+        from .arguments import CACHE_SCOPES, parse_load, secret_in, without_secrets
 
-        scope = self.attributes["cache_scope"]
-        if scope not in CACHE_SCOPES:
-            raise UsageError(f"@huggingface_hub(cache_scope={scope!r}): expected one of {', '.join(CACHE_SCOPES)}")
+        given = ArgumentReader(self)
+        self._cache_scope = given.choice("cache_scope", CACHE_SCOPES)
+        self._temp_dir_root = given.path("temp_dir_root")
+        self._show_card = given.flag("show_card")
+        load = given.value("load", secret=True)
+        # Metaflow prints the attributes, and stores them with every run.
+        self.attributes["load"] = without_secrets(load)
+        if self._is_of_command_line() and (secret := secret_in(load)) is not None:
+            raise UsageError(
+                f"@huggingface_hub: load= on the command line has {secret!r}, which would be part of the command of "
+                "every task, for all to see; set HF_TOKEN, or log in with `hf auth login`, and leave it out"
+            )
         try:
-            self._specs = parse_load(self.attributes["load"])
+            self._specs = parse_load(load)
         except ArtifactError as error:
             raise type(error)(f"@huggingface_hub: {error}") from None
-        # Metaflow prints the attributes, and stores them with every run.
-        self.attributes["load"] = without_secrets(self.attributes["load"])
+
+    def _is_of_command_line(self) -> bool:
+        """Whether the decorator was given with `--with`: tasks then get its arguments by their command line."""
+        return not self.statically_defined and getattr(self, "inserted_by", None) is None
 
     @in_hook
     def step_init(
@@ -97,14 +119,13 @@ class HuggingfaceHubDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import attach_card
-
-        from .report import CARD_TYPE
+        from metaflow_artifacts.plugin import has_card
 
         refuse_foreign_decorators()
+        require_usable(flow_datastore, self.name, step_name)
         self._flow_datastore = flow_datastore
         self._log = Log("huggingface_hub", logger)
-        self._has_card = attach_card(flow, step_name, decorators, CARD_TYPE, self.attributes["show_card"])
+        self._has_card = has_card(decorators, self._show_card)
 
     @in_hook
     def task_pre_step(
@@ -121,16 +142,22 @@ class HuggingfaceHubDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import TaskIdentity
+        if retry_count > max_user_code_retries:
+            # @catch runs this attempt, without the step's code.
+            return
+        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on
 
         from .current_hub import CurrentHuggingfaceHub
 
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
-        self._hub = CurrentHuggingfaceHub(
-            task, self.attributes["cache_scope"], self._log, self.attributes["temp_dir_root"]
-        )
+        self._hub = CurrentHuggingfaceHub(task, self._cache_scope, self._log, self._temp_dir_root)
         current._update_env({"huggingface_hub": self._hub})
-        self._hub.load_first(self._specs)
+        if self._has_card:
+            from .report import HubReport
+
+            self._card = LiveCard(HubReport(self._hub), self._flow_datastore, self._log.warning)
+        with shown_on(self._card):
+            self._hub.load_first(self._specs)
 
     def task_decorate(
         self,
@@ -141,11 +168,7 @@ class HuggingfaceHubDecorator(StepDecorator):
         max_user_code_retries: int,
         ubf_context: str | None,
     ) -> Callable[..., Any]:
-        if self._hub is None or not self._has_card:
-            return step_func
-        from .live_card import with_hub_card
-
-        return with_hub_card(step_func, self._hub, self._log.warning)
+        return self._card.wrap(step_func) if self._card is not None else step_func
 
     def task_finished(
         self,

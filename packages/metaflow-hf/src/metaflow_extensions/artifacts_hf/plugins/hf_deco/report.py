@@ -1,4 +1,4 @@
-"""What the card shows: the repos that a task asked for, as JSON can hold them, and the page that is made of them."""
+"""What the card shows: the repos that a task asked for, and the page that is made of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metaflow_artifacts.plugin import (
+    CardReport,
     Html,
     code,
     count_text,
@@ -26,17 +27,33 @@ from metaflow_artifacts.plugin import (
 if TYPE_CHECKING:
     from .current_hub import CurrentHuggingfaceHub, Event
 
-__all__ = ["CARD_TYPE", "content", "data_of"]
-
-CARD_TYPE = "huggingface_hub"
+__all__ = ["HubReport"]
 
 _MAX_REPOS = 50
 _MAX_FILES = 100
 """Files that the card lists of each repo, the largest first."""
 
 
-def data_of(hub: CurrentHuggingfaceHub, state: str) -> dict[str, Any]:
-    """The repos that the task has asked for so far; `state` is `running`, `done` or `failed`."""
+class HubReport(CardReport):
+    """What the card shows of the repos that a task has asked for so far."""
+
+    name = "huggingface_hub"
+    title = "Hugging Face repos"
+
+    def __init__(self, hub: CurrentHuggingfaceHub) -> None:
+        self.pathspec = hub.task.pathspec
+        self._hub = hub
+        self._seen = 0
+
+    def changed(self) -> bool:
+        seen, self._seen = self._seen, len(self._hub.events)
+        return seen != self._seen
+
+    def parts(self, state: str) -> list[Html]:
+        return _content(_data_of(self._hub, state))
+
+
+def _data_of(hub: CurrentHuggingfaceHub, state: str) -> dict[str, Any]:
     events = list(hub.events)
     return {
         "pathspec": hub.task.pathspec,
@@ -70,10 +87,7 @@ def _repo(event: Event) -> dict[str, Any]:
     }
 
 
-def content(data: Mapping[str, Any]) -> list[Html]:
-    """The parts of the page."""
-    if not data:
-        return [paragraph("The task has not reported any repos yet.")]
+def _content(data: Mapping[str, Any]) -> list[Html]:
     parts = [task_heading("Hugging Face repos", data, f"cache_scope={data['cache_scope']!r}")]
     repos: Sequence[Mapping[str, Any]] = data["repos"]
     if not repos:

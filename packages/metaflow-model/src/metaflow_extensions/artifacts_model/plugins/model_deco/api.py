@@ -18,8 +18,8 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
     Parameters
     ----------
     reference : str or Mapping[str, Any]
-        The dict that a save returned, or its key. A dict is loaded from the datastore in its `url`. A key is looked up
-        in the datastore of the running flow, or else in the one that Metaflow is configured for
+        The dict that a save returned, or its key or url. A dict or url is loaded from the datastore in the url. A key
+        is looked up in the datastore of the running flow, or else in the one that Metaflow is configured for
         (METAFLOW_DEFAULT_DATASTORE).
     path : str or os.PathLike
         The directory to load into. It is created if it does not exist; files of the same name are replaced, and other
@@ -51,26 +51,37 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
 def delete_model(reference: str | Mapping[str, Any]) -> bool:
     """Delete a model, checkpoint or Hub snapshot from the datastore, and return True.
 
-    The next garbage collection (`metaflow-artifacts gc`) frees the space that only this artifact used.
+    The next garbage collection (`metaflow-artifacts gc`) frees the space that only this artifact used. Deleting by the
+    same dict again is no error, so that a step that deletes can be retried.
 
     Parameters
     ----------
     reference : str or Mapping[str, Any]
-        The dict that a save returned, or its key.
+        The dict that a save returned, or its key or url.
 
     Returns
     -------
     bool
-        True.
+        True: the artifact is not stored any more.
 
     Raises
     ------
     ArtifactNotFound
-        If nothing is stored at the key.
+        If nothing is stored at a key or url, or if the directory that a dict was saved in is not on this machine.
     """
     refuse_foreign_decorators()
-    from metaflow_artifacts.plugin import ParsedReference
+    from metaflow_artifacts.plugin import ArtifactNotFound, ParsedReference
 
     parsed = ParsedReference.of(reference)
-    store_for(parsed).delete(parsed)
+    try:
+        store_for(parsed).delete(parsed)
+    except ArtifactNotFound:
+        # A key may have a typing error. A dict is of something that was saved: where its store is there, it is deleted.
+        if parsed.artifact is None or not _is_reached(parsed.root):
+            raise
     return True
+
+
+def _is_reached(root: str | None) -> bool:
+    """Whether a store that holds nothing at a key is at `root`. A bucket that is gone is another error."""
+    return root is not None and (root.startswith("s3://") or os.path.isdir(root))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from metaflow_artifacts.plugin import (
     Loaded,
@@ -21,7 +20,11 @@ from metaflow_artifacts.plugin import (
     in_flow,
     loaded_keys,
     store_for,
+    with_older_names,
 )
+
+if TYPE_CHECKING:
+    from .report import Report
 
 __all__ = ["SLOW_SAVE_S", "CurrentModel"]
 
@@ -30,7 +33,10 @@ SLOW_SAVE_S = 1.0
 
 
 class CurrentModel:
-    """Saves and loads models in a running task. Its methods may be called from any thread."""
+    """Saves and loads models in a running task. Its methods may be called from any thread.
+
+    A worker process may get it in a pickle: it then saves for the same task, and deletes no directory of it.
+    """
 
     def __init__(
         self, store: Store, pathspec: str, attempt: int, log: Log, temp_dir_root: str | os.PathLike[str] | None
@@ -40,7 +46,17 @@ class CurrentModel:
         self._attempt = attempt
         self._log = log
         self._temporary = TemporaryDirectories(temp_dir_root)
-        self._loaded = Loaded()
+        self._loaded = Loaded(self._temporary)
+        self._parents_of_owner: list[str] = []
+        self.report: Report | None = None
+        """Notes loads and saves for the card, if the step has one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_parents_of_owner": self._parents(), "report": None}
+
+    def _parents(self) -> list[str]:
+        """The keys of what this process has loaded, and before them those of the process that this is a pickle of."""
+        return list(dict.fromkeys([*self._parents_of_owner, *loaded_keys()]))
 
     @property
     def loaded(self) -> Loaded:
@@ -68,7 +84,8 @@ class CurrentModel:
         path : str or os.PathLike
             The file or directory to save.
         label : str, default None
-            A name for the model, which its key begins with; by default the names of the flow and the step.
+            A name for the model, which its key begins with; by default, and if it is empty, the names of the flow and
+            the step.
         metadata : Mapping[str, Any], default None
             A dict that is stored with the model: values that JSON can hold, and numpy scalars.
         storage_format : str, default None
@@ -88,7 +105,7 @@ class CurrentModel:
         StorageError
             If the datastore fails.
         """
-        if label is None:
+        if label is None or label == "":
             flow, _, step, _ = self._pathspec.split("/")
             label = f"{flow}_{step}"
         start = time.monotonic()
@@ -99,10 +116,12 @@ class CurrentModel:
             metadata,
             pathspec=self._pathspec,
             attempt=self._attempt,
-            parents=loaded_keys(),
+            parents=self._parents(),
             progress=progress,
         )
         seconds = time.monotonic() - start
+        if self.report is not None:
+            self.report.note_saved(artifact, progress.stored, seconds)
         if seconds >= SLOW_SAVE_S:
             from metaflow_artifacts.plugin import size_text
 
@@ -110,7 +129,7 @@ class CurrentModel:
                 f"Saved `{label}` in {seconds:.2f} seconds: {size_text(progress.total)}, "
                 f"{size_text(progress.stored)} of it new to the datastore"
             )
-        return artifact
+        return with_older_names(artifact)
 
     @in_flow
     def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
@@ -119,7 +138,7 @@ class CurrentModel:
         Parameters
         ----------
         reference : str or Mapping[str, Any]
-            The dict that a save returned, or its key.
+            The dict that a save returned, or its key or url.
         path : str or os.PathLike, default None
             The directory to load into. It is created if it does not exist; files of the same name are replaced, and
             other files are left alone. By default a new temporary directory, which is deleted when the task ends. What
@@ -157,20 +176,18 @@ class CurrentModel:
     ) -> str:
         """Load with `name` in the log and in the temporary directory; `entry`, if given, is the name in `loaded`."""
         store = store_for(reference, self._store)
-        info = reference.artifact or store.info(reference)
-        with self._timed(name, reference):
-            if path is None:
-                path = self._temporary.new(f"metaflow_models_{name}_")
-            target = store.load(reference, path)
-        self._loaded.add(entry or name, target, info)
-        return target
-
-    @contextmanager
-    def _timed(self, name: str, reference: ParsedReference) -> Iterator[None]:
-        kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
+        info = with_older_names(reference.artifact or store.info(reference))
         start = time.monotonic()
-        yield
-        self._log(f"Loaded artifact `{name}[type:{kind}]` in {time.monotonic() - start:.2f} seconds")
+        if path is None:
+            path = self._temporary.new(f"metaflow_models_{name}_")
+        target = store.load(reference, path)
+        seconds = time.monotonic() - start
+        kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
+        self._log(f"Loaded artifact `{name}[type:{kind}]` in {seconds:.2f} seconds")
+        self._loaded.add(entry or name, target, info)
+        if self.report is not None:
+            self.report.note_loaded(None if entry else name, info, target, seconds)
+        return target
 
     def close(self) -> None:
         """Remove the temporary directories."""

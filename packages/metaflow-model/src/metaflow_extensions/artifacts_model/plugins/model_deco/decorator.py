@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
 from metaflow_artifacts.plugin import (
+    ArgumentReader,
     ArtifactError,
     ArtifactNotFound,
     Log,
     in_hook,
     refuse_foreign_decorators,
+    require_usable,
     store_of_flow,
 )
 
 if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports this module, and few of them run a decorated step.
+    from metaflow_artifacts.plugin import LiveCard
+
     from .current_model import CurrentModel
     from .names import Wanted
 
@@ -47,14 +52,17 @@ class ModelDecorator(StepDecorator):
     load : str or list of str and (str, str), default None
         What to load before the step's code runs: names of artifacts or Parameters of the flow. Each must hold a
         reference, which `current.model.save`, `current.checkpoint.save` or
-        `current.huggingface_hub.snapshot_download` returned, or its key. In a pair, the second element is the directory
-        to load into; without it, a temporary directory is used.
+        `current.huggingface_hub.snapshot_download` returned, or its key or url. In a pair, the second element is the
+        directory to load into; without it, a temporary directory is used. A tuple is a list: `("a", "b")` is two
+        names.
     temp_dir_root : str, default None
         The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
     best_effort_load : bool, default False
-        Whether the step runs even if something cannot be found: a name that holds nothing, or an artifact that was
-        deleted from the datastore. `current.model.loaded` then lacks that name.
+        Whether the step runs even if something cannot be found: a name that holds nothing, such as a Parameter that was
+        not given, or an artifact that was deleted from the datastore. `current.model.loaded` then lacks that name.
+    show_card : bool, default True
+        Whether a step that has a card (`@card`, `--with card`) gets another one, which shows what was loaded and saved.
 
     MF Add To Current
     -----------------
@@ -68,9 +76,10 @@ class ModelDecorator(StepDecorator):
     """
 
     name = "model"
-    defaults = {"load": None, "temp_dir_root": None, "best_effort_load": False}  # noqa: RUF012
+    defaults = {"load": None, "temp_dir_root": None, "best_effort_load": False, "show_card": True}  # noqa: RUF012
 
     _model: CurrentModel | None = None
+    _card: LiveCard | None = None
 
     @in_hook
     def step_init(
@@ -83,12 +92,24 @@ class ModelDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from .names import parse_load
+        from metaflow_artifacts.plugin import has_card
+
+        from .names import parse_load, refuse_unknown
 
         refuse_foreign_decorators()
-        self.attributes["load"] = parse_load(self.attributes["load"], step_name) or None
+        require_usable(flow_datastore, self.name, step_name)
+        given = ArgumentReader(self, step_name)
+        self._best_effort = given.flag("best_effort_load")
+        self._temp_dir_root = given.path("temp_dir_root")
+        load = parse_load(given.value("load"), step_name)
+        # `spin` can give artifacts to the first step.
+        if not graph[step_name].in_funcs and not self._best_effort and flow_datastore.TYPE != "spin":
+            refuse_unknown(load, flow, step_name)
+        # With --with, Metaflow writes this as JSON on the command line of each task.
+        self.attributes["load"] = load or None
         self._flow_datastore = flow_datastore
         self._log = Log("model", logger)
+        self._has_card = has_card(decorators, given.flag("show_card"))
 
     @in_hook
     def task_pre_step(
@@ -105,30 +126,54 @@ class ModelDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
-        from .current_model import CurrentModel
-        from .names import resolve
+        if retry_count > max_user_code_retries:
+            # @catch runs this attempt, without the step's code.
+            return
+        from metaflow_artifacts.plugin import LiveCard, shown_on
 
-        best_effort = bool(self.attributes["best_effort_load"])
+        from .current_model import CurrentModel
+
         pathspec = f"{flow.name}/{run_id}/{step_name}/{task_id}"
         store = store_of_flow(self._flow_datastore)
-        self._model = CurrentModel(store, pathspec, retry_count, self._log, self.attributes["temp_dir_root"])
+        self._model = CurrentModel(store, pathspec, retry_count, self._log, self._temp_dir_root)
         current._update_env({"model": self._model})
-        joined = list(inputs) if graph[step_name].type == "join" else None
-        wanted, absent = resolve(self.attributes["load"] or (), flow, step_name, joined, best_effort=best_effort)
+        if self._has_card:
+            from .report import Report
+
+            self._model.report = Report(pathspec, retry_count)
+            self._card = LiveCard(self._model.report, self._flow_datastore, self._log.warning)
+        with shown_on(self._card):
+            self._load_first(self._model, flow, step_name, list(inputs) if graph[step_name].type == "join" else None)
+
+    def _load_first(self, model: CurrentModel, flow: Any, step: str, joined: list[Any] | None) -> None:
+        from .names import resolve
+
+        wanted, absent = resolve(self.attributes["load"] or (), flow, step, joined, best_effort=self._best_effort)
         for name in absent:
             self._log(f"Nothing to load for `{name}`: the flow has no value for it")
         for entry in wanted:
-            self._load(self._model, entry, step_name, best_effort)
+            self._load(model, entry, step)
 
-    def _load(self, model: CurrentModel, wanted: Wanted, step: str, best_effort: bool) -> None:
+    def _load(self, model: CurrentModel, wanted: Wanted, step: str) -> None:
         self._log(f"Loading Artifact with name `{wanted.name}` [type:{wanted.type}] with key: {wanted.key}")
         try:
             model.load_as(wanted.name, wanted.reference, wanted.path)
         except ArtifactError as error:
-            if best_effort and isinstance(error, ArtifactNotFound):
+            if self._best_effort and isinstance(error, ArtifactNotFound):
                 self._log(f"Nothing to load for `{wanted.name}`: {error}")
                 return
             raise type(error)(f"step {step}: cannot load {wanted.name!r}: {error}") from error
+
+    def task_decorate(
+        self,
+        step_func: Callable[..., Any],
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: str | None,
+    ) -> Callable[..., Any]:
+        return self._card.wrap(step_func) if self._card is not None else step_func
 
     def task_finished(
         self,

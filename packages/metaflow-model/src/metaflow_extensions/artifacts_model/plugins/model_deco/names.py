@@ -10,9 +10,10 @@ from typing import Any
 
 from metaflow_artifacts.plugin import ArtifactError, InvalidReference, ModelKey, ParsedReference, UsageError
 
-__all__ = ["Wanted", "parse_load", "resolve"]
+__all__ = ["Wanted", "parse_load", "refuse_unknown", "resolve"]
 
 _FORMS = "a name, or a list of names and (name, path)"
+_EXAMPLE = "load=['name', ('other_name', './path')]"
 _MISSING = object()
 
 
@@ -38,31 +39,49 @@ class Wanted:
 def parse_load(load: object, step: str) -> list[list[str | None]]:
     """The `load` argument as a list of [name, path or None], which JSON carries to remote tasks unchanged.
 
-    Raises UsageError for a value that has none of the allowed forms.
+    A tuple is a list, so `("a", "b")` is two names; a pair is a member of a list. Raises UsageError for a value that
+    has none of the allowed forms.
     """
     if load is None:
         return []
-    if isinstance(load, str) or _is_pair(load, tuple):
+    if isinstance(load, str):
         load = [load]
-    if not isinstance(load, (list, tuple)):
+    # Not only lists: Config objects have sequences of their own.
+    if not isinstance(load, Sequence):
         raise UsageError(f"step {step}: @model(load=…) takes {_FORMS}; found {_held(load)}")
     entries: list[list[str | None]] = []
     for entry in load:
         if isinstance(entry, str):
             entries.append([entry, None])
-        elif _is_pair(entry, (tuple, list)):
+        elif _is_pair(entry):
             name, path = entry
             entries.append([name, None if path is None else os.fspath(path)])
         else:
             raise UsageError(f"step {step}: @model(load=…) takes {_FORMS}; found {_held(entry)} in the list")
+    for name, _ in entries:
+        if not name or "/" in name or name == ".":
+            raise UsageError(
+                f"step {step}: @model(load=…) takes {_FORMS}; found {_held(name)}, which is no name of an artifact or "
+                f"Parameter; write {_EXAMPLE}"
+            )
     return entries
 
 
-def _is_pair(entry: object, kinds: type | tuple[type, ...]) -> bool:
-    if not isinstance(entry, kinds) or not isinstance(entry, Sequence) or len(entry) != 2:
+def _is_pair(entry: object) -> bool:
+    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
         return False
     name, path = entry
     return isinstance(name, str) and (path is None or isinstance(path, (str, os.PathLike)))
+
+
+def refuse_unknown(entries: Iterable[Sequence[str | None]], flow: Any, step: str) -> None:
+    """Refuse names in the first step of a flow that are no Parameter or class attribute: nothing else can be there.
+
+    Raises InvalidReference, as `resolve` does when the task has started.
+    """
+    for name, _ in entries:
+        if not hasattr(type(flow), str(name)):
+            raise _missing(str(name), step)
 
 
 def resolve(
@@ -78,11 +97,18 @@ def resolve(
     for name, path in entries:
         assert name is not None
         value = _value(flow, step, name, inputs)
-        if best_effort and (value is _MISSING or value is None):
+        if best_effort and _is_nothing(value):
             absent.append(name)
         else:
             found.append(_wanted(name, path, value, step))
     return found, absent
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a name holds nothing. A Parameter that was not given has an empty text, an empty dict or None."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is _MISSING or value is None or (isinstance(value, Mapping) and not value)
 
 
 def _value(flow: Any, step: str, name: str, inputs: Sequence[Any] | None) -> Any:
@@ -99,11 +125,13 @@ def _value(flow: Any, step: str, name: str, inputs: Sequence[Any] | None) -> Any
 
 
 def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
-    where = f"step {step}: {name!r} in @model(load=…)"
     if value is _MISSING:
+        raise _missing(name, step)
+    where = _where(name, step)
+    if _is_nothing(value):
         raise InvalidReference(
-            f"{where} is not an artifact or Parameter of the flow here; set self.{name} in an earlier step to what a "
-            "save returned, or to its key"
+            f"{where} holds {_held(value)}; give it what a save returned, or its key, or let the step run without it: "
+            "best_effort_load=True"
         )
     if not isinstance(value, (str, Mapping)):
         raise InvalidReference(f"{where} holds {_held(value)}; expected what a save returned (dict), or its key (str)")
@@ -111,6 +139,17 @@ def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
         return Wanted(name, path, ParsedReference.of(value))
     except ArtifactError as error:
         raise InvalidReference(f"{where} holds {_held(value)}: {error}") from error
+
+
+def _missing(name: str, step: str) -> InvalidReference:
+    return InvalidReference(
+        f"{_where(name, step)} is not an artifact or Parameter of the flow here; set self.{name} in an earlier step to "
+        "what a save returned, or to its key"
+    )
+
+
+def _where(name: str, step: str) -> str:
+    return f"step {step}: {name!r} in @model(load=…)"
 
 
 def _held(value: object) -> str:

@@ -1,0 +1,142 @@
+"""Clients of Azure Blob Storage, and to which addresses credentials may be sent."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from metaflow_artifacts._storage.job import tracked
+from metaflow_artifacts._storage.remote import be_quiet, path_of
+from metaflow_artifacts.errors import InvalidInput, StorageError
+
+__all__ = [
+    "THREADS",
+    "Address",
+    "configured_endpoint",
+    "container_client",
+    "default_credential",
+    "is_azure",
+    "parse_root",
+]
+
+THREADS = 24
+"""Concurrent requests to begin with; see `s3_client`."""
+
+_CONNECTIONS = 96
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 18
+# Everything is written with one request, and read with one: larger than any object here.
+_ONE_PUT_BYTES = 5000 << 20
+_ONE_GET_BYTES = 1 << 40
+
+# The host names of Azure's blob services, in all its clouds.
+_SUFFIXES = (
+    ".blob.core.windows.net",
+    ".blob.core.usgovcloudapi.net",
+    ".blob.core.chinacloudapi.cn",
+    ".blob.storage.azure.net",
+)
+
+_AUTHORITY = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
+
+
+class Address(NamedTuple):
+    """A root, taken apart."""
+
+    endpoint: str
+    """The address of the storage account, without a slash at its end."""
+    container: str
+    prefix: str
+
+
+def is_azure(endpoint: str) -> bool:
+    """Whether the endpoint is Azure's own."""
+    return (urlsplit(endpoint).hostname or "").endswith(_SUFFIXES)
+
+
+def parse_root(root: str, configured: str | None) -> Address:
+    """Endpoint, container and prefix of a root, `<endpoint>/<container>/<prefix>`.
+
+    `configured` is the endpoint that credentials are meant for. Raises StorageError for a root at another address,
+    unless it is another account in the same cloud of Azure (without `configured`, in any of its clouds): credentials
+    are sent nowhere else, whatever a reference says. Raises InvalidInput for a root that is no such URL.
+    """
+    form = "https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX"
+    wrong = InvalidInput(f"datastore root {root!r} is not the URL of an Azure container; it has the form {form}")
+    try:
+        parts = urlsplit(root)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise wrong from None
+    # Libraries differ in what else may stand in a host, and in where it ends then.
+    if not _AUTHORITY.fullmatch(parts.netloc) or not root.isprintable() or "?" in root or "#" in root:
+        raise wrong
+    configured = configured.rstrip("/") if configured else None
+    if configured and f"{root}/".startswith(f"{configured}/"):
+        endpoint = configured
+    else:
+        known = [
+            suffix for suffix in _SUFFIXES if not configured or (urlsplit(configured).hostname or "").endswith(suffix)
+        ]
+        if parts.scheme != "https" or port not in (None, 443) or not host.endswith(tuple(known)):
+            raise StorageError(
+                f"{root} is not at the configured Azure endpoint ({configured or 'there is none'}), and no credentials "
+                "are sent to another; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT to its address"
+            )
+        endpoint = f"https://{host}"
+    container, _, path = root[len(endpoint) :].strip("/").partition("/")
+    if not container or container in {".", ".."}:
+        raise wrong
+    return Address(endpoint, container, path_of(root, path))
+
+
+def default_credential() -> Any:
+    """The credential that azure-identity finds: environment, workload or managed identity, Azure CLI."""
+    from azure.identity import DefaultAzureCredential
+
+    return DefaultAzureCredential()
+
+
+def container_client(
+    address: Address, credential: Any, configured: str | None = None, patience: float = _READ_SECONDS
+) -> Any:
+    """A client of the container that makes each request once, and can be used by many threads.
+
+    A credential that is not a token, but the key or the signature of one account, is sent to the `configured` endpoint
+    only; StorageError is raised for another. An answer is waited for at most `patience` seconds.
+    """
+    import requests
+    from azure.core.pipeline.transport import RequestsTransport
+    from azure.storage.blob import ContainerClient
+    from requests.adapters import HTTPAdapter
+
+    if not hasattr(credential, "get_token") and configured and address.endpoint != configured.rstrip("/"):
+        raise StorageError(f"the credentials for {configured} are not sent to {address.endpoint}")
+    session = requests.Session()
+    adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
+    adapter.poolmanager.pool_classes_by_scheme = tracked(adapter.poolmanager.pool_classes_by_scheme)
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, adapter)
+    # They log each credential that is not there, and each answer that broke off.
+    be_quiet("azure.identity", "azure.storage", "azure.core")
+    return ContainerClient(
+        address.endpoint,
+        address.container,
+        credential=credential,
+        transport=RequestsTransport(
+            session=session,
+            session_owner=False,
+            connection_timeout=_CONNECT_SECONDS,
+            read_timeout=min(_READ_SECONDS, patience),
+        ),
+        retry_total=0,
+        max_single_put_size=_ONE_PUT_BYTES,
+        max_single_get_size=_ONE_GET_BYTES,
+    )
+
+
+def configured_endpoint() -> str | None:
+    """The endpoint that Metaflow's environment variable names."""
+    return os.environ.get("METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT") or None

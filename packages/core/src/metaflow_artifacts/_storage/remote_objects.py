@@ -1,0 +1,204 @@
+"""Objects in a cloud that are being read or written."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from metaflow_artifacts._storage import job
+from metaflow_artifacts._storage.remote_requests import Requests
+from metaflow_artifacts.errors import StorageError, TransientStorageError
+
+__all__ = ["Answer", "Body", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
+
+# One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
+# 50 kB/s is fast enough.
+_BLOCK_BYTES = 256 << 10
+
+
+class Source(Protocol):
+    """The body of an answer."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A server's answer to a request for an object or a range of one, whose body is not read yet."""
+
+    body: Source
+    length: int
+    """How many bytes the body has, as the server says."""
+    version: str | None
+    """What names this version of the object in a further request."""
+    ranged: bool
+    """Whether the server gave the range that was asked for, not the whole object."""
+
+
+class ResponseBody:
+    """The body of a response of the library requests, as the server sent it, read no further than asked for."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        # Older versions of urllib3 take a body that ends early for a whole one.
+        response.raw.enforce_content_length = True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data: bytes = self._response.raw.read(None if size < 0 else size, decode_content=False)
+        return data
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class ObjectReader:
+    """Reads an object. Where an answer breaks off, a further request reads the rest.
+
+    `get(client, start, length, version)` requests a range of the object: None where the range holds nothing.
+    """
+
+    def __init__(
+        self, requests: Requests, key: str, get: Callable[..., Answer | None], start: int, length: int | None
+    ) -> None:
+        self._requests = requests
+        self._key = key
+        self._get = get
+        self._position = start
+        self._body: Any = None
+        self._version: str | None = None
+        answer = requests.make("read", key, lambda client: get(client, start, length))
+        self._end = start
+        if answer is not None:
+            self._body = answer.body
+            self._end = start + answer.length
+            self._version = answer.version
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        wanted = min(len(buffer), self._end - self._position)
+        done = 0
+        progress = time.monotonic()
+        failures = 0
+        while done < wanted:
+            if self._body is None:
+                self._body = self._reopened(progress)
+            try:
+                count = self._read(buffer[done:wanted])
+            except TransientStorageError:
+                failures += 1
+                seconds = self._requests.pause(failures, progress)
+                if seconds is None:
+                    raise
+                self.close()
+                job.pause(seconds)
+                continue
+            done += count
+            progress, failures = time.monotonic(), 0
+        return done
+
+    def _read(self, buffer: memoryview) -> int:
+        service = self._requests.service
+        try:
+            # Not readinto: botocore's readinto copies as well, and old versions do not have it.
+            data = self._body.read(len(buffer))
+            count = len(data)
+            buffer[:count] = data
+        except service.faults() as error:
+            raise service.explain(error, self._requests.context("read", self._key)) from error
+        if not count:
+            raise TransientStorageError(f"cannot read {self._url}: the server sent less than it announced; try again")
+        self._position += count
+        return count
+
+    def _reopened(self, progress: float) -> Any:
+        left = self._end - self._position
+        service = self._requests.service
+
+        def request(client: Any) -> Answer | None:
+            try:
+                return self._get(client, self._position, left, self._version)
+            except service.faults() as error:
+                if service.is_refusal(error):
+                    raise TransientStorageError(
+                        f"cannot read {self._url}: it was replaced while it was read; read it again"
+                    ) from error
+                raise
+
+        answer = self._requests.make("read", self._key, request, progress)
+        if answer is None or answer.length != left:
+            raise StorageError(f"cannot read {self._url}: its size changed while it was read")
+        return answer.body
+
+    @property
+    def _url(self) -> str:
+        return f"{self._requests.root}/{self._key}"
+
+    def close(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+
+class StagedObject:
+    """Bytes in a buffer; `put(key, data, sha256)` sends them."""
+
+    def __init__(self, buffer: mmap.mmap, put: Callable[[str, memoryview, bytes], None]) -> None:
+        self._put = put
+        self._buffer = buffer
+        self._size = 0
+
+    def write(self, block: memoryview, /) -> None:
+        end = self._size + len(block)
+        if end > len(self._buffer):
+            grown = memory(max(end, 2 * len(self._buffer)))
+            grown[: self._size] = memoryview(self._buffer)[: self._size]
+            self._buffer = grown
+        memoryview(self._buffer)[self._size : end] = block
+        self._size = end
+
+    def commit(self, key: str, sha256: bytes) -> None:
+        data = memoryview(self._buffer)[: self._size]
+        self._put(key, data, sha256)
+
+
+def memory(size: int) -> mmap.mmap:
+    """A buffer whose memory goes back to the system when it is freed; malloc would keep some for each thread."""
+    buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Advice only: kernels without huge pages refuse it.
+        with contextlib.suppress(OSError):
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
+
+
+class Body:
+    """A buffer as a file that is read in blocks of at least 256 KiB, and not copied."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, size: int = -1) -> memoryview:
+        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK_BYTES)
+        block = self._data[self._position : end]
+        self._position += len(block)
+        return block
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position + (0, self._position, len(self._data))[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        """Release the buffer: botocore keeps what it has sent in a reference cycle for a while."""
+        self._data = memoryview(b"")

@@ -1,0 +1,176 @@
+"""Requests to one bucket: the client that makes them, and their retries."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, ClassVar, TypeVar
+
+from metaflow_artifacts._storage import job
+from metaflow_artifacts._storage.remote_errors import RequestContext
+from metaflow_artifacts.errors import ArtifactError, TransientStorageError
+
+__all__ = ["Requests", "Service", "named"]
+
+_T = TypeVar("_T")
+
+_ATTEMPTS = 7
+_DIGEST_ATTEMPTS = 3
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+
+# One lock for making clients. A forked child gets a new one: its parent's lock may be held for ever.
+_making = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Service(ABC):
+    """What differs between the clouds: how their clients are made, and what their errors mean."""
+
+    place: ClassVar[str] = "bucket"
+    """What the cloud calls a bucket."""
+
+    @abstractmethod
+    def make_client(self, context: RequestContext) -> Any:
+        """A new client that makes each request once. Many threads will use it.
+
+        Raises an ArtifactError if there can be none: the SDK is missing or too old, or the endpoint or the credentials
+        are wrong. `context` is that of the request which needs the client.
+        """
+
+    @abstractmethod
+    def endpoint(self, client: Any) -> str:
+        """The server that the client talks to, for error messages."""
+
+    @abstractmethod
+    def faults(self) -> tuple[type[Exception], ...]:
+        """The exceptions that a failed request raises."""
+
+    @abstractmethod
+    def explain(self, error: Exception, context: RequestContext) -> ArtifactError:
+        """The error to raise for one of `faults`; a TransientStorageError if another attempt may succeed."""
+
+    @abstractmethod
+    def is_refusal(self, error: BaseException | None) -> bool:
+        """Whether a condition of the request did not hold: the key exists, or it has another version."""
+
+    @abstractmethod
+    def is_beyond(self, error: BaseException | None) -> bool:
+        """Whether the range that was asked for begins at or after the object's end."""
+
+    def is_changed(self, error: BaseException | None) -> bool:
+        """Whether the server says that the content is not that of its digest."""
+        return False
+
+    def asks_to_slow_down(self, error: BaseException | None) -> bool:
+        """Whether the server wants fewer requests."""
+        return False
+
+    def was_retried(self, error: BaseException | None) -> bool:
+        """Whether the client itself made the request more than once."""
+        return False
+
+
+class Requests:
+    """Makes requests to the bucket of `root`, with one client in each process.
+
+    `patience` is the number of seconds after which no new attempt of a failed request begins.
+    """
+
+    def __init__(self, root: str, bucket: str, service: Service, patience: float) -> None:
+        self.root = root
+        self.bucket = bucket
+        self.service = service
+        self.answered = False
+        """Whether a request has succeeded, so that the bucket is known to exist."""
+        self.patience = patience
+        self._client: tuple[int, Any] | None = None
+
+    def connect(self) -> None:
+        """Make the client now; where it cannot be made, the first request tries again and says why."""
+        # Whatever the function that makes clients raises.
+        with contextlib.suppress(Exception):
+            self.client("reach", "")
+
+    def make(self, action: str, key: str, request: Callable[[Any], _T], began: float | None = None) -> _T:
+        """Make a request, and retry it where it failed for a reason that may pass. Raises an ArtifactError.
+
+        `began` is the monotonic time from which `patience` counts; without it, now.
+        """
+        began = time.monotonic() if began is None else began
+        for attempt in itertools.count(1):
+            try:
+                result = request(self.client(action, key))
+            except TransientStorageError:
+                seconds = self.pause(attempt, began)
+                if seconds is None:
+                    raise
+            except ArtifactError:
+                # Before `faults`, which needs the SDK: it may be what is missing.
+                raise
+            except self.service.faults() as error:
+                failure = self.service.explain(error, self.context(action, key))
+                if self.service.asks_to_slow_down(error):
+                    job.slow_down()
+                seconds = self.pause(attempt, began)
+                # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
+                futile = attempt >= _DIGEST_ATTEMPTS and self.service.is_changed(error)
+                if futile or seconds is None or not isinstance(failure, TransientStorageError):
+                    try:
+                        raise failure from error
+                    finally:
+                        # Break the reference cycle of error, traceback and frame, which would keep buffers alive.
+                        del failure
+            else:
+                self.answered = True
+                return result
+            job.pause(seconds)
+        raise AssertionError("unreachable")
+
+    def pause(self, attempt: int, began: float) -> float | None:
+        """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one."""
+        # Random, so that tasks that failed at the same time do not retry at the same time.
+        seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
+        late = time.monotonic() - began + seconds > self.patience
+        return None if attempt >= _ATTEMPTS or late else seconds
+
+    def client(self, action: str, key: str) -> Any:
+        """The client of this process. The error for one that cannot be made names `action` and `key`."""
+        held = self._client
+        if held is not None and held[0] == os.getpid():
+            return held[1]
+        with _making:
+            held = self._client
+            if held is None or held[0] != os.getpid():
+                held = self._client = os.getpid(), self.service.make_client(self.context(action, key))
+        return held[1]
+
+    def context(self, action: str, key: str) -> RequestContext:
+        """What the error message of a request names."""
+        endpoint = self.service.endpoint(self._client[1]) if self._client else "the endpoint"
+        return RequestContext(action, f"{self.root}/{key}", self.bucket, endpoint, self.service.place)
+
+
+def named(function: Callable[..., _T] | None) -> Callable[..., _T] | None:
+    """The function if it stands at the top of a module, so that a pickle has its name only. Any other can hold
+    credentials: None."""
+    if isinstance(function, FunctionType):
+        at_top: Callable[..., _T] | None = getattr(sys.modules.get(function.__module__), function.__qualname__, None)
+        if at_top is function:
+            return at_top
+    return None

@@ -1,0 +1,1 @@
+toplevel = "core_toplevel"

@@ -1,0 +1,56 @@
+"""The progress bar: on a terminal only, and only for what takes longer than a second."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from metaflow_artifacts._cli import bar
+
+
+class Stream:
+    """Takes the place of standard error, which is a terminal or not."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal = terminal
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, seconds: float) -> str:
+    """What is written during a transfer of four steps, each of which takes this long."""
+    now = 0.0
+    monkeypatch.setattr(bar, "time", SimpleNamespace(monotonic=lambda: now))
+    stream = Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with bar.bar("get") as progress:
+        progress.start(4 << 20)
+        for _ in range(4):
+            now += seconds
+            progress.add(1 << 20)
+    return stream.text
+
+
+def test_a_slow_transfer_shows_a_bar_and_removes_it_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True, seconds=0.3)
+    assert re.match(r"\rget \[#+\] 100% of 4 MiB, [0-9.]+ MiB/s\x1b\[K", text)
+    assert text.endswith("\r\x1b[K")
+
+
+def test_a_transfer_of_less_than_a_second_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, terminal=True, seconds=0.2) == ""
+
+
+def test_without_a_terminal_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, terminal=False, seconds=0.3) == ""

@@ -1,0 +1,174 @@
+"""What the card shows: what a task has loaded and saved, and the page that is made of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metaflow_artifacts.plugin import (
+    CardReport,
+    Html,
+    code,
+    count_text,
+    duration_text,
+    metadata_text,
+    note,
+    paragraph,
+    section,
+    size_text,
+    table,
+    task_heading,
+    tiles,
+    time_text,
+)
+
+__all__ = ["Report"]
+
+_MAX_ROWS = 200
+"""Loads that the card shows, and saves."""
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A load or a save."""
+
+    artifact: Mapping[str, Any]
+    seconds: float
+    stored: int = 0
+    """Bytes that were new to the datastore."""
+    name: str = ""
+    path: str = ""
+
+
+class _Events:
+    """Loads or saves: their totals, and the last of them, each as a row of the table and its key."""
+
+    def __init__(self, row: Callable[[_Event], list[object]]) -> None:
+        self._row = row
+        # Noted by threads of the step, taken out by the one that writes the card.
+        self._new: deque[_Event] = deque()
+        self.count = self.size = self.stored = 0
+        self.seconds = 0.0
+        self.last: deque[tuple[list[object], str]] = deque(maxlen=_MAX_ROWS)
+
+    def note(self, event: _Event) -> None:
+        self._new.append(event)
+
+    def take_new(self) -> bool:
+        """Count what was noted since the last call; whether there was anything."""
+        is_new = bool(self._new)
+        while self._new:
+            event = self._new.popleft()
+            self.count += 1
+            self.size += event.artifact["size"]
+            self.stored += event.stored
+            self.seconds += event.seconds
+            self.last.append((self._row(event), event.artifact["key"]))
+        return is_new
+
+
+class Report(CardReport):
+    """Collects what the card shows. Any thread may note a load or a save."""
+
+    name = "model"
+    title = "Models"
+
+    def __init__(self, pathspec: str, attempt: int) -> None:
+        self.pathspec = pathspec
+        self._attempt = attempt
+        self._loaded = _Events(_loaded_row)
+        self._saved = _Events(_saved_row)
+
+    def note_loaded(self, name: str | None, artifact: Mapping[str, Any], path: str, seconds: float) -> None:
+        """Note that `artifact` was loaded into the directory `path`; `name` is its name in `@model(load=…)`."""
+        self._loaded.note(_Event(artifact, seconds, name=name or "load()", path=path))
+
+    def note_saved(self, artifact: Mapping[str, Any], stored: int, seconds: float) -> None:
+        """Note that `artifact` was saved; `stored` bytes of it were new to the datastore."""
+        self._saved.note(_Event(artifact, seconds, stored))
+
+    def changed(self) -> bool:
+        return any([self._loaded.take_new(), self._saved.take_new()])
+
+    def parts(self, state: str) -> list[Html]:
+        self.changed()
+        data = {"pathspec": self.pathspec, "attempt": self._attempt, "state": state, "now": time.time()}
+        return [task_heading(self.title, data), _loaded(self._loaded), _saved(self._saved)]
+
+
+def _loaded_row(event: _Event) -> list[object]:
+    artifact = event.artifact
+    return [
+        event.name,
+        artifact["type"],
+        artifact["label"],
+        artifact["pathspec"],
+        size_text(artifact["size"]),
+        f"{event.seconds:.3f}",
+        code(event.path),
+        metadata_text(artifact["metadata"]),
+    ]
+
+
+def _saved_row(event: _Event) -> list[object]:
+    artifact = event.artifact
+    return [
+        artifact["label"],
+        time_text(artifact["created_on"]),
+        size_text(artifact["size"]),
+        size_text(event.stored),
+        f"{event.seconds:.3f}",
+        metadata_text(artifact["metadata"]),
+    ]
+
+
+def _loaded(events: _Events) -> Html:
+    if not events.count:
+        return section("Loaded: nothing")
+    columns = [
+        ("name", "text"),
+        ("type", "short"),
+        ("label", "text"),
+        ("saved by", "text"),
+        ("size", "number"),
+        ("seconds", "number"),
+        ("loaded to", "text"),
+        ("metadata", "text"),
+    ]
+    numbers = [
+        (f"{events.count:,}", "artifact" if events.count == 1 else "artifacts"),
+        (size_text(events.size), "content loaded"),
+        (duration_text(events.seconds), "spent on loading"),
+    ]
+    return section("Loaded", tiles(numbers), *_table(columns, events))
+
+
+def _saved(events: _Events) -> Html:
+    if not events.count:
+        return section("Saved", paragraph("Nothing was saved."))
+    columns = [
+        ("label", "text"),
+        ("created (UTC)", "short"),
+        ("size", "number"),
+        ("new bytes stored", "number"),
+        ("seconds", "number"),
+        ("metadata", "text"),
+    ]
+    numbers = [
+        (f"{events.count:,}", "model" if events.count == 1 else "models"),
+        (size_text(events.size), "content saved"),
+        (size_text(events.stored), "new bytes stored"),
+        (duration_text(events.seconds), "spent on saving"),
+    ]
+    return section("Saved", tiles(numbers), *_table(columns, events))
+
+
+def _table(columns: Sequence[tuple[str, str]], events: _Events) -> list[Html]:
+    """The last events with their keys, the newest first."""
+    newest_first = list(events.last)[::-1]
+    shown = table(columns, [row for row, _ in newest_first], [code(key) for _, key in newest_first])
+    older = events.count - len(newest_first)
+    return [shown, note(f"and {count_text(older, 'earlier one')}")] if older else [shown]
