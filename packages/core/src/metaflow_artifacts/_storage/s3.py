@@ -161,11 +161,9 @@ class S3Storage(RemoteStorage):
     def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         """Write an object and send its digest, which most servers compare with the bytes that arrive."""
         fields = {"Bucket": self.bucket, "Key": name, **self._written, **({"IfNoneMatch": "*"} if new else {})}
-        body: bytes | Body | Outgoing
+        body: bytes | memoryview | Body | Outgoing = data
         if isinstance(data, memoryview):
             body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
-        else:
-            body = data
         try:
             client.put_object(Body=body, ChecksumSHA256=b64encode(sha256).decode(), **fields)
         finally:
