@@ -50,6 +50,10 @@ def test_each_attempt_and_each_gang_chooses_for_itself(store: Store) -> None:
         b"{}",
         json.dumps({"gang": GANG, "key": "elsewhere", "node": GANG}).encode(),
         json.dumps({"gang": GANG, "key": 3, "node": GANG}).encode(),
+        json.dumps({"gang": GANG, "key": f"mf.models/models/artifacts/x_{'0' * 32}", "node": GANG}).encode(),
+        json.dumps({"gang": GANG, "key": KEY.replace("Flow", "Other"), "node": GANG}).encode(),
+        json.dumps({"gang": GANG, "node": GANG}).encode(),
+        b"[" * 100_000,
         json.dumps({"gang": GANG, "key": KEY, "node": None}).encode(),
         json.dumps({"gang": "Flow/9/train/10", "key": KEY, "node": GANG}).encode(),
     ],
@@ -59,7 +63,7 @@ def test_an_object_that_is_no_choice_is_an_error_that_names_it(tmp_path: Path, c
     (tmp_path / choice.key).parent.mkdir(parents=True)
     (tmp_path / choice.key).write_bytes(content)
     for act in (choice.find, lambda: choice.make(FIRST)):
-        with pytest.raises(CorruptArtifact, match=rf"{choice.key} .* delete this object and retry"):
+        with pytest.raises(CorruptArtifact, match=rf"{choice.key} .* does not: b.* retry the step"):
             act()
 
 

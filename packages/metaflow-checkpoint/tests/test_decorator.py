@@ -42,7 +42,7 @@ def test_a_policy_from_the_command_line_reaches_the_task(given: object, policy: 
         ({"load_policy": "Fresh"}, "@checkpoint(load_policy='Fresh') does not exist"),
         ({"temp_dir_root": 5}, "@checkpoint(temp_dir_root=5): expected a path (str or os.PathLike), found int"),
         ({"show_card": "nope"}, "@checkpoint(show_card='nope'): expected True or False"),
-        ({"kind": "gs"}, "the datastore gs (/there) cannot keep models and checkpoints yet; run the flow with"),
+        ({"kind": "gs"}, "the root '/there' of the datastore gs names no bucket; set METAFLOW_DATASTORE_SYSROOT_GS to"),
     ],
 )
 def test_a_mistake_is_an_error_that_metaflow_shows(attributes: dict[str, Any], words: str) -> None:
@@ -51,3 +51,10 @@ def test_a_mistake_is_an_error_that_metaflow_shows(attributes: dict[str, Any], w
     assert str(raised.value).startswith("step train")
     assert words in str(raised.value)
     assert isinstance(raised.value, MetaflowException)
+
+
+def test_the_attempt_that_catch_runs_without_the_steps_code_loads_nothing() -> None:
+    decorator = initialised()
+    decorator.task_pre_step("train", None, None, "1", "2", None, None, 3, 2, None, None)
+    assert decorator._checkpoint is None
+    assert decorator.task_decorate(len, None, None, 3, 2, None) is len

@@ -51,7 +51,11 @@ def test_gangs_stay_in_step(request: pytest.FixtureRequest, flows: Path, seed: i
     runner: FlowRunner = request.getfixturevalue("s3_runner" if seed % 2 else "runner")
     kills = deaths(seed, 3, request.config.getoption("--deaths"))
     lateness = request.config.getoption("--lateness")
-    runner.with_late_workers(lateness, seed).with_environment(DEATHS=json.dumps(kills)).run(flows / "gang_flow.py")
+    late = runner.with_late_workers(lateness, seed).with_environment(DEATHS=json.dumps(kills))
+    if seed % 3:
+        late.run(flows / "gang_flow.py")
+    else:
+        late.with_environment(BARE="1").run(flows / "gang_flow.py", "--with", "checkpoint")
     assert_in_step(runner, 3, kills)
 
 
@@ -72,3 +76,4 @@ def test_gangs_that_end_by_timeout_or_are_caught(runner: FlowRunner, flows: Path
     # Attempt, node, and what it resumed from: the second attempt times out, the third fails.
     assert sorted(result.facts("begins")) == [[0, 0, None], [0, 1, None], [1, 0, 0], [1, 1, 0], [2, 0, 1], [2, 1, 1]]
     assert result.fact("kept") == [2, 1, 0]
+    assert result.fact("of the worker") == [True]

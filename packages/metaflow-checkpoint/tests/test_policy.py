@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def content(tmp_path: Path) -> Path:
 
 
 def save(task: TaskIdentity, content: Path, latest: bool = True) -> Any:
-    writer = CheckpointWriter(task.store(), task.checkpoint_place(), task.id, task.attempt, task.pathspec)
+    writer = CheckpointWriter(
+        task.store(), task.checkpoint_place(), task.id, task.attempt, task.pathspec, gang=task.gang
+    )
     return writer.save(content, "mfchckpt", None, label="x", latest=latest)["key"]
 
 
@@ -66,6 +69,15 @@ def test_eager_resumes_from_the_task_itself_and_then_from_any_run_at_the_place(t
     save(task_in(tmp_path, run="9", task="11", place="c" * 12), content)
     assert keys("eager", task_in(tmp_path, attempt=1)) == [own, other]
     assert keys("eager", task_in(tmp_path, run="12", task="13"))[0] == other
+
+
+def test_eager_takes_no_other_nodes_checkpoint_for_that_of_another_run(tmp_path: Path, content: Path) -> None:
+    gang = "Flow/1/train/2"
+    control, worker = (replace(task_in(tmp_path, task=task), gang=gang) for task in ("2", "2_node_1"))
+    save(control, content)
+    assert keys("eager", worker) == []
+    other = save(replace(task_in(tmp_path, run="9"), gang="Flow/9/train/2"), content)
+    assert keys("eager", worker) == [other]
 
 
 def test_none_resumes_from_nothing(tmp_path: Path, content: Path) -> None:

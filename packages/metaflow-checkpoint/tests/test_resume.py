@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,34 @@ def test_an_eager_gang_chooses_once_in_its_first_attempt_too(tmp_path: Path) -> 
     Node(tmp_path, 0, 0, run="8").save("of run 8")
     late.resume("eager")
     assert late.content == "of run 1"
+
+
+def _resume_at_once(root: Path, index: int, barrier: Any, results: Any) -> None:
+    node = Node(root, index, 1)
+    barrier.wait()
+    artifact = node.resume().artifact
+    results.put((artifact and artifact["key"], node.content, sum("was chosen for all" in line for line in node.log)))
+    node.save(f"attempt 1 of {index}")
+
+
+def _save_all_the_time(root: Path, barrier: Any) -> None:
+    zombie = Node(root, 9, 0)
+    barrier.wait()
+    for number in range(10):
+        zombie.save(f"zombie {number}")
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_nodes_that_start_at_once_agree_while_a_zombie_saves(tmp_path: Path, round_: int) -> None:
+    Node(tmp_path, 0, 0).save("epoch 1")
+    context = get_context("fork")
+    barrier, results = context.Barrier(5), context.Queue()
+    nodes = [context.Process(target=_resume_at_once, args=(tmp_path, n, barrier, results)) for n in range(4)]
+    for process in (*nodes, zombie := context.Process(target=_save_all_the_time, args=(tmp_path, barrier))):
+        process.start()
+    found = [results.get(timeout=120) for _ in nodes]
+    for process in (*nodes, zombie):
+        process.join()
+    assert len({(key, content) for key, content, _ in found}) == 1, found
+    assert sum(chose for *_, chose in found) == 1, found

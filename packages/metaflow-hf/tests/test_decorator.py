@@ -97,7 +97,7 @@ def test_a_token_in_the_source_reaches_the_task_and_no_attribute() -> None:
         ({"temp_dir_root": 5}, "@huggingface_hub(temp_dir_root=5): expected a path (str or os.PathLike), found int"),
         ({"show_card": "nope"}, "@huggingface_hub(show_card='nope'): expected True or False"),
         ({"load": ("org/name", "./path")}, "a pair goes into a list: load=[('org/name', './path')]"),
-        ({"kind": "azure"}, "the datastore azure (/there) cannot keep models and checkpoints yet; run the flow with"),
+        ({"kind": "azure"}, "the root '/there' of the datastore azure names no container; set METAFLOW_DATASTORE_"),
     ],
 )
 def test_a_mistake_is_an_error_that_metaflow_shows(attributes: dict[str, Any], words: str) -> None:

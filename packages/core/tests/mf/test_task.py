@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,13 @@ def test_subprocesses_find_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "to be replaced")
     IDENTITY.export()
     assert TaskIdentity.from_environment() == IDENTITY
+
+
+def test_a_node_is_told_with_its_gang() -> None:
+    node = replace(IDENTITY, task="9_node_1", gang=IDENTITY.pathspec)
+    assert TaskIdentity.decode(node.encode(), "here") == node
+    assert (node.id, node.owner) == (IDENTITY.id, IDENTITY.pathspec)
+    assert IDENTITY.owner == IDENTITY.pathspec
 
 
 @pytest.mark.usefixtures("other_task")

@@ -198,12 +198,7 @@ def node_of(flow: Any, ubf_context: str | None) -> int | None:
         return None
     if ubf_context == "ubf_control":
         return 0
-    index = flow.index
-    if index is None:
-        from metaflow.metaflow_current import current
-
-        index = cast(Any, current).parallel.node_index
-    return int(index)
+    return int(flow.index or 0)
 
 
 def _control_pathspec(ubf_context: str | None) -> str:
@@ -216,8 +211,8 @@ def _control_pathspec(ubf_context: str | None) -> str:
         if not control:
             raise UsageError(
                 f"step {current.step_name}: this node of the @parallel step does not know its control task "
-                "(MF_PARALLEL_CONTROL_TASK_ID is not set), so it cannot share checkpoints with the other nodes; "
-                "use @checkpoint(per_node=True)"
+                "(MF_PARALLEL_CONTROL_TASK_ID is not set), so it cannot share what the gang has stored; use a "
+                "version of Metaflow that sets it, or @checkpoint(per_node=True)"
             )
     return f"{current.flow_name}/{current.run_id}/{current.step_name}/{control}"
 

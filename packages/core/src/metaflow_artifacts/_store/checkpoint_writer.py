@@ -25,7 +25,8 @@ class CheckpointWriter:
     """Saves the checkpoints of one attempt of a task, numbered from 0 over all names. Safe to use from any thread.
 
     Several processes may save for the same attempt. A manifest is written only if its key is free, so nothing is
-    overwritten. The number is drawn when a save begins: a save that begins later has a higher number.
+    overwritten. The number is drawn when a save begins: of the saves of one machine, one that begins later
+    has a higher number.
     """
 
     def __init__(

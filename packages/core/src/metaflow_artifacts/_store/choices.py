@@ -6,11 +6,12 @@ newest checkpoint by itself, they could resume from different ones. `docs/format
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
+from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, parse_key
 from metaflow_artifacts._layout import CHOICES
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TransientStorageError
@@ -34,6 +35,7 @@ class GangChoice:
     def __init__(self, store: Store, place: CheckpointPlace, gang: str, attempt: int) -> None:
         """`gang` is the pathspec of its control task."""
         self._store = store
+        self._place = place
         self._gang = gang
         # The pathspec's 8 digits in the keys of checkpoints can be those of another gang too; 32 digits cannot.
         digits = hashlib.sha256(gang.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -67,16 +69,23 @@ class GangChoice:
         return found
 
     def _parse(self, content: bytes) -> Choice:
-        try:
+        values = None
+        with contextlib.suppress(ValueError, RecursionError):
             values = json.loads(content)
-            choice = Choice(values["key"], values["node"])
-            if choice.key is not None:
-                parse_key(choice.key)
-            if values["gang"] != self._gang or not isinstance(choice.node, str):
-                raise ValueError(f"it belongs to {values['gang']!r}")
-        except (ValueError, LookupError, TypeError, InvalidReference) as error:
-            raise CorruptArtifact(
-                f"{self._store.storage.url(self.key)} should say what the gang {self._gang} resumes from, but cannot "
-                f"be understood ({error}); delete this object and retry the step"
-            ) from None
-        return choice
+        if isinstance(values, dict) and values.get("gang") == self._gang and isinstance(values.get("node"), str):
+            choice = Choice(values.get("key"), values["node"])
+            if "key" in values and self._can_be_chosen(choice.key):
+                return choice
+        raise CorruptArtifact(
+            f"{self._store.storage.url(self.key)} should say what all nodes of {self._gang} resume from, but it does "
+            f"not: {content[:100]!r}; retry the step, since the next attempt chooses anew"
+        )
+
+    def _can_be_chosen(self, key: object) -> bool:
+        if key is None:
+            return True
+        try:
+            parsed = parse_key(key)  # type: ignore[arg-type]
+        except InvalidReference:
+            return False
+        return isinstance(parsed, CheckpointKey) and parsed.place == self._place

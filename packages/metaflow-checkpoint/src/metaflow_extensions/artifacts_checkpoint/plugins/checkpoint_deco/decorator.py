@@ -51,8 +51,9 @@ class CheckpointDecorator(StepDecorator):
         The directory in which `current.checkpoint.directory` is made; by default the system's directory for temporary
         files. `current.checkpoint.directory` is deleted when the task ends.
     per_node : bool, default False
-        In a `@parallel` step, whether each node has checkpoints of its own. By default, all nodes share theirs, and in
-        each attempt all of them load the same one, whichever node saved it and whenever they start.
+        In a `@parallel` step, whether each node has checkpoints of its own, and resumes from its own newest one. By
+        default, all nodes share theirs, and in each attempt all of them load the same one, whichever node saved it and
+        whenever they start.
     show_card : bool, default True
         Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its checkpoints.
 
@@ -114,6 +115,9 @@ class CheckpointDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        if retry_count > max_user_code_retries:
+            # @catch runs this attempt, without the step's code.
+            return
         from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on
 
         from .current_checkpoint import CurrentCheckpoint

@@ -142,6 +142,9 @@ class HuggingfaceHubDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        if retry_count > max_user_code_retries:
+            # @catch runs this attempt, without the step's code.
+            return
         from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on
 
         from .current_hub import CurrentHuggingfaceHub

@@ -126,6 +126,9 @@ class ModelDecorator(StepDecorator):
         ubf_context: str | None,
         inputs: Any,
     ) -> None:
+        if retry_count > max_user_code_retries:
+            # @catch runs this attempt, without the step's code.
+            return
         from metaflow_artifacts.plugin import LiveCard, shown_on
 
         from .current_model import CurrentModel
