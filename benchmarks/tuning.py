@@ -52,7 +52,7 @@ class Bench:
         return result
 
     def transfer(self, source: Path, chunk_mib: int, threads: int) -> None:
-        self.storage.threads = threads
+        self.storage.threads, self.storage.most_threads = threads, 0
         store = Store(self.storage, chunk_size=chunk_mib << 20)
         saved = self.case(("save", chunk_mib, threads), functools.partial(store.save_model, source))
         target = self.work / "loaded"

@@ -48,6 +48,13 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+def test_equal_chunks_are_sent_once(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    """Though many are hashed and sent at the same time."""
+    (tmp_path / "zeros").write_bytes(bytes(SIZE))
+    remote.save_model(tmp_path / "zeros")
+    assert [request.method for request in proxy.requests if "/chunks/" in request.path].count("PUT") == 1
+
+
 def manifest_of(store: Store, reference: str) -> int:
     return len(store.storage.get(reference))
 

@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from ._transfer.chunks import is_stored as is_stored
     from ._transfer.chunks import put_chunk as put_chunk
     from ._transfer.chunks import read_chunk as read_chunk
+    from ._transfer.engine import Later as Later
     from ._transfer.loading import read_range as read_range
     from ._transfer.progress import Progress as Progress
     from ._transfer.removal import allow_owner as allow_owner
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from ._transfer.target import make_tree as make_tree
     from ._transfer.target import staged_target as staged_target
     from ._transfer.target import write_all as write_all
+    from ._transfer.threads import beside as beside
     from ._transfer.threads import in_threads as in_threads
     from .errors import ArtifactError as ArtifactError
     from .errors import ArtifactNotFound as ArtifactNotFound
@@ -140,11 +142,12 @@ _WHERE = {
     "_store.store": ("Store",),
     "_text": ("count_text", "duration_text", "seconds_of", "size_text", "time_text"),
     "_transfer.chunks": ("chunk_key", "is_stored", "put_chunk", "read_chunk"),
+    "_transfer.engine": ("Later",),
     "_transfer.loading": ("read_range",),
     "_transfer.progress": ("Progress",),
     "_transfer.removal": ("allow_owner", "remove_tree"),
     "_transfer.target": ("create", "make_tree", "staged_target", "write_all"),
-    "_transfer.threads": ("in_threads",),
+    "_transfer.threads": ("beside", "in_threads"),
     "errors": (
         "ArtifactError",
         "ArtifactNotFound",

@@ -7,7 +7,6 @@ import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
@@ -60,13 +59,12 @@ def _ls(options: argparse.Namespace) -> int:
     store = store_of(options)
     damaged = 0
     artifacts: list[ModelArtifact] = []
-    with ThreadPoolExecutor(store.storage.threads) as pool:
-        for _, found in heads(store, artifact_objects(store.storage, _prefixes(options)), pool):
-            if isinstance(found, CorruptArtifact):
-                damaged += 1
-                warn(str(found))
-            elif found is not None and _matches(found.artifact, options):
-                artifacts.append(found.artifact)
+    for _, found in heads(store, artifact_objects(store.storage, _prefixes(options))):
+        if isinstance(found, CorruptArtifact):
+            damaged += 1
+            warn(str(found))
+        elif found is not None and _matches(found.artifact, options):
+            artifacts.append(found.artifact)
     artifacts.sort(key=lambda artifact: artifact["created_on"], reverse=True)
     _print_artifacts(artifacts[: options.limit], options)
     return 1 if damaged else 0

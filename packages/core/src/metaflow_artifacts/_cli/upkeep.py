@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from metaflow_artifacts._cli.bar import bar
@@ -115,21 +114,20 @@ def _du(options: argparse.Namespace) -> int:
     groups: dict[tuple[str, str], _Usage] = defaultdict(_Usage)
     total = _Usage()
     damaged = 0
-    with ThreadPoolExecutor(store.storage.threads) as pool:
-        for _, outline in outlines(store, artifact_objects(store.storage), pool):
-            if isinstance(outline, CorruptArtifact):
-                damaged += 1
-                warn(str(outline))
-            elif outline is not None:
-                artifact = outline.artifact
-                flow = artifact["pathspec"].split("/")[0]
-                for usage in (total, groups[artifact["type"], flow]):
-                    usage.artifacts += 1
-                    usage.logical += artifact["size"]
-                    if not outline.chunks:
-                        usage.inline += artifact["size"]
-                    else:
-                        usage.chunks.update((bytes.fromhex(chunk.sha256), chunk.size) for chunk in outline.chunks)
+    for _, outline in outlines(store, artifact_objects(store.storage)):
+        if isinstance(outline, CorruptArtifact):
+            damaged += 1
+            warn(str(outline))
+        elif outline is not None:
+            artifact = outline.artifact
+            flow = artifact["pathspec"].split("/")[0]
+            for usage in (total, groups[artifact["type"], flow]):
+                usage.artifacts += 1
+                usage.logical += artifact["size"]
+                if not outline.chunks:
+                    usage.inline += artifact["size"]
+                else:
+                    usage.chunks.update((bytes.fromhex(chunk.sha256), chunk.size) for chunk in outline.chunks)
     stored = stored_chunks(store.storage)
     unneeded = sum(value for digest, value in stored.items() if digest not in total.chunks)
     rows = sorted(groups.items(), key=lambda item: -item[1].logical)

@@ -19,6 +19,7 @@ from metaflow_artifacts._storage.azure_client import (
 from metaflow_artifacts._storage.azure_errors import code_of, status_of
 from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
+from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts._storage.remote_objects import Answer, ResponseBody
@@ -91,9 +92,10 @@ class AzureStorage(RemoteStorage):
                 return False
             raise
 
-    def _write(self, client: Any, name: str, data: memoryview, sha256: bytes, new: bool) -> None:
+    def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         # The SDK takes nothing but bytes for a write with one request.
-        client.get_blob_client(name).upload_blob(bytes(data), overwrite=not new)
+        content = data.read() if isinstance(data, Outgoing) else bytes(data)
+        client.get_blob_client(name).upload_blob(content, overwrite=not new)
 
     def _read(self, client: Any, name: str, first: int, last: int | None, ranged: bool, version: str | None) -> Answer:
         from azure.core import MatchConditions
@@ -194,6 +196,9 @@ class _Service(Service):
 
     def is_beyond(self, error: BaseException | None) -> bool:
         return status_of(error) == 416
+
+    def asks_to_slow_down(self, error: BaseException | None) -> bool:
+        return status_of(error) in {429, 503}
 
     def is_changed(self, error: BaseException | None) -> bool:
         return code_of(error) == "Md5Mismatch"

@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from metaflow_artifacts._storage.job import tracked
 from metaflow_artifacts._storage.remote import be_quiet, path_of
 from metaflow_artifacts.errors import InvalidInput, StorageError
 
@@ -20,10 +21,10 @@ __all__ = [
     "parse_root",
 ]
 
-THREADS = 8
-"""Concurrent requests; see `s3_client`."""
+THREADS = 24
+"""Concurrent requests to begin with; see `s3_client`."""
 
-_CONNECTIONS = 64
+_CONNECTIONS = 96
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 18
 # Everything is written with one request, and read with one: larger than any object here.
@@ -115,6 +116,7 @@ def container_client(
         raise StorageError(f"the credentials for {configured} are not sent to {address.endpoint}")
     session = requests.Session()
     adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
+    adapter.poolmanager.pool_classes_by_scheme = tracked(adapter.poolmanager.pool_classes_by_scheme)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
     # They log each credential that is not there, and each answer that broke off.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from metaflow_artifacts._storage.names import PROBE
+from metaflow_artifacts._storage.outgoing import Blocks, verified
 from metaflow_artifacts.errors import StorageError
 
 __all__ = ["PATIENCE_S", "ObjectInfo", "Reader", "Staged", "Storage"]
@@ -69,11 +70,18 @@ class Storage(ABC):
     stages_in_memory: ClassVar[bool]
     """Whether `stage` holds its bytes in memory (S3) or writes them out at once (disk)."""
 
+    streams: ClassVar[bool] = False
+    """Whether `send` needs the memory of a block only, however large the object is."""
+
     resolution: ClassVar[float] = 2.0
     """Seconds that two objects' times must differ by to tell which was written first."""
 
     threads: int
-    """The number of concurrent requests that is fastest with this storage."""
+    """The number of concurrent requests to begin with."""
+
+    most_threads: int = 0
+    """Up to how many requests a transfer makes at once where that is faster; where it is below `threads`, a transfer
+    makes `threads` requests at once, however fast they are."""
 
     _refuses_existing_keys = False
 
@@ -139,6 +147,17 @@ class Storage(ABC):
     @abstractmethod
     def stage(self, size: int) -> AbstractContextManager[Staged]:
         """Write an object of about `size` bytes, whose key is given at the commit. Without a commit nothing remains."""
+
+    def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
+        """Write an object of `size` bytes with this digest, atomically, replacing what is there.
+
+        `blocks` is called once for each attempt. What it gives is hashed again as it is sent, and the object is written
+        only if size and digest are right. Else this raises ContentChanged; it also raises what `blocks` raises.
+        """
+        with self.stage(size) as staged:
+            for block in verified(size, sha256, blocks):
+                staged.write(block)
+            staged.commit(key, sha256)
 
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo | None:

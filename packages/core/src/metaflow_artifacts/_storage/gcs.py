@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage import gcs_errors
@@ -13,6 +13,7 @@ from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.gcs_client import THREADS, GcsClient, default_credentials
 from metaflow_artifacts._storage.gcs_errors import status_of
 from metaflow_artifacts._storage.names import check_key
+from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts._storage.remote_objects import Answer, ResponseBody
@@ -32,6 +33,8 @@ class GcsStorage(RemoteStorage):
     address of the service; without it, what Google's SDK takes. A pickle has the function's name if it stands at the
     top of a module, and none otherwise. For `patience` see RemoteStorage.
     """
+
+    streams: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class GcsStorage(RemoteStorage):
         kept = int(answer.get("softDeletePolicy", {}).get("retentionDurationSeconds", 0))
         return bool(answer.get("versioning", {}).get("enabled")) or kept > 0
 
-    def _write(self, client: GcsClient, name: str, data: memoryview, sha256: bytes, new: bool) -> None:
+    def _write(self, client: GcsClient, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         client.upload(name, data, {"ifGenerationMatch": "0"} if new else {})
 
     def _read(
@@ -167,6 +170,9 @@ class _Service(Service):
 
     def explain(self, error: Exception, context: RequestContext) -> ArtifactError:
         return gcs_errors.explain(error, context)
+
+    def asks_to_slow_down(self, error: BaseException | None) -> bool:
+        return status_of(error) in {429, 503}
 
     def is_refusal(self, error: BaseException | None) -> bool:
         return status_of(error) == 412

@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from metaflow_artifacts._storage.job import tracked
+from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import be_quiet
+from metaflow_artifacts._storage.remote_objects import Body
 
 __all__ = ["SCOPES", "THREADS", "GcsClient", "default_credentials"]
 
-THREADS = 8
-"""Concurrent requests; see `s3_client`."""
+THREADS = 24
+"""Concurrent requests to begin with; see `s3_client`."""
 
 SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 
-_CONNECTIONS = 64
+_CONNECTIONS = 96
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 18
-_BLOCK_BYTES = 256 << 10
 _BOUNDARY = "==metaflow-artifacts-9c1f5f0b=="
 
 
@@ -47,6 +49,7 @@ class GcsClient:
         self._credentials = credentials
         self._session = AuthorizedSession(credentials, max_refresh_attempts=0)
         adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
+        adapter.poolmanager.pool_classes_by_scheme = tracked(adapter.poolmanager.pool_classes_by_scheme)
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, adapter)
         self._timeout = (_CONNECT_SECONDS, min(_READ_SECONDS, patience))
@@ -70,7 +73,7 @@ class GcsClient:
                 return answer["resource"]
             params = {"rewriteToken": answer["rewriteToken"]}
 
-    def upload(self, name: str, data: memoryview, params: dict[str, str]) -> None:
+    def upload(self, name: str, data: memoryview | Outgoing, params: dict[str, str]) -> None:
         """Write an object with one request."""
         about = json.dumps({"name": name, "contentType": "application/octet-stream"})
         head = (
@@ -115,33 +118,36 @@ class GcsClient:
 
 
 class _Parts:
-    """Buffers as one file, which is read in blocks and not copied."""
+    """Contents as one file, which is read in blocks and not copied."""
 
-    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
-        self._parts = [memoryview(part) for part in parts]
-        self._position = 0
+    def __init__(self, parts: Sequence[bytes | memoryview | Outgoing]) -> None:
+        self._parts = [part if isinstance(part, Outgoing) else Body(memoryview(part)) for part in parts]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    def read(self, size: int = -1) -> memoryview:
-        at = self._position
+    def read(self, size: int = -1) -> memoryview | bytes:
+        if size < 0:
+            return b"".join(bytes(part.read()) for part in self._parts)
         for part in self._parts:
-            if at < len(part):
-                block = part[at:] if size < 0 else part[at : at + max(size, _BLOCK_BYTES)]
-                self._position += len(block)
+            if block := part.read(size):
                 return block
-            at -= len(part)
-        return memoryview(b"")
+        return b""
 
     def seek(self, position: int, whence: int = 0) -> int:
-        self._position = position + (0, self._position, len(self))[whence]
-        return self._position
+        """To the begin only."""
+        if position or whence:
+            raise OSError("only the begin can be sought")
+        for part in self._parts:
+            part.seek(0)
+        return 0
 
     def tell(self) -> int:
-        return self._position
+        return sum(part.tell() for part in self._parts)
 
     def close(self) -> None:
+        for part in self._parts:
+            part.close()
         self._parts = []
 
 

@@ -7,20 +7,22 @@ import functools
 import hashlib
 import itertools
 import logging
-import mmap
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
+from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
 from metaflow_artifacts._storage.remote_deletes import Deletes
 from metaflow_artifacts._storage.remote_objects import Answer, ObjectReader, StagedObject, memory
 from metaflow_artifacts._storage.remote_requests import Requests, Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
 __all__ = ["RemoteStorage", "be_quiet", "path_of"]
+
+MOST_THREADS = 64
+"""Concurrent requests of a kind of transfer, where they are faster than fewer."""
 
 
 class RemoteStorage(Storage):
@@ -42,13 +44,13 @@ class RemoteStorage(Storage):
         self.root = root
         self.bucket = bucket
         self.threads = threads
+        self.most_threads = MOST_THREADS
         self._prefix = prefix
         self._service = service
         self._requests = Requests(root, bucket, service, patience)
         self._deletes = Deletes(
             self._requests, prefix, threads, self._delete, self.batch, self._delete_batch, self._is_unsupported
         )
-        self._local = threading.local()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
@@ -65,7 +67,7 @@ class RemoteStorage(Storage):
         """A function that opens the same storage; with `portable`, one that can be pickled and has no credentials."""
 
     @abstractmethod
-    def _write(self, client: Any, name: str, data: memoryview, sha256: bytes, new: bool) -> None:
+    def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         """Write an object; with `new`, only if there is none of this name. The digest may be sent along."""
 
     @abstractmethod
@@ -148,15 +150,10 @@ class RemoteStorage(Storage):
 
     @contextlib.contextmanager
     def stage(self, size: int) -> Iterator[StagedObject]:
-        # Reused for the thread's next object: the first use of 16 MiB of memory takes as long as copying them.
-        buffer: mmap.mmap | None = self._local.__dict__.pop("buffer", None)
-        if buffer is None or len(buffer) < size:
-            buffer = memory(size)
-        staged = StagedObject(buffer, self._send)
-        try:
-            yield staged
-        finally:
-            self._local.buffer = staged.close()
+        yield StagedObject(memory(size), self._send)
+
+    def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
+        self._send(key, Outgoing(size, sha256, blocks), sha256)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
@@ -196,19 +193,26 @@ class RemoteStorage(Storage):
     def url(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _send(self, key: str, data: memoryview, sha256: bytes, *, new: bool = False) -> None:
+    def _send(self, key: str, data: memoryview | Outgoing, sha256: bytes, *, new: bool = False) -> None:
         """Write an object. With `new`, raises _AlreadyThere where the key exists."""
         check_key(key, writing=True)
         attempts = itertools.count()
 
         def request(client: Any) -> None:
             again = next(attempts) > 0
+            if isinstance(data, Outgoing):
+                data.seek(0)
             try:
                 self._write(client, self._prefix + key, data, sha256, new)
             except self._service.faults() as error:
+                if isinstance(data, Outgoing) and data.failure is not None:
+                    raise data.failure from None
                 if new and self._service.is_refusal(error):
                     raise _AlreadyThere(again or self._service.was_retried(error)) from error
                 raise
+            finally:
+                if isinstance(data, Outgoing):
+                    data.close()
 
         self._requests.make("write", key, request)
 

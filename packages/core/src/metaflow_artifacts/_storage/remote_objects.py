@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.remote_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
 
@@ -94,7 +95,7 @@ class ObjectReader:
                 if seconds is None:
                     raise
                 self.close()
-                time.sleep(seconds)
+                job.pause(seconds)
                 continue
             done += count
             progress, failures = time.monotonic(), 0
@@ -163,10 +164,6 @@ class StagedObject:
     def commit(self, key: str, sha256: bytes) -> None:
         data = memoryview(self._buffer)[: self._size]
         self._put(key, data, sha256)
-
-    def close(self) -> mmap.mmap:
-        """The buffer, for reuse."""
-        return self._buffer
 
 
 def memory(size: int) -> mmap.mmap:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
+from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.remote_errors import RequestContext
 from metaflow_artifacts.errors import ArtifactError, TransientStorageError
 
@@ -76,6 +77,10 @@ class Service(ABC):
         """Whether the server says that the content is not that of its digest."""
         return False
 
+    def asks_to_slow_down(self, error: BaseException | None) -> bool:
+        """Whether the server wants fewer requests."""
+        return False
+
     def was_retried(self, error: BaseException | None) -> bool:
         """Whether the client itself made the request more than once."""
         return False
@@ -120,6 +125,8 @@ class Requests:
                 raise
             except self.service.faults() as error:
                 failure = self.service.explain(error, self.context(action, key))
+                if self.service.asks_to_slow_down(error):
+                    job.slow_down()
                 seconds = self.pause(attempt, began)
                 # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
                 futile = attempt >= _DIGEST_ATTEMPTS and self.service.is_changed(error)
@@ -132,7 +139,7 @@ class Requests:
             else:
                 self.answered = True
                 return result
-            time.sleep(seconds)
+            job.pause(seconds)
         raise AssertionError("unreachable")
 
     def pause(self, attempt: int, began: float) -> float | None:

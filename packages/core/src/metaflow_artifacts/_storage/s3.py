@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
+from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_objects import Answer, Body
 from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client
@@ -52,6 +53,7 @@ class S3Storage(RemoteStorage):
     """
 
     batch: ClassVar[int] = 1000
+    streams: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -156,16 +158,17 @@ class S3Storage(RemoteStorage):
             raise
         return bool(answer.get("Status") == "Enabled")
 
-    def _write(self, client: Any, name: str, data: memoryview, sha256: bytes, new: bool) -> None:
+    def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         """Write an object and send its digest, which most servers compare with the bytes that arrive."""
         fields = {"Bucket": self.bucket, "Key": name, **self._written, **({"IfNoneMatch": "*"} if new else {})}
-        large = Body(data) if len(data) > _WHOLE_BODY_BYTES else None
+        body: bytes | memoryview | Body | Outgoing = data
+        if isinstance(data, memoryview):
+            body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
         try:
-            body = bytes(data) if large is None else large
             client.put_object(Body=body, ChecksumSHA256=b64encode(sha256).decode(), **fields)
         finally:
-            if large is not None:
-                large.close()
+            if isinstance(body, Body):
+                body.close()
 
     def _read(self, client: Any, name: str, first: int, last: int | None, ranged: bool, version: str | None) -> Answer:
         fields = {"Bucket": self.bucket, "Key": name}

@@ -11,13 +11,14 @@ from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
+from metaflow_artifacts._storage.job import tracked
 from metaflow_artifacts._storage.remote_requests import named
 from metaflow_artifacts.errors import StorageError
 
 __all__ = ["THREADS", "client_at", "client_config", "default_client", "portable", "prepare"]
 
-THREADS = 8
-"""Concurrent requests: one connection to S3 carries some 50 to 100 MB/s, and each saving thread holds a chunk."""
+THREADS = 24
+"""Concurrent requests to begin with: one connection to S3 carries some 50 to 100 MB/s."""
 
 _CONNECT_SECONDS = 5
 # With the attempts that S3Storage makes, a save or load from a server that stalls fails within a minute.
@@ -86,6 +87,11 @@ def prepare(client: Any) -> Any:
     events = client.meta.events
     events.register("before-sign.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts-put")
     events.register("before-parse.s3.ListObjectsV2", _parse_page, unique_id="metaflow-artifacts-list")
+    # Not public. Without it, an interrupted transfer leaves its requests to themselves.
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    pools = getattr(session, "_pool_classes_by_scheme", None)
+    if isinstance(pools, dict):
+        pools.update(tracked(pools))
     return client
 
 

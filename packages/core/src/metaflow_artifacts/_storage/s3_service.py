@@ -53,5 +53,8 @@ class S3Service(Service):
     def is_changed(self, error: BaseException | None) -> bool:
         return s3_errors.code_of(error) == "BadDigest"
 
+    def asks_to_slow_down(self, error: BaseException | None) -> bool:
+        return s3_errors.code_of(error) == "SlowDown"
+
     def was_retried(self, error: BaseException | None) -> bool:
         return error is not None and s3_errors.was_retried(error)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -22,6 +21,7 @@ from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.listing import checkpoints, filename, read_listed
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import ArtifactError, CorruptArtifact, LaterFormat
 
 __all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
@@ -214,8 +214,7 @@ def _read_heads(
     # A local disk answers before a thread would start.
     if len(infos) < 2 or not store.storage.stages_in_memory:
         return [read(info) for info in infos]
-    with ThreadPoolExecutor(min(store.storage.threads, len(infos))) as pool:
-        return list(pool.map(read, infos))
+    return list(ordered(store.storage, read, infos))
 
 
 def list_checkpoints(

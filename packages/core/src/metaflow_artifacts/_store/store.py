@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -46,6 +45,7 @@ from metaflow_artifacts._transfer.saving import file_entries, save_chunks
 from metaflow_artifacts._transfer.scan import Source, scan
 from metaflow_artifacts._transfer.source import read_inline
 from metaflow_artifacts._transfer.target import create, make_tree, staged_target, write_all
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
@@ -390,8 +390,7 @@ class Store:
                 return None
             return key
 
-        with ThreadPoolExecutor(self.storage.threads) as pool:
-            yield from (key for key in pool.map(delete, keys) if key is not None)
+        yield from (key for key in ordered(self.storage, delete, keys) if key is not None)
 
     def _delete(self, parsed: ParsedReference, highest: int | None = None) -> None:
         """`highest` is the highest number of the checkpoint's attempt; None if it is to be looked up."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
 from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._layout import CHUNKS
 from metaflow_artifacts._storage.base import Reader, Storage
+from metaflow_artifacts._storage.job import pause
 from metaflow_artifacts._transfer.gc_marks import wait_for_gc
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, TransientStorageError
 
 __all__ = [
     "READ_ATTEMPTS",
+    "READ_BYTES",
     "REFRESH_AFTER",
     "are_safe_from_gc",
     "chunk_key",
@@ -35,6 +37,8 @@ READ_ATTEMPTS = 4
 """How often a chunk is read while its bytes are wrong."""
 
 _BLOCK_BYTES = 512 << 10
+READ_BYTES = 2 * _BLOCK_BYTES
+"""The memory of reading a chunk: a block, and what the storage has received of it."""
 _RETRY_WINDOW_S = 5.0
 """A chunk is read again only if it failed within this time; the storage has already retried slower failures."""
 
@@ -91,8 +95,7 @@ def are_safe_from_gc(
     distinct = list(dict.fromkeys(chunks))
     while since is None or wait_for_gc(storage, since) or storage.now() - since > refresh_after:
         since = storage.now()
-        with ThreadPoolExecutor(storage.threads, thread_name_prefix="metaflow-artifacts") as pool:
-            found = set(pool.map(lambda chunk: _probe_chunk(storage, chunk, refresh_after), distinct))
+        found = set(ordered(storage, lambda chunk: _probe_chunk(storage, chunk, refresh_after), distinct))
         if _Presence.ABSENT in found:
             return False
         # A chunk younger than refresh_after cannot be in any later batch. A chunk that was renewed just now may be in
@@ -133,7 +136,7 @@ def read_chunk(storage: Storage, chunk: Chunk, take: Callable[[memoryview], None
         except TransientStorageError:
             if not left or time.monotonic() - began > _RETRY_WINDOW_S:
                 raise
-            time.sleep(0.1 * (READ_ATTEMPTS - left))
+            pause(0.1 * (READ_ATTEMPTS - left))
             continue
         if digest == chunk.sha256:
             return

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Segment, segments
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts._transfer.chunks import READ_ATTEMPTS, chunk_key, damaged, missing, read_chunk
+from metaflow_artifacts._storage.job import check
+from metaflow_artifacts._transfer.chunks import READ_ATTEMPTS, READ_BYTES, chunk_key, damaged, missing, read_chunk
+from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.target import create, seek, write_all
-from metaflow_artifacts._transfer.threads import in_threads
+from metaflow_artifacts._transfer.width import Width, width_of
 from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["fetch_chunks", "read_range"]
@@ -38,18 +40,19 @@ def fetch_chunks(
     """
     parts = segments([file.size for file in files], [chunk.size for chunk in chunks])
     locks = {number: threading.Lock() for number in wanted}
+    width = width_of(storage, "load")
 
-    def job(chunk: Chunk, mine: list[Segment]) -> Callable[[], None]:
+    def job(chunk: Chunk, mine: list[Segment]) -> Call:
         def run() -> None:
-            _Writer(files, mine, directory, locks).write(storage, chunk)
+            _Writer(files, mine, directory, locks, width).write(storage, chunk)
             progress.add(sum(part.length for part in mine if part.file in wanted))
 
-        return run
+        return READ_BYTES, run
 
     jobs = (
         job(chunk, mine) for chunk, mine in zip(chunks, parts, strict=True) if any(part.file in wanted for part in mine)
     )
-    in_threads(storage.threads, jobs)
+    engine().run(jobs, width)
 
 
 def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start: int, end: int) -> bytes:
@@ -107,7 +110,12 @@ class _Writer:
     """Writes the blocks of one chunk to the files whose parts it holds."""
 
     def __init__(
-        self, files: Sequence[FileEntry], parts: list[Segment], directory: str, locks: dict[int, threading.Lock]
+        self,
+        files: Sequence[FileEntry],
+        parts: list[Segment],
+        directory: str,
+        locks: dict[int, threading.Lock],
+        width: Width,
     ) -> None:
         """`locks` has a lock for each file that is wanted. Linux lets one thread at a time write to a file; without the
         locks the other threads would spin, on cores that could hash."""
@@ -115,6 +123,7 @@ class _Writer:
         self.parts = parts
         self.directory = directory
         self.locks = locks
+        self.width = width
         self._restart()
 
     def write(self, storage: Storage, chunk: Chunk) -> None:
@@ -137,6 +146,8 @@ class _Writer:
             self._file = None
 
     def _take(self, block: memoryview) -> None:
+        check()
+        self.width.moved(len(block))
         while block:
             if not self._left:
                 self._close()

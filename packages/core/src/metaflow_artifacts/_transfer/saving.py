@@ -1,6 +1,7 @@
 """Saving: from files into chunks of a storage, in parallel.
 
-Memory is bounded by the number of threads: each holds one block, and one chunk where the storage stages in memory.
+To a storage on a server, a chunk of one file is read twice: to hash it, and to send it. So a connection needs no more
+memory than a block. Packs of small files are held in memory.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Group, Segment, plan_groups, segments
 from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._storage.job import check
+from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
+from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts._transfer.source import (
@@ -27,7 +31,7 @@ from metaflow_artifacts._transfer.source import (
     keeps_changing,
     wait_for_tick,
 )
-from metaflow_artifacts._transfer.threads import in_threads
+from metaflow_artifacts._transfer.width import width_of
 
 __all__ = ["file_entries", "save_chunks"]
 
@@ -66,7 +70,9 @@ class _GroupSave:
     group: Group
     chunks: list[Chunk | None]
     shared: OpenSource | None
-    """The file of a group that is one file in several chunks: the jobs of all chunks read it."""
+    """The file of a group that is one file in several chunks, or that is sent from the file: all its jobs read it."""
+    sent: bool = False
+    """Whether chunks are sent from the file."""
     digests: dict[int, str] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)
 
@@ -83,9 +89,10 @@ class _Saver:
         self.progress = progress
         self.refresh_after = refresh_after
         self._written: set[str] = set()
+        self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._small_files_lock = threading.Lock()
-        self._local = threading.local()
+        self._width = width_of(storage, "save")
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
         self._expect_new = True
 
@@ -95,7 +102,7 @@ class _Saver:
         while groups:
             saves = [self._begin(group) for group in groups]
             try:
-                in_threads(self.storage.threads, self._all_jobs(saves))
+                engine().run(self._all_jobs(saves), self._width)
             finally:
                 for save in saves:
                     if save.shared is not None:
@@ -131,9 +138,12 @@ class _Saver:
 
     def _begin(self, group: Group) -> _GroupSave:
         chunks = len(group.sizes)
-        return _GroupSave(group, [None] * chunks, self._open(group.files.start, chunks) if chunks > 1 else None)
+        # A pack of small files would have to be opened file by file again.
+        sent = self.storage.streams and chunks > 0 and len(group.files) == 1
+        shared = self._open(group.files.start, chunks) if chunks > 1 or sent else None
+        return _GroupSave(group, [None] * chunks, shared, sent)
 
-    def _all_jobs(self, saves: list[_GroupSave]) -> Iterator[Callable[[], None]]:
+    def _all_jobs(self, saves: list[_GroupSave]) -> Iterator[Call]:
         """The youngest files come last: until then they are usually old enough (see `wait_for_tick`)."""
         young = []
         for save in saves:
@@ -145,12 +155,16 @@ class _Saver:
         for save in young:
             yield from self._jobs(save)
 
-    def _jobs(self, save: _GroupSave) -> Iterator[Callable[[], None]]:
+    def _jobs(self, save: _GroupSave) -> Iterator[Call]:
         first = save.group.files.start
         sizes = [self.files[number].size for number in save.group.files]
         for index, parts in enumerate(segments(sizes, save.group.sizes)):
             here = [Segment(part.file + first, part.start, part.length) for part in parts]
-            yield self._job(save, index, here)
+            held = 0
+            if self.storage.stages_in_memory and not save.sent:
+                # What sends nothing but whole objects may copy them.
+                held = save.group.sizes[index] * (1 if self.storage.streams else 2)
+            yield BLOCK_BYTES + held, self._job(save, index, here)
 
     def _job(self, save: _GroupSave, index: int, parts: list[Segment]) -> Callable[[], None]:
         def run() -> None:
@@ -165,6 +179,8 @@ class _Saver:
         return run
 
     def _save(self, save: _GroupSave, parts: list[Segment], size: int) -> Chunk:
+        if save.sent:
+            return self._send(save, parts[0], size)
         if not self._expect_new:
             chunk = self._read(save, parts, size, lambda block: None)
             if self._is_stored(chunk):
@@ -180,10 +196,42 @@ class _Saver:
                 self.progress.add(size)
             else:
                 staged.commit(chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256))
+                self._width.moved(size)
                 with self._lock:
                     self._written.add(chunk.sha256)
                 self.progress.add(size, stored=size)
         return chunk
+
+    def _send(self, save: _GroupSave, part: Segment, size: int) -> Chunk:
+        """Hash a part of a file, and send it from the file if its chunk is new."""
+        chunk = self._read(save, [part], size, lambda block: None)
+        with self._lock:
+            turn = self._turns.setdefault(chunk.sha256, threading.Lock())
+        # Equal chunks, as of a file of zeros, are sent once.
+        with turn:
+            new = not self._is_stored(chunk)
+            if new:
+                self._send_part(save, part, chunk)
+        self._finish(save, [part], chunk)
+        self.progress.add(size, stored=size if new else 0)
+        return chunk
+
+    def _send_part(self, save: _GroupSave, part: Segment, chunk: Chunk) -> None:
+        opened = save.shared
+        assert opened is not None
+
+        def blocks() -> Generator[memoryview, None, None]:
+            buffer = memoryview(bytearray(min(chunk.size, BLOCK_BYTES)))
+            for block in opened.blocks(part.start, part.length, buffer):
+                self._width.moved(len(block))
+                yield block
+
+        try:
+            self.storage.send(chunk_key(chunk.sha256), chunk.size, bytes.fromhex(chunk.sha256), blocks)
+        except ContentChanged:
+            raise Changed(part.file) from None
+        with self._lock:
+            self._written.add(chunk.sha256)
 
     def _is_stored(self, chunk: Chunk) -> bool:
         with self._lock:
@@ -201,12 +249,13 @@ class _Saver:
         self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]
     ) -> Chunk:
         digest = hashlib.sha256()
-        buffer = self._block()
+        buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
         for part in parts:
             opened = save.shared or self._open(part.file)
             own = hashlib.sha256()
             try:
                 for block in opened.blocks(part.start, part.length, buffer):
+                    check()
                     digest.update(block)
                     if len(parts) > 1:
                         own.update(block)
@@ -223,9 +272,3 @@ class _Saver:
     def _finish(self, save: _GroupSave, parts: list[Segment], chunk: Chunk) -> None:
         if save.shared is not None:
             save.shared.finish(parts[0].start, chunk.size, chunk.sha256)
-
-    def _block(self) -> memoryview:
-        block: memoryview | None = getattr(self._local, "block", None)
-        if block is None:
-            block = self._local.block = memoryview(bytearray(BLOCK_BYTES))
-        return block

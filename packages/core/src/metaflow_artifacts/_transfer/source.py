@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -65,11 +65,12 @@ _NO_LOCK = nullcontext()
 class OpenSource:
     """One file, open for as long as parts of it are read, by any threads.
 
-    `parts` is how many parts will be read; after the last one, or at `close`, the file is closed. With `may_grow`, a
+    `parts` is how many parts will be read; after the last one, or at `close`, the file is closed. A part may be read
+    several times before it is finished. With `may_grow`, a
     file that grows is accepted with the size that the walk found, if these bytes are the same in a second read.
     """
 
-    __slots__ = ("_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_parts")
+    __slots__ = ("_closed", "_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_parts", "_readers")
 
     def __init__(self, file: SourceFile, number: int, parts: int = 1, *, may_grow: bool = False) -> None:
         self._file = file
@@ -77,26 +78,34 @@ class OpenSource:
         self._parts = parts
         self._may_grow = may_grow
         self._digests: dict[int, tuple[int, str]] = {}
-        # Small files have one part, and there may be 100,000 of them.
-        self._lock: AbstractContextManager[Any] = threading.Lock() if parts > 1 else _NO_LOCK
+        # Small files are read by one thread, and there may be 100,000 of them.
+        self._lock: AbstractContextManager[Any] = threading.Lock() if file.size >= BLOCK_BYTES else _NO_LOCK
         self._fd = -1
+        self._readers = 0
+        self._closed = False
 
-    def blocks(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+    def blocks(self, start: int, length: int, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of one part, block by block, each in `buffer`. Raises Changed, or SourceError."""
-        if self._fd < 0:
+        with self._lock:
+            if self._fd < 0:
+                self._open()
+            self._readers += 1
+        try:
+            at, end = start, start + length
+            while at < end:
+                try:
+                    count = os.preadv(self._fd, [buffer[: min(end - at, len(buffer))]], at)
+                except OSError as error:
+                    raise self._unreadable(error) from error
+                if not count:
+                    raise Changed(self._number)
+                yield buffer[:count]
+                at += count
+        finally:
             with self._lock:
-                if self._fd < 0:
-                    self._open()
-        at, end = start, start + length
-        while at < end:
-            try:
-                count = os.preadv(self._fd, [buffer[: min(end - at, len(buffer))]], at)
-            except OSError as error:
-                raise self._unreadable(error) from error
-            if not count:
-                raise Changed(self._number)
-            yield buffer[:count]
-            at += count
+                self._readers -= 1
+                if self._closed and not self._readers:
+                    self._close()
 
     def finish(self, start: int, length: int, sha256: str) -> None:
         """Record that a part was read and has this digest (hex).
@@ -113,12 +122,20 @@ class OpenSource:
             self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, as soon as nobody reads it: a save that was interrupted leaves threads behind."""
+        with self._lock:
+            self._closed = True
+            if not self._readers:
+                self._close()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _open(self) -> None:
+        if self._closed:
+            raise Changed(self._number)
         try:
             self._fd = os.open(self._file.location, _READ)
         except FileNotFoundError as error:

@@ -1,30 +1,37 @@
-"""Calls in several threads."""
+"""Calls in several threads, for callers that need no more of the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-__all__ = ["in_threads"]
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._transfer.engine import Call, Group, engine
+from metaflow_artifacts._transfer.width import Width, width_of
 
+__all__ = ["beside", "in_threads", "ordered"]
 
-def in_threads(threads: int, calls: Iterator[Callable[[], None]]) -> None:
-    """Make the calls, at most `threads` at once. Raises the first error; calls that have not begun are not made."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="metaflow-artifacts") as pool:
-        running: set[Future[None]] = set()
-        try:
-            for call in calls:
-                if len(running) >= 2 * threads:
-                    running = _settle(running, whole=False)
-                running.add(pool.submit(call))
-            _settle(running, whole=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
-def _settle(running: set[Future[None]], whole: bool) -> set[Future[None]]:
-    done, pending = wait(running, return_when=FIRST_EXCEPTION if whole else FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    return pending
+def in_threads(threads: int, calls: Iterable[Call]) -> None:
+    """Make the calls, at most `threads` at once, each with the bytes of memory that it needs.
+
+    Raises the first error; calls that have not begun are not made.
+    """
+    engine().run(calls, Width(threads))
+
+
+def beside(threads: int) -> Group:
+    """A group whose `later` makes a call beside the one that wants it. At most `threads` run at once."""
+    return Group(engine(), Width(threads))
+
+
+def ordered(storage: Storage, call: Callable[[_T], _R], items: Iterable[_T], most: int | None = None) -> Iterator[_R]:
+    """The results of a call that makes small requests to `storage`, for each item, in order.
+
+    At most `most` calls run at once, and results of up to twice as many are held. Raises the first error.
+    """
+    width = width_of(storage, "small requests") if most is None else Width(min(most, storage.threads))
+    return engine().ordered(call, items, width)

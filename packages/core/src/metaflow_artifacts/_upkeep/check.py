@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from metaflow_artifacts._format.manifest import Chunk, Manifest
 from metaflow_artifacts._storage import ObjectInfo, Storage
 from metaflow_artifacts._store.references import key_of
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.chunks import chunk_key, read_chunk
+from metaflow_artifacts._transfer.chunks import READ_BYTES, chunk_key, read_chunk
+from metaflow_artifacts._transfer.engine import engine
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.threads import in_threads
+from metaflow_artifacts._transfer.threads import ordered
+from metaflow_artifacts._transfer.width import width_of
 from metaflow_artifacts._upkeep.needs import SHOWN, reserved_objects, unknown_needs
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, manifests, stored_chunks
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
@@ -111,12 +113,11 @@ class _Check:
         wanted: Iterable[ObjectInfo] = artifact_objects(self.store.storage, strays=self.strays)
         if keys is not None:
             wanted = [self._existing(key) for key in keys]
-        with ThreadPoolExecutor(self.store.storage.threads) as pool:
-            for info, manifest in manifests(self.store, wanted, pool, self.strays):
-                if isinstance(manifest, CorruptArtifact):
-                    self._report(info.key, "manifest", str(manifest))
-                elif manifest is not None:
-                    self._manifest(info.key, manifest, stored, pool)
+        for info, manifest in manifests(self.store, wanted, self.strays):
+            if isinstance(manifest, CorruptArtifact):
+                self._report(info.key, "manifest", str(manifest))
+            elif manifest is not None:
+                self._manifest(info.key, manifest, stored)
         if read:
             self._read()
         notes = _notes(self.store.storage, self.strays) if keys is None else ()
@@ -138,7 +139,7 @@ class _Check:
             raise ArtifactNotFound(f"nothing is stored at {self.store.storage.url(key)}: it was deleted or never saved")
         return info
 
-    def _manifest(self, key: str, manifest: Manifest, stored: dict[bytes, int], pool: ThreadPoolExecutor) -> None:
+    def _manifest(self, key: str, manifest: Manifest, stored: dict[bytes, int]) -> None:
         self.artifacts += 1
         self.files += len(manifest.files)
         self.size += manifest.size
@@ -148,7 +149,7 @@ class _Check:
             if stored.get(digest) != chunk.size and digest not in self.named:
                 unknown.append(chunk)
             self.named.setdefault(digest, (chunk.size, key))
-        for chunk, info in zip(unknown, pool.map(self._look, unknown), strict=True):
+        for chunk, info in zip(unknown, ordered(self.store.storage, self._look, unknown), strict=True):
             self._judge(key, chunk, info)
 
     def _look(self, chunk: Chunk) -> ObjectInfo | None:
@@ -171,18 +172,17 @@ class _Check:
         ]
         self.transfer.start(sum(chunk.size for chunk, _ in wanted))
 
+        width = width_of(self.store.storage, "load")
+
         def hash_chunk(chunk: Chunk, key: str) -> None:
             try:
-                read_chunk(self.store.storage, chunk, lambda block: None, lambda: None)
+                read_chunk(self.store.storage, chunk, lambda block: width.moved(len(block)), lambda: None)
             except CorruptArtifact as error:
                 self._report(key, "content", str(error), chunk)
             self.transfer.add(chunk.size)
             self.read += chunk.size
 
-        in_threads(
-            self.store.storage.threads,
-            (lambda chunk=chunk, key=key: hash_chunk(chunk, key) for chunk, key in wanted),  # type: ignore[misc]
-        )
+        engine().run(((READ_BYTES, partial(hash_chunk, chunk, key)) for chunk, key in wanted), width)
 
     def _report(
         self, key: str, kind: Literal["manifest", "missing", "size", "content"], detail: str, chunk: Chunk | None = None

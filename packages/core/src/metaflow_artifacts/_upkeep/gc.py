@@ -8,7 +8,6 @@ a gc mark in the store makes saves wait and check their chunks again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from metaflow_artifacts._layout import CHECKPOINTS, CHOICES, HUB, TOMBSTONES, checkpoint_prefix
@@ -17,6 +16,7 @@ from metaflow_artifacts._store.listing import checkpoints, tombstones
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import GcMarks, old_marks
 from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, chunk_objects, outlines
 from metaflow_artifacts.errors import (
@@ -217,19 +217,18 @@ def _waiting(chunks: list[ObjectInfo], grace: float) -> Waiting:
 def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays) -> int:
     """Remove the chunks that any artifact names from `chunks`; returns the number of artifacts."""
     count = 0
-    with ThreadPoolExecutor(store.storage.threads) as pool:
-        objects = artifact_objects(store.storage, strays=strays)
-        for info, outline in outlines(store, objects, pool, strays):
-            if isinstance(outline, CorruptArtifact):
-                raise CorruptArtifact(
-                    f"nothing was removed: {info.key} cannot be read, and it may need any chunk; upgrade "
-                    f"metaflow-artifacts, restore it or delete it ({outline})"
-                )
-            if outline is None:
-                continue
-            count += 1
-            for chunk in outline.chunks:
-                chunks.pop(bytes.fromhex(chunk.sha256), None)
+    objects = artifact_objects(store.storage, strays=strays)
+    for info, outline in outlines(store, objects, strays):
+        if isinstance(outline, CorruptArtifact):
+            raise CorruptArtifact(
+                f"nothing was removed: {info.key} cannot be read, and it may need any chunk; upgrade "
+                f"metaflow-artifacts, restore it or delete it ({outline})"
+            )
+        if outline is None:
+            continue
+        count += 1
+        for chunk in outline.chunks:
+            chunks.pop(bytes.fromhex(chunk.sha256), None)
     strays.refuse()
     return count
 
@@ -291,8 +290,8 @@ def _remove_garbage(store: Store, plan: GcPlan, transfer: Progress) -> list[Obje
     size = _BATCH
     while waiting:
         batch, waiting = waiting[:size], waiting[size:]
-        with marks.batch() as in_time, ThreadPoolExecutor(storage.threads) as pool:
-            now = list(pool.map(lambda info: storage.stat(info.key), batch))
+        with marks.batch() as in_time:
+            now = list(ordered(storage, lambda info: storage.stat(info.key), batch))
             doomed = [info for info in now if info is not None and info.modified < plan.limit]
             if not in_time():
                 # Saves will not wait for this batch much longer. Check again under a new mark, in a smaller batch.

@@ -12,7 +12,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,11 +148,10 @@ def plan_retention(
             task = f"{key.place.scope}/{key.place.task}" if per == "task" else ""
             found[key.place.flow, key.place.step, task].append(info)
     strays.refuse()
-    with ThreadPoolExecutor(store.storage.threads) as pool:
-        groups = [
-            _group(store, names, heads(store, infos, pool, strays), rules, root)
-            for names, infos in sorted(found.items(), key=lambda item: item[0])
-        ]
+    groups = [
+        _group(store, names, heads(store, infos, strays), rules, root)
+        for names, infos in sorted(found.items(), key=lambda item: item[0])
+    ]
     return RetentionPlan(store.root, [group for group in groups if group])
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from metaflow_artifacts._format.manifest import FORMAT, Head, Manifest, Outline
@@ -12,6 +10,7 @@ from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts._store.listing import artifacts, read_listed
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
 from metaflow_artifacts._upkeep.needs import SHOWN, listed
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidInput, StorageError
@@ -32,8 +31,8 @@ _CHUNK_DIGITS = 2 + 1 + 62
 _LARGE = 1 << 20
 """Bytes of an object from which it is first checked whether it is a tar of metaflow-checkpoint. Most manifests are
 smaller, and a tar must not be read whole only to find that it is not a manifest."""
-_AHEAD = 2
-"""How many objects per thread are requested ahead of the one that is returned next."""
+_MANIFESTS = 8
+"""How many whole manifests are read at once: each may need much memory."""
 _BEGINNING = f'{{"format":"{FORMAT}"'.encode()
 
 
@@ -115,7 +114,7 @@ def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
 
 
 def manifests(
-    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
+    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None
 ) -> Iterator[tuple[ObjectInfo, Manifest | CorruptArtifact | None]]:
     """Read the manifests at `objects`, several at once: for each the manifest, its damage, or None if it was deleted
     since the listing.
@@ -123,29 +122,29 @@ def manifests(
     Objects of metaflow-checkpoint are left out, and so are objects that `strays` ignores and that do not begin like a
     manifest.
     """
-    return _read(store, objects, pool, strays or Strays(store.storage), store.manifest)
+    return _read(store, objects, strays or Strays(store.storage), store.manifest, _MANIFESTS)
 
 
 def outlines(
-    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
+    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None
 ) -> Iterator[tuple[ObjectInfo, Outline | CorruptArtifact | None]]:
     """As `manifests`, without the rows of files, which are not read."""
-    return _read(store, objects, pool, strays or Strays(store.storage), store.outline_at)
+    return _read(store, objects, strays or Strays(store.storage), store.outline_at)
 
 
 def heads(
-    store: Store, objects: Iterable[ObjectInfo], pool: ThreadPoolExecutor, strays: Strays | None = None
+    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None
 ) -> Iterator[tuple[ObjectInfo, Head | CorruptArtifact | None]]:
     """As `manifests`, with only the head of each, if that is undamaged."""
-    return _read(store, objects, pool, strays or Strays(store.storage), store.head_at)
+    return _read(store, objects, strays or Strays(store.storage), store.head_at)
 
 
 def _read(
     store: Store,
     objects: Iterable[ObjectInfo],
-    pool: ThreadPoolExecutor,
     strays: Strays,
     read: Callable[[str], _T],
+    most: int | None = None,
 ) -> Iterator[tuple[ObjectInfo, _T | CorruptArtifact | None]]:
     def one(info: ObjectInfo) -> tuple[ObjectInfo, _T | CorruptArtifact | None] | None:
         foreign = strays.foreign
@@ -156,15 +155,9 @@ def _read(
             return None
         return info, found
 
-    # Results are returned in order while later objects are read. Only a few are held, to limit memory.
-    ahead: deque[Future[tuple[ObjectInfo, _T | CorruptArtifact | None] | None]] = deque()
-    for info in objects:
-        ahead.append(pool.submit(one, info))
-        if len(ahead) > _AHEAD * store.storage.threads and (done := ahead.popleft().result()) is not None:
-            yield done
-    for future in ahead:
-        if (done := future.result()) is not None:
-            yield done
+    for found in ordered(store.storage, one, objects, most):
+        if found is not None:
+            yield found
 
 
 def _is_ignored(strays: Strays, key: str) -> bool:

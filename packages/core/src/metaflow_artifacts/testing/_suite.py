@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, ClassVar
 
 import pytest
 
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 
-__all__ = ["Suite", "about", "read_blocks", "stage"]
+__all__ = ["Suite", "about", "in_blocks", "read_blocks", "stage"]
 
 
 class Suite:
@@ -97,3 +97,12 @@ def stage(storage: Storage, key: str, data: bytes) -> None:
     with storage.stage(len(data)) as staged:
         staged.write(memoryview(data))
         staged.commit(key, hashlib.sha256(data).digest())
+
+
+def in_blocks(data: bytes, block: int = 300_000) -> Generator[memoryview, None, None]:
+    """The content block by block, each in the same buffer, as a file is read."""
+    buffer = bytearray(block)
+    for at in range(0, len(data), block):
+        part = data[at : at + block]
+        buffer[: len(part)] = part
+        yield memoryview(buffer)[: len(part)]

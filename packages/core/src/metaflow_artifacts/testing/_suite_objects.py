@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Generator
 from contextlib import suppress
 
 import pytest
 
 from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
-from metaflow_artifacts.testing._suite import Suite, about, read_blocks
+from metaflow_artifacts.testing._suite import Suite, about, in_blocks, read_blocks
 
 __all__ = ["ObjectTests"]
 
@@ -158,6 +160,33 @@ class ObjectTests(Suite):
                 staged.write(memoryview(b"x" * size))
                 with pytest.raises(StorageError, match="changed in transit"):
                     staged.commit("a/b", hashlib.sha256(b"something else").digest())
+        assert self.raw_keys(storage) == set()
+
+    def test_sent_content_is_written_whole(self, storage: Storage) -> None:
+        for size in (0, 10, 3 << 20):
+            data = hashlib.sha256(b"seed").digest() * (size // 32) + b"x" * (size % 32)
+            self.raw_put(storage, "a/b", b"older")
+            storage.send("a/b", size, hashlib.sha256(data).digest(), lambda data=data: in_blocks(data))  # type: ignore[misc]
+            assert self.raw_get(storage, "a/b") == data
+
+    def test_content_that_changed_before_it_was_sent_is_not_written(self, storage: Storage) -> None:
+        """It differs from its digest in the first or the last byte, is too short, or too long."""
+        data = b"0123456789abcdef" * (3 << 16)
+        digest = hashlib.sha256(data).digest()
+        for changed in (b"x" + data[1:], data[:-1] + b"x", data[:-1], data + b"x", b""):
+            with pytest.raises(ContentChanged):
+                storage.send("a/b", len(data), digest, lambda changed=changed: in_blocks(changed))  # type: ignore[misc]
+            assert self.raw_keys(storage) == set()
+
+    def test_content_that_cannot_be_read_is_not_written(self, storage: Storage) -> None:
+        data = b"0123456789abcdef" * (3 << 16)
+
+        def blocks() -> Generator[memoryview, None, None]:
+            yield memoryview(data)[: 1 << 20]
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            storage.send("a/b", len(data), hashlib.sha256(data).digest(), blocks)
         assert self.raw_keys(storage) == set()
 
     def test_stat_gives_size_and_time(self, storage: Storage) -> None:

@@ -211,6 +211,9 @@ class FaultProxy:
         body = source.read(size)
         with self._lock:
             self.received += len(body)
+        if len(body) < size:
+            # The client has closed the connection within its request.
+            return False
         if isinstance(fault, Stall):
             self._stopped.wait()
             return False

@@ -11,17 +11,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from metaflow_artifacts.plugin import (
     Chunk,
     CorruptArtifact,
     FileEntry,
+    Later,
     Progress,
     Store,
+    beside,
     chunk_key,
     create,
     in_threads,
@@ -46,9 +48,10 @@ __all__ = ["Content", "fetch"]
 T = TypeVar("T")
 
 _FILE_MODE = 0o644
-_MAX_BIG_DOWNLOADS = 4
-"""Files of more than half a chunk that are downloaded at the same time. If the storage stages chunks in memory, each of
-these files needs the memory of two chunks."""
+_STORED_AT_ONCE = 8
+"""Chunks that are written at the same time, each while the next one of its file arrives."""
+_BLOCKS_BYTES = 2 << 20
+"""What a download needs besides the chunks that it holds."""
 
 
 @dataclass
@@ -160,7 +163,6 @@ class _Fetcher:
         self.content = Content([], [], {}, time.time())
         self.digests: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._big = threading.Semaphore(_MAX_BIG_DOWNLOADS)
         self._failure: BaseException | None = None
 
     def run(self) -> Content:
@@ -168,12 +170,15 @@ class _Fetcher:
         units = list(self._units())
         if self.target is not None:
             make_tree(self.target, [file.path for file in self.files], ())
-        with ThreadPoolExecutor(_MAX_BIG_DOWNLOADS, thread_name_prefix="metaflow-artifacts-hf") as self._putters:
+        with beside(_STORED_AT_ONCE) as self._putters:
             try:
                 in_threads(max(1, self.hub.request.max_workers), self._calls(units))
             except _Stopped:
                 assert self._failure is not None
                 raise self._failure from None
+            except BaseException:
+                self.hub.cancelled.set()
+                raise
         self.content.chunks = [chunk for unit in units for chunk in unit.chunks]
         offset = 0
         for number, file in enumerate(self.files):
@@ -214,16 +219,23 @@ class _Fetcher:
         for parts in segments(sizes, chunks):
             yield _Unit([run[part.file] for part in parts])
 
-    def _calls(self, units: list[_Unit]) -> Iterator[Callable[[], None]]:
+    def _calls(self, units: list[_Unit]) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Each call with the bytes of memory that it needs."""
+        held = self.store.storage.stages_in_memory
         for unit in units:
             first = self.files[unit.files[0]]
             if not is_packed(first.size, self.store.chunk_size):
-                yield self._call(self._save_big, unit)
-            elif self.previous is not None and self.previous.pack(self.files[number] for number in unit.files):
-                yield self._call(self._save_known_pack, unit)
+                # One chunk is written while the next one arrives.
+                chunks = min(first.size, 2 * self.store.chunk_size) if held else 0
+                yield chunks + _BLOCKS_BYTES, self._call(self._save_big, unit)
+                continue
+            # The pack's content, and what the storage stages of it.
+            pack = 2 * sum(self.files[number].size for number in unit.files)
+            if self.previous is not None and self.previous.pack(self.files[number] for number in unit.files):
+                yield pack, self._call(self._save_known_pack, unit)
             else:
                 for number in unit.files:
-                    yield self._call(self._save_small, unit, number)
+                    yield pack, self._call(self._save_small, unit, number)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
         def run() -> None:
@@ -243,8 +255,7 @@ class _Fetcher:
         file = self.files[unit.files[0]]
         chunks = self._known_chunks(file)
         if chunks is None:
-            with self._big:
-                chunks = self._download_verified(file, self._download)
+            chunks = self._download_verified(file, self._download)
             if file.sha256 is not None:
                 self.dedupe_index.note_file(file.sha256, chunks)
         else:
@@ -369,7 +380,7 @@ class _Fetcher:
         """Stream a file into chunks. Each is committed while the next one arrives."""
         sizes = iter(plan([(file.path, file.size)], self.store.chunk_size))
         chunk: _IncomingChunk | None = None
-        puts: list[Future[Chunk]] = []
+        puts: list[Later[Chunk]] = []
         try:
             for block in self._blocks(file, verifier):
                 view = memoryview(block)
@@ -379,7 +390,7 @@ class _Fetcher:
                     if not chunk.missing:
                         if puts:
                             puts[-1].result()
-                        puts.append(self._putters.submit(self._commit, chunk))
+                        puts.append(self._putters.later(partial(self._commit, chunk)))
                         chunk = None
         finally:
             if chunk is not None:

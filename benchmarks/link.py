@@ -1,0 +1,230 @@
+"""Saves and loads over a link that limits each connection, as real networks do.
+
+    nox -s installed -- python benchmarks/link.py                            starts SeaweedFS
+    nox -s installed -- python benchmarks/link.py --rate 20
+    nox -s installed -- python benchmarks/link.py --files 1 --mib 192
+    nox -s installed -- python benchmarks/link.py --jobs 6                   six saves at once in one process
+
+Each connection passes --rate MB/s (2) each way, and each answer waits --latency seconds (0.02) for its first byte.
+--files (24) of --mib (8) are saved and loaded in --rounds (3) processes; medians are printed, with the most connections
+that were open at once. *bound* is what min(64, pieces) such connections would move, a piece being 16 MiB of a file or
+less; `free` is the same without a limit.
+
+For another server or service: --endpoint URL --root ROOT. The client finds the link in the environment variable
+--variable (METAFLOW_S3_ENDPOINT_URL), or in ROOT, where `{endpoint}` stands for its URL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from metaflow_artifacts.testing.seaweedfs import seaweedfs
+
+MOST, PIECE = 64, 16 << 20
+
+
+class Link:
+    """A link to the server at `endpoint`, on a free port of 127.0.0.1. `peak` counts the most open connections."""
+
+    def __init__(self, endpoint: str, rate: float, latency: float) -> None:
+        parts = urlsplit(endpoint)
+        self.far = parts.hostname or "", parts.port or 80
+        self.rate = rate
+        self.latency = latency
+        self.open = self.peak = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Link:
+        self._thread.start()
+        listening = self._loop.create_server(lambda: _Side(self, None), "127.0.0.1", 0)
+        server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
+        self.endpoint = "http://{}:{}".format(*server.sockets[0].getsockname())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+class _Side(asyncio.Protocol):
+    """One end of a connection; what arrives at it goes out at the other one, which `other` is."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, link: Link, other: _Side | None) -> None:
+        self.link = link
+        self.other = other
+        self.loop = asyncio.get_running_loop()
+        self.is_near = other is None
+        self.free_at = 0.0
+        """When the link has passed on all that has arrived here."""
+        self.answers = False
+        """Whether the next data are the begin of an answer."""
+        self.early: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self.is_near:
+            self.link.open += 1
+            self.link.peak = max(self.link.peak, self.link.open)
+            self.loop.create_task(self._reach())
+        elif self.other is not None:
+            self.other.other = self
+            for data in self.other.early:
+                self.transport.write(data)
+
+    async def _reach(self) -> None:
+        try:
+            await self.loop.create_connection(lambda: _Side(self.link, self), *self.link.far)
+        except OSError:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        now = self.loop.time()
+        if self.is_near and self.other is not None:
+            self.other.answers = True
+        elif self.answers:
+            self.answers = False
+            self.free_at = max(self.free_at, now + self.link.latency)
+        # A full link is a reader that does not read: what is sent then waits at its sender.
+        begin = max(self.free_at, now)
+        self.free_at = begin + len(data) / self.link.rate
+        if begin > now:
+            self.loop.call_at(begin, self._pass_on, data)
+        else:
+            self._pass_on(data)
+        if self.free_at > now + 0.001:
+            self.transport.pause_reading()
+            self.loop.call_at(self.free_at, self._resume)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self.other is None:
+            self.early.append(data)
+        else:
+            self.other.transport.write(data)
+
+    def _resume(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.link.open -= self.is_near
+        if self.other is not None:
+            self.loop.call_at(max(self.free_at, self.loop.time()), self.other.transport.close)
+
+
+def step(root: str, sources: list[str]) -> None:
+    """What is timed, in a process of its own."""
+    from metaflow_artifacts import open_store
+
+    store = open_store(root)
+    keys = [""] * len(sources)
+
+    def save(number: int) -> None:
+        keys[number] = store.save_model(sources[number])["key"]
+
+    def load(number: int) -> None:
+        store.load(keys[number], sources[number] + ".loaded")
+
+    result: dict[str, float] = {}
+    for name, action in (("save", save), ("load", load)):
+        threads = [threading.Thread(target=action, args=(number,)) for number in range(len(sources))]
+        begin = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        result[name] = time.perf_counter() - begin
+        # Not ru_maxrss, which takes over what the parent had in memory when it started this process.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        result[f"{name} peak"] = int(status["VmHWM"].split()[0]) / 1024
+    print(json.dumps(result))
+
+
+def measure(options: argparse.Namespace, link: Link | None, endpoint: str, root: str, env: dict[str, str]) -> Any:
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        sources = []
+        for job in range(options.jobs):
+            source = Path(work, str(job))
+            source.mkdir()
+            for number in range(options.files):
+                (source / f"{number:04}").write_bytes(os.urandom(options.mib << 20))
+            sources.append(str(source))
+        url = link.endpoint if link is not None else endpoint
+        where = f"{root.replace('{endpoint}', url)}/{uuid4().hex}"
+        if link is not None:
+            link.peak = link.open
+        done = subprocess.run(
+            [sys.executable, __file__, "--step", where, *sources],
+            env={**os.environ, **env, options.variable: url},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return {**json.loads(done.stdout.splitlines()[-1]), "connections": link.peak if link is not None else 0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=2)
+    parser.add_argument("--latency", type=float, default=0.02)
+    parser.add_argument("--files", type=int, default=24)
+    parser.add_argument("--mib", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--endpoint")
+    parser.add_argument("--root")
+    parser.add_argument("--variable", default="METAFLOW_S3_ENDPOINT_URL")
+    parser.add_argument("--work", help="where the files lie")
+    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        step(options.step[0], options.step[1:])
+        return
+    with contextlib.ExitStack() as stack:
+        endpoint, root, env = options.endpoint, options.root, {}
+        if endpoint is None:
+            server = stack.enter_context(seaweedfs(stack.enter_context(tempfile.TemporaryDirectory(dir=options.work))))
+            endpoint, root, env = server.endpoint, server.root, server.environment()
+        link = stack.enter_context(Link(endpoint, options.rate * 1e6, options.latency))
+        results: dict[str, list[dict[str, float]]] = {"limited": [], "free": []}
+        for number in range(options.rounds):
+            for name in list(results)[:: -1 if number % 2 else 1]:
+                results[name].append(measure(options, link if name == "limited" else None, endpoint, root, env))
+    total = options.jobs * options.files * (options.mib << 20) / 1e6
+    pieces = options.jobs * options.files * -(-(options.mib << 20) // PIECE)
+    bound = options.rate * min(MOST, pieces)
+
+    def median(name: str, metric: str) -> float:
+        return statistics.median(result[metric] for result in results[name])
+
+    print(f"{options.jobs} x {options.files} files of {options.mib} MiB, {options.rate} MB/s a connection")
+    print("| | seconds | MB/s | bound, MB/s | connections | free, MB/s | peak, MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for action in ("save", "load"):
+        seconds, free = median("limited", action), median("free", action)
+        cells = [f"{seconds:.2f}", f"{total / seconds:.0f}", f"{bound:.0f}"]
+        cells += [f"{median('limited', 'connections'):.0f}", f"{total / free:.0f}"]
+        print(f"| {action} | " + " | ".join(cells) + f" | {median('limited', f'{action} peak'):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

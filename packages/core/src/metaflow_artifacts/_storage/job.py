@@ -1,0 +1,150 @@
+"""The job that a thread works for, as its requests see it: is it still wanted, and does the server ask to slow down?
+
+A thread that works for no job waits and sends as it likes. `stop` ends a job between two requests, `close` ends the
+requests too: it shuts the sockets of those that are under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+__all__ = ["Cancelled", "Job", "check", "current", "pause", "slow_down", "tracked"]
+
+
+class Cancelled(Exception):
+    """The job of this thread was stopped: what it does is no longer wanted."""
+
+
+class Job:
+    """Work of several threads that is stopped as a whole. `on_slow_down` is called when a server asks for that."""
+
+    def __init__(self, on_slow_down: Callable[[], None] = lambda: None) -> None:
+        self.on_slow_down = on_slow_down
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: dict[int, Any] = {}
+        self._closed = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the work is no longer wanted."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Begin no further request, and end every pause between two attempts. Requests under way go on."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Stop, and shut the sockets of the requests that are under way, which then fail at once."""
+        self.stop()
+        with self._lock:
+            self._closed = True
+            for connection in self._connections.values():
+                # A thread of another job may have it by now.
+                if connection.job is self:
+                    _shut(connection.sock)
+
+    def uses(self, connection: Any) -> None:
+        """Note the connection of this thread's request. Raises Cancelled where the job was closed."""
+        with self._lock:
+            if not self._closed:
+                connection.job = self
+                self._connections[threading.get_ident()] = connection
+                return
+        connection.close()
+        raise Cancelled
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """The thread works for this job in the block."""
+        before = current()
+        _local.job = self
+        try:
+            yield
+        finally:
+            _local.job = before
+            with self._lock:
+                self._connections.pop(threading.get_ident(), None)
+
+
+def _shut(sock: Any) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        if isinstance(sock, socket.socket):
+            # Not the method of a TLS socket, which takes away what the thread that waits is using.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+_local = threading.local()
+
+
+def current() -> Job | None:
+    """The job that this thread works for."""
+    return getattr(_local, "job", None)
+
+
+def _forget() -> None:
+    _local.job = None
+
+
+# The threads of a job stay with the parent.
+os.register_at_fork(after_in_child=_forget)
+
+
+def check() -> None:
+    """Raise Cancelled where the job of this thread was stopped."""
+    job = current()
+    if job is not None and job.stopped:
+        raise Cancelled
+
+
+def pause(seconds: float) -> None:
+    """Wait before the next attempt of a request. Raises Cancelled as soon as the job of this thread is stopped."""
+    job = current()
+    if job is None:
+        time.sleep(seconds)
+    elif job._stopped.wait(seconds):
+        raise Cancelled
+
+
+def slow_down() -> None:
+    """Note that the server asks for fewer requests."""
+    job = current()
+    if job is not None:
+        job.on_slow_down()
+
+
+def tracked(pools: Mapping[str, type[Any]]) -> dict[str, type[Any]]:
+    """Classes of urllib3's connection pools by scheme, derived from `pools`, whose connections a job can close."""
+    return {scheme: _tracked(pool) for scheme, pool in pools.items()}
+
+
+def _tracked(pool: type[Any]) -> type[Any]:
+    plain: type[Any] = pool.ConnectionCls
+    if hasattr(plain, "job"):
+        return pool
+
+    class Connection(plain):  # type: ignore[misc]
+        job: Job | None = None
+
+        def connect(self) -> Any:
+            result = super().connect()
+            job = current()
+            if job is not None:
+                job.uses(self)
+            return result
+
+        def request(self, *args: Any, **kwargs: Any) -> Any:
+            self.job = job = current()
+            if job is not None:
+                job.uses(self)
+            return super().request(*args, **kwargs)
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})

@@ -1,0 +1,370 @@
+"""The threads and the memory of all transfers of this process.
+
+There is one `Engine` in a process, and one budget of memory. A call is given the memory that it needs before it begins,
+all at once; so no call waits for memory while it holds some, and there can be no deadlock. A call that needs more than
+the whole budget runs while no other one holds memory. Calls of a call are made by the thread that it runs in.
+
+The threads are daemons, so that they never keep the interpreter from its end. They end when there was nothing to do for
+a while. Where no thread can be started any more, the thread that wants the calls makes them. A forked child begins with
+an engine of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any, Generic, TypeVar
+
+from metaflow_artifacts._storage.job import Cancelled, Job, current
+from metaflow_artifacts._transfer.width import Width
+
+__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "engine"]
+
+BUDGET_BYTES = 256 << 20
+"""The memory of all calls that run."""
+MOST_THREADS = 64
+
+_IDLE_S = 10.0
+"""After how long without a call a thread ends."""
+_GRACE_S = 1.0
+"""How long an interrupted transfer waits for its requests, whose sockets it has shut."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+Call = tuple[int, Callable[[], None]]
+"""The bytes of memory that a call needs, and the call."""
+
+
+class Engine:
+    """Makes the calls of many transfers, in threads that all of them share."""
+
+    def __init__(self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS) -> None:
+        self._budget = budget
+        self._most_threads = most_threads
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._groups: deque[Group] = deque()
+        """Those with calls that wait; the one that was served last comes last."""
+        self._threads = 0
+        self._idle = 0
+        self._held = 0
+        self._tickets: deque[threading.Condition] = deque()
+        """Callers that wait for memory to make a call themselves."""
+
+    def run(self, calls: Iterable[Call], width: Width) -> None:
+        """Make the calls, as many at once as `width` allows. Raises the first error.
+
+        After an error no further call begins, and those that have begun are waited for. An interrupt
+        (KeyboardInterrupt) also shuts their sockets.
+        """
+        remaining = iter(calls)
+        if current() is not None:
+            for _, call in remaining:
+                call()
+            return
+        first = list(islice(remaining, 2))
+        if len(first) < 2:
+            for need, call in first:
+                self._run_here(need, call, width)
+            return
+        with Group(self, width) as group:
+            for need, call in chain(first, remaining):
+                group.add(need, call)
+
+    def ordered(self, call: Callable[[_T], _R], items: Iterable[_T], width: Width) -> Iterator[_R]:
+        """The results of the call for each item, in order; several items ahead are worked on.
+
+        Raises the first error.
+        """
+        remaining = iter(items)
+        first = list(islice(remaining, 2))
+        if current() is not None or len(first) < 2:
+            yield from map(call, chain(first, remaining))
+            return
+        with Group(self, width) as group:
+            ahead: deque[Later[_R]] = deque()
+            for item in chain(first, remaining):
+                ahead.append(group.later(lambda item=item: call(item)))  # type: ignore[misc]
+                if len(ahead) > 2 * width.now:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _run_here(self, need: int, call: Callable[[], None], width: Width) -> None:
+        """Make one call in the caller's thread."""
+        with self._memory(need), Job(width.slow_down).working():
+            call()
+
+    @contextmanager
+    def _memory(self, need: int) -> Iterator[None]:
+        """Memory for a caller that makes a call itself, and that holds none."""
+        turn = threading.Condition(self._lock)
+        with self._lock:
+            self._tickets.append(turn)
+            try:
+                while self._tickets[0] is not turn or not self._fits(need):
+                    turn.wait()
+                self._held += need
+            finally:
+                self._tickets.remove(turn)
+                starts = self._wake()
+        self._start(starts)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= need
+                starts = self._wake()
+            self._start(starts)
+
+    def _fits(self, need: int) -> bool:
+        return not need or not self._held or self._held + need <= self._budget
+
+    def _choice(self) -> Group | None:
+        """The group whose next call comes first: of those that may have one more, the one with the fewest."""
+        if self._tickets:
+            return None
+        ready = [group for group in self._groups if group.width.running < group.width.now]
+        group = min(ready, key=lambda group: group.running, default=None)
+        # A call that needs much is not passed over, or it would wait for ever.
+        return group if group is not None and self._fits(group.waiting[0].need) else None
+
+    def _wake(self) -> bool:
+        """See to it that somebody makes the next call. Returns whether a thread must be started for it."""
+        if self._tickets:
+            self._tickets[0].notify()
+        elif self._choice() is not None:
+            if self._idle:
+                self._work.notify()
+            elif self._threads < self._most_threads:
+                self._threads += 1
+                return True
+        return False
+
+    def _start(self, starts: bool) -> None:
+        if starts:
+            try:
+                threading.Thread(target=self._serve, name="metaflow-artifacts", daemon=True).start()
+            except RuntimeError:
+                # The interpreter ends, or the system has no thread left.
+                with self._lock:
+                    self._threads -= 1
+
+    def _begin(self, group: Group, task: _Task | None = None) -> _Task:
+        if task is None:
+            task = group.waiting.popleft()
+        else:
+            group.waiting.remove(task)
+        self._groups.remove(group)
+        if group.waiting:
+            self._groups.append(group)
+        group.running += 1
+        group.width.running += 1
+        return task
+
+    def _end(self, group: Group) -> None:
+        group.running -= 1
+        group.width.running -= 1
+        group.changed.notify_all()
+
+    def _serve(self) -> None:
+        """What each thread does."""
+        while True:
+            with self._lock:
+                while (group := self._choice()) is None:
+                    self._idle += 1
+                    woken = self._work.wait(_IDLE_S)
+                    self._idle -= 1
+                    if not woken and self._choice() is None:
+                        self._threads -= 1
+                        return
+                task = self._begin(group)
+                self._held += task.need
+                starts = self._wake()
+            self._start(starts)
+            group.make(task)
+            with self._lock:
+                self._held -= task.need
+                self._end(group)
+                if self._tickets:
+                    self._wake()
+            del group, task
+
+    def _add(self, group: Group, task: _Task) -> None:
+        with self._lock:
+            if not group.waiting:
+                self._groups.append(group)
+            group.waiting.append(task)
+            starts = self._wake()
+        self._start(starts)
+
+    def _wait(self, group: Group, is_done: Callable[[], bool]) -> None:
+        """Wait for calls of a group. Where there is no thread, this one makes them."""
+        while True:
+            with self._lock:
+                while not is_done() and (self._threads or not group.waiting):
+                    group.changed.wait()
+                if is_done():
+                    return
+                task = self._begin(group)
+            self._make_here(group, task)
+
+    def _make_here(self, group: Group, task: _Task) -> None:
+        """Make a call of a group in the caller's thread."""
+        try:
+            with self._memory(task.need):
+                group.make(task)
+        finally:
+            with self._lock:
+                self._end(group)
+                starts = self._wake()
+            self._start(starts)
+
+
+class _Task:
+    __slots__ = ("call", "done", "need")
+
+    def __init__(self, need: int, call: Callable[[], Any]) -> None:
+        self.need = need
+        self.call = call
+        self.done = False
+
+
+class Later(Generic[_R]):
+    """The result of a call that another thread makes, or this one as soon as it asks for the result."""
+
+    def __init__(self, group: Group, call: Callable[[], _R]) -> None:
+        self._group = group
+        self._call: Callable[[], _R] | None = call
+        self._outcome: list[_R] = []
+        self._task = _Task(0, self._run)
+
+    def _run(self) -> None:
+        call, self._call = self._call, None
+        assert call is not None
+        # What the call holds is released with it, and not with its result.
+        self._outcome.append(call())
+
+    def result(self) -> _R:
+        """Wait for the result. Raises the first error of the group."""
+        self._group.settle(self._task)
+        return self._outcome[0]
+
+
+class Group:
+    """The calls of one transfer. At the end of the block, those that have not been made are waited for.
+
+    Where the block or a call raises, no further call begins, and those that have begun are waited for.
+    """
+
+    def __init__(self, engine: Engine, width: Width) -> None:
+        self.width = width
+        self.waiting: deque[_Task] = deque()
+        self.running = 0
+        self.changed = threading.Condition(engine._lock)
+        self._engine = engine
+        self._job = Job(width.slow_down)
+        self._error: BaseException | None = None
+
+    def add(self, need: int, call: Callable[[], None]) -> None:
+        """Have a call made that needs so many bytes of memory. Waits while many wait. Raises the first error."""
+        self._engine._add(self, _Task(need, call))
+        self._engine._wait(self, lambda: self._error is not None or len(self.waiting) < 2 * self.width.now)
+        self._raise()
+
+    def later(self, call: Callable[[], _R]) -> Later[_R]:
+        """Have a call made that needs no memory, whose result is asked for. This may also be called by a call."""
+        later = Later(self, call)
+        self._engine._add(self, later._task)
+        return later
+
+    def settle(self, task: _Task) -> None:
+        """Wait until the call is made; where it has not begun, this thread makes it. Raises the first error."""
+        engine = self._engine
+        with engine._lock:
+            mine = task in self.waiting
+            if mine:
+                engine._begin(self, task)
+        if mine:
+            engine._make_here(self, task)
+        engine._wait(self, lambda: task.done or self._error is not None)
+        self._raise()
+
+    def make(self, task: _Task) -> None:
+        """Make a call in this thread."""
+        try:
+            with self._job.working():
+                task.call()
+        except Cancelled:
+            pass
+        except BaseException as error:
+            with self._engine._lock:
+                self._fail(error)
+            self._job.stop()
+        task.done = True
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._drop()
+
+    def _drop(self) -> None:
+        if self.waiting:
+            self.waiting.clear()
+            self._engine._groups.remove(self)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._engine._wait(self, lambda: not self.waiting and not self.running)
+                self._raise()
+            else:
+                self._abandon(shuts=not isinstance(error, Exception))
+        except BaseException as second:
+            if error is None or not isinstance(second, Exception):
+                self._abandon(shuts=not isinstance(second, Exception))
+            raise
+        finally:
+            # Break the reference cycle of error, traceback, frame and group, which would keep buffers alive.
+            self._error = None
+
+    def _abandon(self, shuts: bool) -> None:
+        """Drop the calls that wait, and wait for those that run."""
+        with self._engine._lock:
+            self._drop()
+        self._job.stop()
+        end = None
+        if shuts:
+            self._job.close()
+            end = time.monotonic() + _GRACE_S
+        with self._engine._lock:
+            while self.running and (end is None or end > time.monotonic()):
+                self.changed.wait(None if end is None else end - time.monotonic())
+
+
+_engine = Engine()
+
+
+def _renew() -> None:
+    global _engine
+    _engine = Engine()
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+def engine() -> Engine:
+    """The engine of this process."""
+    return _engine

@@ -1,0 +1,131 @@
+"""How many calls of one kind run at once with one storage: found while they run.
+
+One connection on a real network gives 50 to 100 MB/s, so a transfer begins with many. While all of them are busy, the
+bytes that they move are counted in windows; the first window after a change does not count. More connections are tried
+first, for as long as they move more; then fewer, for as long as they move as much. A server that asks to slow down
+halves their number.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from metaflow_artifacts._storage.base import Storage
+
+__all__ = ["Width", "width_of"]
+
+_WINDOW_S = 1.0
+_MORE = 1.1
+"""More connections must move more than this many times as much, or they are given up."""
+_SAME = 0.97
+"""Fewer connections must move at least this part of it, or they are given up."""
+_FEWEST = 4
+"""Down to how many connections fewer are tried; a server that asks to slow down gets down to one."""
+_PARTLY = 0.1
+"""A window counts if at most this part of the reports came while not exactly `now` calls ran."""
+_REST_WINDOWS = 30
+"""After how many windows the search begins again."""
+_QUIET_S = 10.0
+"""After how long without a request to slow down more connections are tried again."""
+
+
+class Width:
+    """At most `now` calls run at once: `start` at first, then from 1 to `most`. With `most` <= `start`, always `start`.
+
+    The engine counts `running`, and the calls report what they move.
+    """
+
+    def __init__(self, start: int, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = max(1, start)
+        self.running = 0
+        self._most = most
+        self._searches = most > start
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._slowed = float("-inf")
+        self._begin_window()
+        self._before: tuple[int, float] | None = None
+        """The width before the one that is tried now, and its bytes a second."""
+        self._narrowing = False
+        self._rest = 0
+
+    def moved(self, count: int) -> None:
+        """Count bytes that were sent or received."""
+        if not self._searches:
+            return
+        with self._lock:
+            self._moved += count
+            self._reports += 1
+            self._partly += self.running != self.now
+            passed = self._clock() - self._begin
+            if passed < _WINDOW_S:
+                return
+            if self._partly <= _PARTLY * self._reports:
+                self._judge(self._moved / passed)
+            self._begin_window()
+
+    def slow_down(self) -> None:
+        """The server asks for fewer requests."""
+        if not self._searches:
+            return
+        with self._lock:
+            now = self._clock()
+            # All that run at the same moment are told so; that is one sign and not many.
+            if now >= self._slowed + _WINDOW_S:
+                self.now = max(1, self.now // 2)
+                self._slowed = now
+                self._before, self._rest = None, 0
+                self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._begin = self._clock()
+        self._moved = self._reports = self._partly = 0
+
+    def _judge(self, rate: float) -> None:
+        if self._rest or self._clock() < self._slowed + _QUIET_S:
+            self._rest = max(0, self._rest - 1)
+            return
+        if self._before is None:
+            self._narrowing = self.now >= self._most
+        elif rate < self._before[1] * (_SAME if self._narrowing else _MORE):
+            self.now, rate = self._before
+            if self._narrowing:
+                self._settle()
+                return
+            self._narrowing = True
+        self._before = self.now, rate
+        wider = min(self._most, self.now * 3 // 2 + 1)
+        narrower = max(_FEWEST, self.now * 2 // 3)
+        following = narrower if self._narrowing else wider
+        if (following >= self.now) if self._narrowing else (following <= self.now):
+            self._settle()
+            return
+        self.now, self._rest = following, 1
+
+    def _settle(self) -> None:
+        self._before, self._narrowing, self._rest = None, False, _REST_WINDOWS
+
+
+_widths: WeakKeyDictionary[Storage, dict[tuple[str, int, int], Width]] = WeakKeyDictionary()
+_widths_lock = threading.Lock()
+
+
+def _renew() -> None:
+    global _widths, _widths_lock
+    _widths, _widths_lock = WeakKeyDictionary(), threading.Lock()
+
+
+# What runs in the parent does not run in a forked child.
+os.register_at_fork(after_in_child=_renew)
+
+
+def width_of(storage: Storage, action: str) -> Width:
+    """The width of all transfers of one kind (`save`, `load`) with one storage."""
+    with _widths_lock:
+        widths = _widths.setdefault(storage, {})
+        found = action, storage.threads, storage.most_threads
+        return widths.setdefault(found, Width(storage.threads, storage.most_threads))
