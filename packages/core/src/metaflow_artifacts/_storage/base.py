@@ -97,6 +97,9 @@ class Storage(ABC):
         `require_put_if_absent`.
         """
 
+    def connect(self) -> None:  # noqa: B027
+        """Get ready for the first request, where that takes some time. Nothing is sent, and nothing is raised."""
+
     @property
     def trusts_put_if_absent(self) -> bool:
         """Whether this storage is known to keep the promise of `put_if_absent`, so that no test is needed."""

@@ -145,6 +145,9 @@ class _Saver:
 
     def _all_jobs(self, saves: list[_GroupSave]) -> Iterator[Call]:
         """The youngest files come last: until then they are usually old enough (see `wait_for_tick`)."""
+        if self.storage.stages_in_memory and sum(len(save.chunks) for save in saves) > 1:
+            # While the first chunks are hashed.
+            yield 0, self.storage.connect
         young = []
         for save in saves:
             if any(is_young(self.files[number]) for number in save.group.files):
