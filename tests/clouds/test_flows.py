@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 from cloudlib import Cloud
 
 from metaflow_artifacts.testing.flows import FlowRunner
@@ -14,6 +15,15 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CHECKPOINT_FLOWS = PACKAGES / "metaflow-checkpoint" / "tests" / "flows"
 HUB_TESTS = PACKAGES / "metaflow-hf" / "tests"
 FLOWS = Path(__file__).parent / "flows"
+
+
+seldom_on_gs = pytest.mark.parametrize(
+    "cloud", ["azure", pytest.param("gs", marks=pytest.mark.long)], ids=str, indirect=True
+)
+seldom_on_azure = pytest.mark.parametrize(
+    "cloud", [pytest.param("azure", marks=pytest.mark.long), "gs"], ids=str, indirect=True
+)
+"""For what takes long and depends little on the cloud: `nox -s rare` runs the other one."""
 
 
 def weights_after(epochs: int, seed: str) -> bytes:
@@ -43,6 +53,7 @@ def test_the_datastore_of_the_command_line_is_used(cloud: Cloud, runner: FlowRun
     assert (local.work / "elsewhere" / "name.txt").read_text() == "saved in the cloud"
 
 
+@seldom_on_azure
 def test_killed_trainings_go_on(runner: FlowRunner) -> None:
     result = runner.run(CHECKPOINT_FLOWS / "sweep_flow.py")
     assert result.output.count("Task is starting (retry)") == 3
@@ -54,6 +65,7 @@ def test_killed_trainings_go_on(runner: FlowRunner) -> None:
         assert (runner.work / f"latest of {rate}").read_bytes() == weights_after(6, rate)
 
 
+@seldom_on_gs
 def test_a_gang_resumes_in_step_and_eagerly(runner: FlowRunner) -> None:
     """A node is killed; all nodes of the next run, which is eager, begin where the gang was, however late they are."""
     flow = CHECKPOINT_FLOWS / "gang_flow.py"
@@ -68,6 +80,7 @@ def test_a_gang_resumes_in_step_and_eagerly(runner: FlowRunner) -> None:
     assert begins[2][0] in (2, 3)
 
 
+@seldom_on_azure
 def test_a_repo_of_the_hub_is_stored_and_downloaded_once(cloud: Cloud, runner: FlowRunner, tmp_path: Path) -> None:
     done = runner.python(HUB_RUNS, str(HUB_TESTS), str(HUB_TESTS / "flows" / "reference_flow.py"))
     first, again = done.facts("reference")

@@ -131,10 +131,13 @@ class AzureStorage(RemoteStorage):
     def _delete_batch(self, client: Any, names: list[str]) -> list[tuple[str, Exception]]:
         from azure.core.exceptions import HttpResponseError
 
-        answers = zip(names, client.delete_blobs(*names, raise_on_any_failure=False), strict=True)
+        answers = list(client.delete_blobs(*names, raise_on_any_failure=False))
+        if len(answers) != len(names):
+            # One answer to the request as a whole: this server does not take it.
+            raise HttpResponseError(answers[0].reason if answers else None, answers[0] if answers else None)
         return [
             (name, HttpResponseError(answer.reason, answer))
-            for name, answer in answers
+            for name, answer in zip(names, answers, strict=True)
             if answer.status_code not in {202, 404}
         ]
 

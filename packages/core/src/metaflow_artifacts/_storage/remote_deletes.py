@@ -68,7 +68,7 @@ class Deletes:
                 # A further attempt deletes these alone; the error names the first of them.
                 names[:] = [name for name, _ in failed]
                 context = self._requests.context("delete", names[0][len(self._prefix) :])
-                raise self._requests.service.explain(failed[0][1], context)
+                raise self._requests.service.explain(failed[0][1], context) from failed[0][1]
 
         self._requests.make("delete", keys[0], request)
 
