@@ -23,8 +23,12 @@ def test_a_mistake_on_the_command_line_stops_the_run_before_it_starts(runner: Fl
 
 
 @pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
-def test_what_a_step_keeps_and_what_workers_get(either: FlowRunner, flows: Path) -> None:
+def test_what_a_step_keeps_and_what_workers_get(
+    either: FlowRunner, flows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     methods = ["spawn"] if "METAFLOW_DEFAULT_DATASTORE" in either.environment else ["spawn", "forkserver"]
+    # A short path: a forkserver makes a socket below it, whose path has at most 107 bytes.
+    either = FlowRunner(tmp_path_factory.mktemp("k"), either.environment)
     result = either.with_environment(METHODS=" ".join(methods)).run(flows / "kept_flow.py")
     assert result.facts("worker") == [[["content"], True, [1, 1]]] * len(methods)
     assert result.facts("parents") == [True] * len(methods)

@@ -56,7 +56,9 @@ def test_parameters_that_were_not_given_are_nothing_to_load(runner: FlowRunner) 
     assert "step listed: 'a' in @model(load=…) holds '' (str)" in result.output
 
 
-def test_what_a_step_keeps_and_what_workers_get(runner: FlowRunner) -> None:
+def test_what_a_step_keeps_and_what_workers_get(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # A short path: a forkserver makes a socket below it, whose path has at most 107 bytes.
+    runner = FlowRunner(tmp_path_factory.mktemp("k"))
     result = runner.run(FLOWS / "kept_flow.py")
     methods = ["fork", "spawn", "forkserver"]
     assert result.facts("worker") == [[["content"], ["content"], False, method] for method in methods]
