@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+
+from metaflow_artifacts._storage import remote_requests
+from metaflow_artifacts._storage.s3 import S3Storage
+from metaflow_artifacts.testing.faults import FaultProxy
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 OTHER_SERVERS = ("TestMoto", "TestRclone")
 LONG = ("test_exactly_one_of_many_processes_wins", "test_list_and_delete_find_all_of_many_objects")
@@ -28,3 +35,26 @@ def shared() -> Iterator[Path]:
     place.mkdir(mode=0o755)
     yield place
     shutil.rmtree(place)
+
+
+@pytest.fixture
+def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def root(s3_server: SeaweedServer) -> str:
+    return f"{s3_server.root}/{uuid4().hex}"
+
+
+@pytest.fixture
+def direct(root: str, s3_server: SeaweedServer) -> S3Storage:
+    """The storage without the proxy before it."""
+    return S3Storage(root, s3_server.client)
+
+
+@pytest.fixture
+def storage(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
+    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.001)
+    return S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))

@@ -8,17 +8,14 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._storage import open_storage, remote_requests
-from metaflow_artifacts._storage.job import Job
-from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
 from metaflow_artifacts.errors import (
     ArtifactError,
@@ -27,41 +24,12 @@ from metaflow_artifacts.errors import (
     StorageError,
     TransientStorageError,
 )
-from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Lose, Refuse, Request, Stall
+from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Lose, Refuse, Request, Stall, once
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
 DATA = bytes(range(256)) * (2 * MIB // 256) + b"end"
 BUSY = Answer(503, "SlowDown")
-
-
-@pytest.fixture
-def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_server.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def root(s3_server: SeaweedServer) -> str:
-    return f"{s3_server.root}/{uuid4().hex}"
-
-
-@pytest.fixture
-def direct(root: str, s3_server: SeaweedServer) -> S3Storage:
-    """The storage without the proxy before it."""
-    return S3Storage(root, s3_server.client)
-
-
-@pytest.fixture
-def storage(root: str, s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
-    monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.001)
-    return S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))
-
-
-def once(fault: Fault, method: str, times: int = 1) -> Callable[[Request], Fault | None]:
-    """A plan: the first requests of this method meet the fault."""
-    left = [fault] * times
-    return lambda request: left.pop() if left and request.method == method else None
 
 
 def always(fault: Fault, method: str) -> Callable[[Request], Fault | None]:
@@ -464,53 +432,3 @@ def test_buffers_are_freed_after_a_save(direct: S3Storage, tmp_path: Path) -> No
         assert buffers() == before
     finally:
         gc.enable()
-
-
-def blocks_of(data: bytes) -> Generator[memoryview, None, None]:
-    for at in range(0, len(data), 512 << 10):
-        yield memoryview(data)[at : at + (512 << 10)]
-
-
-@pytest.mark.parametrize("fault", [BUSY, Refuse(MIB), Lose()], ids=str)
-def test_content_that_is_sent_from_its_source_is_read_again_for_each_attempt(
-    storage: S3Storage, proxy: FaultProxy, direct: S3Storage, fault: Fault
-) -> None:
-    reads: list[int] = []
-
-    def blocks() -> Generator[memoryview, None, None]:
-        reads.append(1)
-        return blocks_of(DATA)
-
-    proxy.plan = once(fault, "PUT", 2)
-    storage.send("a", len(DATA), hashlib.sha256(DATA).digest(), blocks)
-    assert direct.get("a") == DATA
-    assert len(reads) >= 3
-
-
-def test_content_that_changes_between_two_attempts_is_not_written(
-    storage: S3Storage, proxy: FaultProxy, direct: S3Storage
-) -> None:
-    contents = [DATA, b"y" + DATA[1:]]
-    proxy.plan = once(BUSY, "PUT")
-    with pytest.raises(ContentChanged):
-        storage.send("a", len(DATA), hashlib.sha256(DATA).digest(), lambda: blocks_of(contents[bool(proxy.requests)]))
-    assert direct.stat("a") is None
-
-
-def test_the_end_of_content_that_changed_never_leaves(storage: S3Storage, proxy: FaultProxy) -> None:
-    """So no server, however much it believes, stores what is not the content of its name."""
-    with pytest.raises(ContentChanged):
-        storage.send("a", len(DATA), hashlib.sha256(b"other").digest(), lambda: blocks_of(DATA))
-    assert all(request.size == len(DATA) for request in proxy.requests)
-    assert proxy.received < len(DATA)
-    # The connection is in the middle of a request, and must not be used again.
-    storage.put("b", b"content")
-    assert storage.get("b") == b"content"
-
-
-def test_a_server_that_asks_to_slow_down_is_heard(storage: S3Storage, proxy: FaultProxy) -> None:
-    asked: list[int] = []
-    proxy.plan = once(BUSY, "PUT", 2)
-    with Job(lambda: asked.append(1)).working():
-        storage.put("a", b"content")
-    assert asked == [1, 1]

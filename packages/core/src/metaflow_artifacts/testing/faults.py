@@ -34,6 +34,7 @@ __all__ = [
     "Request",
     "Stall",
     "Strip",
+    "once",
     "small_disk",
 ]
 
@@ -308,3 +309,9 @@ def small_disk(directory: str | os.PathLike[str], size: int) -> Iterator[Path]:
         yield disk
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def once(fault: Fault, method: str, times: int = 1) -> Callable[[Request], Fault | None]:
+    """A plan for a proxy: the first `times` requests of this method meet the fault."""
+    left = [fault] * times
+    return lambda request: left.pop() if left and request.method == method else None

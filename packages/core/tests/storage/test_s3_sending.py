@@ -1,0 +1,67 @@
+"""Content that is sent to S3 from its source: each attempt reads it again, and what has changed is never written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+
+import pytest
+
+from metaflow_artifacts._storage.job import Job
+from metaflow_artifacts._storage.outgoing import ContentChanged
+from metaflow_artifacts._storage.s3 import S3Storage
+from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Lose, Refuse, once
+
+MIB = 1 << 20
+DATA = bytes(range(256)) * (2 * MIB // 256) + b"end"
+BUSY = Answer(503, "SlowDown")
+
+
+def blocks_of(data: bytes) -> Generator[memoryview, None, None]:
+    for at in range(0, len(data), 512 << 10):
+        yield memoryview(data)[at : at + (512 << 10)]
+
+
+@pytest.mark.parametrize("fault", [BUSY, Refuse(MIB), Lose()], ids=str)
+def test_content_that_is_sent_from_its_source_is_read_again_for_each_attempt(
+    storage: S3Storage, proxy: FaultProxy, direct: S3Storage, fault: Fault
+) -> None:
+    reads: list[int] = []
+
+    def blocks() -> Generator[memoryview, None, None]:
+        reads.append(1)
+        return blocks_of(DATA)
+
+    proxy.plan = once(fault, "PUT", 2)
+    storage.send("a", len(DATA), hashlib.sha256(DATA).digest(), blocks)
+    assert direct.get("a") == DATA
+    assert len(reads) >= 3
+
+
+def test_content_that_changes_between_two_attempts_is_not_written(
+    storage: S3Storage, proxy: FaultProxy, direct: S3Storage
+) -> None:
+    contents = [DATA, b"y" + DATA[1:]]
+    proxy.plan = once(BUSY, "PUT")
+    with pytest.raises(ContentChanged):
+        storage.send("a", len(DATA), hashlib.sha256(DATA).digest(), lambda: blocks_of(contents[bool(proxy.requests)]))
+    assert direct.stat("a") is None
+
+
+def test_the_end_of_content_that_changed_never_leaves(storage: S3Storage, proxy: FaultProxy) -> None:
+    """So no server, however much it believes, stores what is not the content of its name."""
+    with pytest.raises(ContentChanged):
+        storage.send("a", len(DATA), hashlib.sha256(b"other").digest(), lambda: blocks_of(DATA))
+    assert all(request.size == len(DATA) for request in proxy.requests)
+    assert proxy.received < len(DATA)
+    # The connection is in the middle of a request, and must not be used again.
+    storage.put("b", b"content")
+    assert storage.get("b") == b"content"
+
+
+def test_a_server_that_asks_to_slow_down_is_heard(storage: S3Storage, proxy: FaultProxy) -> None:
+    asked: list[int] = []
+    proxy.plan = once(BUSY, "PUT", 2)
+    with Job(lambda: asked.append(1)).working():
+        storage.put("a", b"content")
+    assert asked == [1, 1]
