@@ -50,17 +50,6 @@ def root(s3_server: SeaweedServer) -> str:
     return f"{s3_server.root}/{uuid4().hex}/p"
 
 
-@pytest.fixture
-def direct(root: str, s3_server: SeaweedServer) -> S3Storage:
-    """The storage without the proxy before it."""
-    return S3Storage(root, s3_server.client)
-
-
-@pytest.fixture
-def storage(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> S3Storage:
-    return S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))
-
-
 def methods(proxy: FaultProxy) -> list[str]:
     return [request.method for request in proxy.requests]
 
