@@ -64,8 +64,8 @@ LONG = [
     "peer",
 ]
 
-PARALLEL = ("-n", "3", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
-"""Three tests at once on two cores: many wait for servers and for processes that start. The slowest are named."""
+PARALLEL = ("-n", "4", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
+"""Four tests at once on two cores: many wait for servers and for processes that start. The slowest are named."""
 
 
 TYPED = [
@@ -249,7 +249,7 @@ def interop(session: nox.Session) -> None:
     """Every subset of the wheels in an environment of its own, and a code package with no environment at all."""
     install(session, "metaflow-artifacts", groups=("test", "clouds"))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
-    session.run("pytest", "tests/interop", *session.posargs, env=environment)
+    session.run("pytest", *PARALLEL, "tests/interop", *session.posargs, env=environment)
 
 
 @nox.session

@@ -28,7 +28,17 @@ def outcome(name):
 print(json.dumps({"outcomes": {name: outcome(name) for name in sys.argv[1:]}, "all": list(vars(metaflow))}))
 """
 
-subsets = pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(subset) or "none")
+# One process runs all tests of a subset: they share its environment.
+subsets = pytest.mark.parametrize(
+    "subset",
+    [
+        pytest.param(subset, marks=pytest.mark.xdist_group("+".join(subset)), id="+".join(subset) or "none")
+        for subset in SUBSETS
+    ],
+)
+alone = pytest.mark.parametrize(
+    "distribution", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
+)
 
 
 def names_of(subset: tuple[str, ...]) -> set[str]:
@@ -69,7 +79,7 @@ def test_a_flow_runs_with_what_is_there(subset: tuple[str, ...], make: Callable[
             assert f"loaded by_{name} ['weights']" in log
 
 
-@pytest.mark.parametrize("distribution", NAMES)
+@alone
 def test_spin_runs_the_decorators_of_each_package_and_those_of_others(
     distribution: str, make: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -94,7 +104,7 @@ def test_an_extra_of_core_brings_the_package(environment: Callable[..., Any]) ->
     assert found["outcomes"] == {"model": "found"}
 
 
-@pytest.mark.parametrize("distribution", NAMES)
+@alone
 def test_a_package_brings_core_and_none_of_its_siblings(distribution: str, make: Callable[..., Any]) -> None:
     code = "from importlib.metadata import distributions; print(*sorted({d.name for d in distributions()}))"
     installed = set(make((distribution,)).python("-c", code).split())

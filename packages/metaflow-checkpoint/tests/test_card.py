@@ -9,6 +9,7 @@ from typing import Any
 
 # Metaflow imports the extension, not the other way around.
 import metaflow  # noqa: F401
+import pytest
 
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.report import Report
@@ -63,6 +64,7 @@ def test_steps_with_a_card_get_another_one(runner: FlowRunner, flows: Path) -> N
     assert set(cards_of(found, "end")) == {("default", None)}
 
 
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_a_card_from_the_command_line_brings_ours_too(either: FlowRunner, flows: Path) -> None:
     either.with_environment(WHO="me").run(flows / "shared_flow.py", "--with", "card")
     found = either.python(CARDS, "SharedFlow")

@@ -28,7 +28,7 @@ emit("gone", [cp.directory, os.path.exists(directory)])
 """
 
 
-@pytest.mark.parametrize("either", [pytest.param("runner", marks=pytest.mark.long), "s3_runner"], indirect=True)
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_resume_after_retries(either: FlowRunner, flows: Path) -> None:
     counted = either.run(flows / "counter_flow.py")
     assert counted.facts("begins") == [0, 4, 6]

@@ -182,7 +182,7 @@ def test_outside_of_a_task_a_save_is_a_clear_error(runner: FlowRunner) -> None:
     assert runner.leftovers() == []
 
 
-@pytest.mark.parametrize("policy", ["newest", 1])
+@pytest.mark.parametrize("policy", ["newest", pytest.param(1, marks=pytest.mark.long)])
 def test_a_policy_that_does_not_exist_is_refused_before_anything_runs(
     runner: FlowRunner, flows: Path, tmp_path: Path, policy: object
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_run_without_the_hub_uses_the_stored_snapshot(
     assert f"using commit {repo.refs['main'][:12]}, stored {reference['created_on']}" in down.output
 
 
+@seldom_on_s3
 def test_of_a_new_commit_only_changed_files_are_downloaded(
     first: Result, on_each: FlowRunner, hub: Hub, repo: Repo
 ) -> None:
@@ -137,7 +138,7 @@ def test_force_download_downloads_every_file_again(first: Result, on_each: FlowR
     assert hub.fetched() == dict.fromkeys(SIZES, 1)
 
 
-@pytest.mark.parametrize("scope", ["flow", "global"])
+@pytest.mark.parametrize("scope", [pytest.param("flow", marks=pytest.mark.long), "global"])
 def test_a_wider_cache_scope_shares_snapshots_with_other_steps_and_flows(
     runner: FlowRunner, hub: Hub, repo: Repo, tmp_path: Path, scope: str
 ) -> None:
@@ -182,6 +183,7 @@ def test_each_form_of_load_gives_the_files(runner: FlowRunner, hub: Hub) -> None
     assert runner.leftovers() == []
 
 
+@seldom_on_s3
 def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
     tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 8
     runner = on_each.with_environment(TASKS=str(tasks))

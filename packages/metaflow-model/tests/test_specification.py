@@ -37,11 +37,14 @@ print("Untouched:", os.path.exists("./models/gone"))
 
 
 # One process runs all tests of a datastore: they share runs.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"specification {name}")) for name in ("local", "s3")],
-    ids=["local", "s3"],
+LOCAL = pytest.param("local", marks=pytest.mark.xdist_group("specification local"), id="local")
+S3_MARKS = [pytest.mark.xdist_group("specification s3")]
+seldom_on_s3 = pytest.mark.parametrize(
+    "runner", [LOCAL, pytest.param("s3", marks=[*S3_MARKS, pytest.mark.long], id="s3")], indirect=True
 )
+
+
+@pytest.fixture(scope="module", params=[LOCAL, pytest.param("s3", marks=S3_MARKS, id="s3")])
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FlowRunner:
     runner = FlowRunner(tmp_path_factory.mktemp(request.param))
     if request.param == "s3":
@@ -116,6 +119,7 @@ def test_loads_in_later_steps(runner: FlowRunner) -> None:
     assert runner.leftovers() == []
 
 
+@seldom_on_s3
 def test_loads_through_the_client_api(runner: FlowRunner, saved: Result) -> None:
     result = runner.run(FLOWS / "client_api.py")
     assert f"Loaded via decorator: {TREE}" in result.lines
@@ -124,6 +128,7 @@ def test_loads_through_the_client_api(runner: FlowRunner, saved: Result) -> None
     assert f"PARENTS ['{key}'] []" in result.lines
 
 
+@seldom_on_s3
 def test_loads_what_parameters_hold(runner: FlowRunner, saved: Result) -> None:
     key = artifact(runner, saved, "model_key")
     model = json.dumps(artifact(runner, saved, "basic_model"))
@@ -133,12 +138,14 @@ def test_loads_what_parameters_hold(runner: FlowRunner, saved: Result) -> None:
     assert "By reference: True" in result.lines
 
 
+@seldom_on_s3
 def test_loads_from_the_run_that_triggered(runner: FlowRunner, saved: Result) -> None:
     result = runner.run(FLOWS / "triggered.py", top=("--trigger", f"ModelSavingFlow/{saved.run_id}"))
     assert f"Triggering run Run('ModelSavingFlow/{saved.run_id}')" in result.lines
     assert "Model files: ['model.h5']" in result.lines
 
 
+@seldom_on_s3
 def test_loads_and_deletes_after_the_run(runner: FlowRunner) -> None:
     saved = runner.run(FLOWS / "save_basic.py")
     lines = runner.python(AFTER_THE_RUN).lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -109,6 +110,7 @@ class S3Server(Server):
 def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -> Any:
     """A boto3 client with these settings and no others; `options` are passed to boto3 and take precedence."""
     import boto3
+    from botocore.session import Session
 
     options = {
         "endpoint_url": endpoint,
@@ -118,7 +120,17 @@ def s3_client(endpoint: str, access_key: str, secret_key: str, **options: Any) -
         "config": client_config(),
         **options,
     }
-    return boto3.session.Session().client("s3", **options)
+    session = Session()
+    session.register_component("data_loader", _data_loader())
+    return boto3.session.Session(botocore_session=session).client("s3", **options)
+
+
+@functools.cache
+def _data_loader() -> Any:
+    """What reads boto3's descriptions of services: once a process, where tests make a thousand clients."""
+    from botocore.session import Session
+
+    return Session().get_component("data_loader")
 
 
 @contextlib.contextmanager
