@@ -255,7 +255,7 @@ def interop(session: nox.Session) -> None:
 @nox.session
 def clouds(session: nox.Session) -> None:
     """Flows, commands and faults on Azure and Google Cloud Storage, whose servers run on loopback."""
-    install(session, *DISTRIBUTIONS, groups=("test", "clouds"))
+    install(session, *DISTRIBUTIONS, groups=("test", "servers"))
     session.run("pytest", *PARALLEL, "tests/clouds", *session.posargs)
 
 

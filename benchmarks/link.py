@@ -1,17 +1,18 @@
 """Saves and loads over a link that limits each connection, as real networks do.
 
-    nox -s installed -- python benchmarks/link.py                            starts SeaweedFS
-    nox -s installed -- python benchmarks/link.py --rate 20
-    nox -s installed -- python benchmarks/link.py --files 1 --mib 192
-    nox -s installed -- python benchmarks/link.py --jobs 6                   six saves at once in one process
+    .venv/bin/python benchmarks/link.py                              starts SeaweedFS
+    .venv/bin/python benchmarks/link.py --service azure              starts Azurite; or gcs: fake-gcs-server
+    .venv/bin/python benchmarks/link.py --rate 20
+    .venv/bin/python benchmarks/link.py --files 1 --mib 192
+    .venv/bin/python benchmarks/link.py --jobs 6                     six saves at once in one process
 
 Each connection passes --rate MB/s (2) each way, and each answer waits --latency seconds (0.02) for its first byte.
 --files (24) of --mib (8) are saved and loaded in --rounds (3) processes; medians are printed, with the most connections
 that were open at once. *bound* is what min(64, pieces) such connections would move, a piece being 16 MiB of a file or
 less; `free` is the same without a limit.
 
-For another server or service: --endpoint URL --root ROOT. The client finds the link in the environment variable
---variable (METAFLOW_S3_ENDPOINT_URL), or in ROOT, where `{endpoint}` stands for its URL.
+For another server: --endpoint URL --root ROOT. The client finds the link in the environment variable --variable
+(METAFLOW_S3_ENDPOINT_URL), or in ROOT, where `{endpoint}` stands for its URL.
 """
 
 from __future__ import annotations
@@ -27,15 +28,27 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from metaflow_artifacts import Store, open_store
+from metaflow_artifacts.testing.azurite import account_key, azurite
+from metaflow_artifacts.testing.fake_gcs import anonymous, fake_gcs
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
+from metaflow_artifacts.testing.servers import Server
 
 MOST, PIECE = 64, 16 << 20
+SERVERS: dict[str, Callable[[str], AbstractContextManager[Server]]] = {
+    "s3": seaweedfs,
+    "azure": azurite,
+    "gcs": fake_gcs,
+}
+ROOTS = {"azure": "{endpoint}/devstoreaccount1/artifacts"}
 
 
 class Link:
@@ -131,11 +144,21 @@ class _Side(asyncio.Protocol):
             self.loop.call_at(max(self.free_at, self.loop.time()), self.other.transport.close)
 
 
-def step(root: str, sources: list[str]) -> None:
-    """What is timed, in a process of its own."""
-    from metaflow_artifacts import open_store
+def store_at(service: str, root: str) -> Store:
+    if service == "azure":
+        from metaflow_artifacts._storage.azure import AzureStorage
 
-    store = open_store(root)
+        return Store(AzureStorage(root, account_key, endpoint=root.rpartition("/artifacts/")[0]))
+    if service == "gcs":
+        from metaflow_artifacts._storage.gcs import GcsStorage
+
+        return Store(GcsStorage(root, anonymous, endpoint=os.environ["STORAGE_EMULATOR_HOST"]))
+    return open_store(root)
+
+
+def step(service: str, root: str, sources: list[str]) -> None:
+    """What is timed, in a process of its own."""
+    store = store_at(service, root)
     keys = [""] * len(sources)
 
     def save(number: int) -> None:
@@ -173,7 +196,7 @@ def measure(options: argparse.Namespace, link: Link | None, endpoint: str, root:
         if link is not None:
             link.peak = link.open
         done = subprocess.run(
-            [sys.executable, __file__, "--step", where, *sources],
+            [sys.executable, __file__, "--service", options.service, "--step", where, *sources],
             env={**os.environ, **env, options.variable: url},
             stdout=subprocess.PIPE,
             text=True,
@@ -184,6 +207,7 @@ def measure(options: argparse.Namespace, link: Link | None, endpoint: str, root:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--service", choices=SERVERS, default="s3")
     parser.add_argument("--rate", type=float, default=2)
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--files", type=int, default=24)
@@ -197,13 +221,18 @@ def main() -> None:
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
-        step(options.step[0], options.step[1:])
+        step(options.service, options.step[0], options.step[1:])
         return
     with contextlib.ExitStack() as stack:
         endpoint, root, env = options.endpoint, options.root, {}
         if endpoint is None:
-            server = stack.enter_context(seaweedfs(stack.enter_context(tempfile.TemporaryDirectory(dir=options.work))))
-            endpoint, root, env = server.endpoint, server.root, server.environment()
+            data = stack.enter_context(tempfile.TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True))
+            server = stack.enter_context(SERVERS[options.service](data))
+            parts = urlsplit(server.endpoint)
+            endpoint, env = f"{parts.scheme}://{parts.netloc}", server.environment()
+            root = ROOTS.get(options.service, server.root)
+            if options.service == "gcs":
+                options.variable = "STORAGE_EMULATOR_HOST"
         link = stack.enter_context(Link(endpoint, options.rate * 1e6, options.latency))
         results: dict[str, list[dict[str, float]]] = {"limited": [], "free": []}
         for number in range(options.rounds):

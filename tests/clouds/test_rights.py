@@ -1,20 +1,29 @@
-"""The rights that docs/clouds.md names are enough, on the server here that can restrict them: Azurite."""
+"""The rights that docs/clouds.md names are enough, on the servers here that can restrict them: Azurite and moto."""
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from metaflow_artifacts import StorageError, Store
+from metaflow_artifacts import StorageError, Store, open_store
 from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import gc
 from metaflow_artifacts.testing.azurite import ACCOUNT_KEY, AzuriteServer
+from metaflow_artifacts.testing.moto_server import moto_server
+from metaflow_artifacts.testing.servers import s3_client
+
+PAGE = Path(__file__).parents[2] / "docs" / "clouds.md"
 
 
 def limited(server: AzuriteServer, place: str, **rights: bool) -> Store:
@@ -32,11 +41,61 @@ def limited(server: AzuriteServer, place: str, **rights: bool) -> Store:
     return Store(storage, chunk_size=64 << 10)
 
 
-def test_the_rights_of_the_page_are_enough(azurite: AzuriteServer, tmp_path: Path) -> None:
+@pytest.fixture
+def azure(azurite: AzuriteServer) -> dict[str, Store]:
+    """One root for somebody who loads, somebody who saves, and somebody who deletes."""
     place = uuid4().hex
-    reader = limited(azurite, place, read=True, list=True)
-    saver = limited(azurite, place, read=True, list=True, write=True, add=True)
-    keeper = limited(azurite, place, read=True, list=True, write=True, delete=True)
+    return {
+        "reader": limited(azurite, place, read=True, list=True),
+        "saver": limited(azurite, place, read=True, list=True, write=True, add=True),
+        "keeper": limited(azurite, place, read=True, list=True, write=True, delete=True),
+    }
+
+
+def policy_of_the_page(bucket: str, prefix: str) -> Any:
+    """The policy for S3, without its condition on what may be listed, which moto does not know."""
+    text = PAGE.read_text().split("## Amazon S3")[1]
+    found = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    policy = json.loads(found[1].replace("BUCKET", bucket).replace("PREFIX", prefix))
+    del policy["Statement"][1]["Condition"]
+    return policy
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[dict[str, Store]]:
+    """The same in S3, with a server of its own, since it asks everybody for rights from then on."""
+    import boto3
+    import requests
+
+    place = uuid4().hex
+    with moto_server(tmp_path / "moto") as server:
+        keys: dict[str, Any] = {"aws_access_key_id": server.access_key, "aws_secret_access_key": server.secret_key}
+        iam = boto3.client("iam", endpoint_url=server.endpoint, region_name="us-east-1", **keys)
+        stores = {}
+        for name in ("reader", "saver", "keeper"):
+            policy = policy_of_the_page(server.bucket, place)
+            objects = policy["Statement"][0]
+            assert objects["Action"] == ["s3:GetObject", "s3:PutObject"]
+            if name == "reader":
+                objects["Action"] = ["s3:GetObject"]
+            if name == "keeper":
+                objects["Action"].append("s3:DeleteObject")
+                # moto asks for this right on the bucket where several objects are deleted with one request.
+                objects["Resource"].append(f"arn:aws:s3:::{server.bucket}")
+            iam.create_user(UserName=name)
+            iam.put_user_policy(UserName=name, PolicyName="page", PolicyDocument=json.dumps(policy))
+            key = iam.create_access_key(UserName=name)["AccessKey"]
+            client = functools.partial(s3_client, server.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
+            stores[name] = open_store(f"{server.root}/{place}", client=client)
+        requests.post(f"{server.endpoint}/moto-api/reset-auth", data="0", timeout=10).raise_for_status()
+        yield stores
+
+
+@pytest.mark.parametrize("cloud", ["azure", "s3"])
+def test_the_rights_of_the_page_are_enough(request: pytest.FixtureRequest, tmp_path: Path, cloud: str) -> None:
+    stores: dict[str, Store] = request.getfixturevalue(cloud)
+    reader, saver, keeper = stores["reader"], stores["saver"], stores["keeper"]
     source = tmp_path / "weights.bin"
     source.write_bytes(b"0123456789abcdef" * 20_000)
 

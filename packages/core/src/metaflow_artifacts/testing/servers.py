@@ -41,6 +41,15 @@ class Server(ABC):
     log: Path
     process: subprocess.Popen[bytes] = field(repr=False)
 
+    @property
+    @abstractmethod
+    def root(self) -> str:
+        """The bucket as a datastore root."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """The environment variables by which Metaflow's datastore uses this server and bucket."""
+
     @abstractmethod
     def prepare(self) -> Exception | None:
         """Make the bucket and write to it. What went wrong, or None where the server is ready."""
