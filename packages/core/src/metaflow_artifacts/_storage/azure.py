@@ -22,7 +22,7 @@ from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage
 from metaflow_artifacts._storage.remote_errors import RequestContext
-from metaflow_artifacts._storage.remote_objects import Answer, ResponseBody
+from metaflow_artifacts._storage.remote_objects import Answer, Body, ResponseBody
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, StorageError
 
@@ -93,9 +93,19 @@ class AzureStorage(RemoteStorage):
             raise
 
     def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
-        # The SDK takes nothing but bytes for a write with one request.
-        content = data.read() if isinstance(data, Outgoing) else bytes(data)
-        client.get_blob_client(name).upload_blob(content, overwrite=not new)
+        body = data if isinstance(data, Outgoing) else Body(data)
+
+        def attach(request: Any) -> None:
+            # The SDK itself takes nothing but bytes for a write with one request, and would need memory for them. This
+            # is called before the request is signed.
+            request.http_request.headers["Content-Length"] = str(len(body))
+            request.http_request.data = body
+
+        try:
+            client.get_blob_client(name).upload_blob(b"", overwrite=not new, raw_request_hook=attach)
+        finally:
+            if isinstance(body, Body):
+                body.close()
 
     def _read(self, client: Any, name: str, first: int, last: int | None, ranged: bool, version: str | None) -> Answer:
         from azure.core import MatchConditions

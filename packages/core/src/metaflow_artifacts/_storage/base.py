@@ -70,9 +70,6 @@ class Storage(ABC):
     stages_in_memory: ClassVar[bool]
     """Whether `stage` holds its bytes in memory (S3) or writes them out at once (disk)."""
 
-    streams: ClassVar[bool] = False
-    """Whether `send` needs the memory of a block only, however large the object is."""
-
     resolution: ClassVar[float] = 2.0
     """Seconds that two objects' times must differ by to tell which was written first."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage import gcs_errors
@@ -33,8 +33,6 @@ class GcsStorage(RemoteStorage):
     address of the service; without it, what Google's SDK takes. A pickle has the function's name if it stands at the
     top of a module, and none otherwise. For `patience` see RemoteStorage.
     """
-
-    streams: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -53,7 +53,6 @@ class S3Storage(RemoteStorage):
     """
 
     batch: ClassVar[int] = 1000
-    streams: ClassVar[bool] = True
 
     def __init__(
         self,

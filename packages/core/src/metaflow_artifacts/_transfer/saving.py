@@ -139,7 +139,7 @@ class _Saver:
     def _begin(self, group: Group) -> _GroupSave:
         chunks = len(group.sizes)
         # A pack of small files would have to be opened file by file again.
-        sent = self.storage.streams and chunks > 0 and len(group.files) == 1
+        sent = self.storage.stages_in_memory and chunks > 0 and len(group.files) == 1
         shared = self._open(group.files.start, chunks) if chunks > 1 or sent else None
         return _GroupSave(group, [None] * chunks, shared, sent)
 
@@ -165,8 +165,7 @@ class _Saver:
             here = [Segment(part.file + first, part.start, part.length) for part in parts]
             held = 0
             if self.storage.stages_in_memory and not save.sent:
-                # What sends nothing but whole objects may copy them.
-                held = save.group.sizes[index] * (1 if self.storage.streams else 2)
+                held = save.group.sizes[index]
             yield BLOCK_BYTES + held, self._job(save, index, here)
 
     def _job(self, save: _GroupSave, index: int, parts: list[Segment]) -> Callable[[], None]:
