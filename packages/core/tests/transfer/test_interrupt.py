@@ -2,43 +2,86 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._storage.azure import AzureStorage
+from metaflow_artifacts._storage.gcs import GcsStorage
+from metaflow_artifacts.testing.azurite import AzuriteServer, account_key
+from metaflow_artifacts.testing.fake_gcs import FakeGcsServer, anonymous
 from metaflow_artifacts.testing.faults import Cut, Fault, FaultProxy, Request, Stall
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+from metaflow_artifacts.testing.servers import s3_client
 
 CHUNK = 1 << 20
 
-# `ended` is printed once no thread uses the connections, files and memory of the transfer any more.
 TRANSFER = """
-import sys, time
+import pickle, sys
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._transfer.engine import engine
 
-root, action, path, key = sys.argv[1:]
-store = Store(open_storage(root), chunk_size=1 << 20)
+storage, action, path, key = sys.argv[1:]
+store = Store(pickle.loads(bytes.fromhex(storage)), chunk_size=1 << 20)
 try:
     store.save_model(path) if action == "save" else store.load(key, path)
 except KeyboardInterrupt:
+    # No thread uses memory of the transfer any more.
     print("interrupted", engine()._held, flush=True)
 """
 
 
+@dataclass(frozen=True)
+class Service:
+    """A root, and how it is opened through an endpoint."""
+
+    endpoint: str
+    storage_at: Callable[[str], Storage]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture(params=["s3", "azure", "gcs"])
+def service(request: pytest.FixtureRequest) -> Service:
+    place = uuid4().hex
+    if request.param == "azure":
+        azurite: AzuriteServer = request.getfixturevalue("azurite")
+        account, _, container = azurite.root.rpartition("/")
+        path = urlsplit(account).path
+
+        def azure_at(endpoint: str) -> Storage:
+            return AzureStorage(f"{endpoint}{path}/{container}/{place}", account_key, endpoint=f"{endpoint}{path}")
+
+        return Service(account.removesuffix(path), azure_at)
+    if request.param == "gcs":
+        gcs: FakeGcsServer = request.getfixturevalue("fake_gcs")
+        return Service(gcs.endpoint, lambda at: GcsStorage(f"{gcs.root}/{place}", anonymous, endpoint=at))
+    s3: SeaweedServer = request.getfixturevalue("s3_server")
+
+    def s3_at(endpoint: str) -> Storage:
+        return open_storage(
+            f"{s3.root}/{place}", client=functools.partial(s3_client, endpoint, s3.access_key, s3.secret_key)
+        )
+
+    # A storage is pickled without credentials.
+    return Service(s3.endpoint, s3_at, s3.environment())
+
+
 @pytest.fixture
-def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_server.endpoint) as proxy:
+def proxy(service: Service) -> Iterator[FaultProxy]:
+    with FaultProxy(service.endpoint) as proxy:
         yield proxy
 
 
@@ -49,23 +92,21 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def is_of_chunk(request: Request) -> bool:
-    return "/chunks/" in request.path
-
-
 @pytest.mark.parametrize("action", ["save", "load", "load, in the middle"])
 def test_an_interrupt_ends_requests_that_stall(
-    s3_server: SeaweedServer, proxy: FaultProxy, source: Path, tmp_path: Path, action: str
+    service: Service, proxy: FaultProxy, source: Path, tmp_path: Path, action: str
 ) -> None:
     """A stalled request alone takes 18 s until it is given up, and then it is tried again."""
-    root = f"{s3_server.root}/{uuid4().hex}"
-    stored = Store(open_storage(root, client=s3_server.client), chunk_size=CHUNK).save_model(source)["key"]
+    stored = Store(service.storage_at(service.endpoint), chunk_size=CHUNK).save_model(source)["key"]
     if action == "save":
         source.write_bytes(os.urandom(30 * CHUNK))
     stalled, lock, enough = [0], threading.Lock(), threading.Event()
 
     def plan(request: Request) -> Fault | None:
-        if not is_of_chunk(request) or (action == "save") != (request.method == "PUT"):
+        is_of_chunk = (
+            request.size >= CHUNK if action == "save" else request.method == "GET" and "chunks" in request.path
+        )
+        if not is_of_chunk:
             return None
         with lock:
             stalled[0] += 1
@@ -74,10 +115,11 @@ def test_an_interrupt_ends_requests_that_stall(
         return Cut(1000, stall=True) if action == "load, in the middle" else Stall()
 
     proxy.plan = plan
-    environment = {**os.environ, **s3_server.environment(), "METAFLOW_S3_ENDPOINT_URL": proxy.endpoint}
     target = tmp_path / "out"
     path = source if action == "save" else target
-    command = [sys.executable, "-c", TRANSFER, root, action.split(",")[0], str(path), stored]
+    environment = {**os.environ, **service.environment}
+    storage = pickle.dumps(service.storage_at(proxy.endpoint)).hex()
+    command = [sys.executable, "-c", TRANSFER, storage, action.split(",")[0], str(path), stored]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert enough.wait(60)
