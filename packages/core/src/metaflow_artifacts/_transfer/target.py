@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from metaflow_artifacts._format.manifest import FileEntry
 from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts.errors import InvalidInput, TargetError
 
-__all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all"]
+__all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all", "write_file"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the name of the staging directory begins. One that a killed load has left may be removed."""
@@ -202,3 +203,9 @@ def write_all(file: Any, block: memoryview) -> None:
             block = block[file.write(block) :]
     except OSError as error:
         raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_MAKE_ROOM}") from error
+
+
+def write_file(directory: str, file: FileEntry, content: memoryview) -> None:
+    """Write a new file of an artifact below `directory`. Raises TargetError, which names the file."""
+    with create(os.path.join(directory, file.path), file.mode) as out:
+        write_all(out, content)
