@@ -11,7 +11,8 @@ from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.selection import Patterns, select
 from metaflow_artifacts._transfer.loading import fetch_chunks
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.target import make_tree, staged_target, write_file
+from metaflow_artifacts._transfer.reuse import leftovers
+from metaflow_artifacts._transfer.target import make_tree, open_target, write_file
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TargetError
 
 __all__ = ["load_files", "naming"]
@@ -24,16 +25,21 @@ def load_files(
     wanted = select(manifest, only)
     files = manifest.files
     progress.start(sum(files[number].size for number in wanted))
-    with naming(manifest), staged_target(path) as stage:
-        make_tree(stage, (files[number].path for number in sorted(wanted)), manifest.dirs if only is None else ())
-        if manifest.inline is None:
-            fetch_chunks(storage, files, manifest.chunks, stage, wanted, progress)
+    with naming(manifest), open_target(path) as target:
+        stage = target.stage
+        make_tree(stage.files, (files[number].path for number in sorted(wanted)), manifest.dirs if only is None else ())
         content = memoryview(manifest.inline or b"")
         for number in sorted(wanted):
             file = files[number]
             if manifest.inline is not None or not file.size:
-                write_file(stage, file, content[file.offset : file.offset + file.size])
+                write_file(stage.files, file, content[file.offset : file.offset + file.size])
                 progress.add(file.size)
+        stored = wanted if manifest.chunks else set()
+        with leftovers(target, files, manifest.chunks, stored, progress) as found:
+            fetch_chunks(storage, files, manifest.chunks, stage, stored - found.in_place, progress, found)
+            changed = found.changed()
+        progress.more(sum(files[number].size for number in changed))
+        fetch_chunks(storage, files, manifest.chunks, stage, changed, progress)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from metaflow_artifacts._transfer.chunks import READ_BYTES, read_chunk
 from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.packs import MAX_HELD_BYTES, Run, read_run, runs
 from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.reuse import Leftovers
+from metaflow_artifacts._transfer.staging import Stage
 from metaflow_artifacts._transfer.target import create, seek, write_all, write_file
 from metaflow_artifacts._transfer.width import Width, width_of
 
@@ -25,15 +27,17 @@ def fetch_chunks(
     storage: Storage,
     files: Sequence[FileEntry],
     chunks: Sequence[Chunk],
-    directory: str,
+    stage: Stage,
     wanted: set[int],
     progress: Progress,
+    found: Leftovers | None = None,
 ) -> None:
-    """Write the files with the numbers in `wanted` below `directory`, which is the caller's and holds no files.
+    """Write the files with the numbers in `wanted` to `stage`, except for what is `found` already.
 
-    The directories of the files exist already. Every byte is verified before this relocks. If it raises, the content
-    of `directory` must not be used.
+    The directories of the files exist already. Every byte is verified before this returns. If it raises, the content
+    of `stage` must not be used.
     """
+    directory = stage.files
     parts = segments([file.size for file in files], [chunk.size for chunk in chunks])
     locks = {number: threading.Lock() for number in wanted}
     width = width_of(storage, "load")
@@ -47,14 +51,20 @@ def fetch_chunks(
 
     def job(chunk: Chunk, mine: list[Segment]) -> Call:
         alone = runs(chunk, mine, files, wanted)
+        size = sum(part.length for part in mine if part.file in wanted)
 
         def run() -> None:
-            if alone is None:
-                _Writer(files, mine, directory, locks, width).write(storage, chunk)
-            else:
-                for one in alone:
-                    write_run(chunk, one)
-            progress.add(sum(part.length for part in mine if part.file in wanted))
+            with stage.used():
+                if found is not None and found.fill(chunk, mine, wanted):
+                    progress.add(size, found=size)
+                    return
+                if alone is None:
+                    _Writer(files, mine, directory, locks, width).write(storage, chunk)
+                else:
+                    for one in alone:
+                        write_run(chunk, one)
+                stage.holds_content = True
+            progress.add(size)
 
         return (READ_BYTES if alone is None else 2 * max(one.size for one in alone)), run
 

@@ -31,7 +31,7 @@ from metaflow_artifacts._layout import GC_MARKS
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer import gc_marks
-from metaflow_artifacts._transfer.target import STAGING_PREFIX
+from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, plan_gc
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
