@@ -204,6 +204,7 @@ class Load(Scenario):
             old = path in (b"weights.bin", b"sub/3.txt") and value == b"old"
             assert old or value == self.expected[path], path
         self.store.load(self.key, self.target)
+        assert not [name for name in os.listdir(self.target) if name.startswith(STAGING_PREFIX)]
         now = content(self.target)
         assert {path: now[path] for path in self.expected} == self.expected
         return complete
