@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from metaflow_artifacts import ModelArtifact, Store, TargetError
 from metaflow_artifacts._storage import LocalStorage
+from metaflow_artifacts._transfer import staging
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages, make_stage
 
@@ -344,10 +346,20 @@ def test_many_loads_at_once_into_one_directory(
     assert content(target) == fresh
 
 
-def test_what_another_machine_left_is_not_touched(store: Store, saved: ModelArtifact, tree: Path, target: Path) -> None:
+def test_what_another_machine_may_have_left_is_not_touched(
+    store: Store, saved: ModelArtifact, tree: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system is local, it was this machine, before it was started again."""
+    monkeypatch.setattr(staging, "_kernel", lambda: "before")
+    monkeypatch.setattr(staging, "_is_local", lambda path: True)
+    left(target, tree)
+    monkeypatch.setattr(staging, "_kernel", lambda: "now")
+    assert load(store, saved, target) == SIZE + PACKED
+    shutil.rmtree(target)
+    monkeypatch.setattr(staging, "_kernel", lambda: "another")
+    monkeypatch.setattr(staging, "_is_local", lambda path: False)
     stage = left(target, tree).parent
-    (lock,) = stage.glob("lock-*")
-    lock.rename(stage / "lock-another")
+    monkeypatch.setattr(staging, "_kernel", lambda: "now")
     assert load(store, saved, target) == 0
     assert stages(target) == [stage.name]
     assert (stage / "files" / "sub" / "weights").read_bytes() == (tree / "sub" / "weights").read_bytes()

@@ -192,9 +192,10 @@ def _get(options: argparse.Namespace) -> int:
     with bar("get") as progress:
         path = store.load(key, options.path, only=options.only, progress=progress)
     if options.json:
-        print_json({"path": path, "size": progress.total})
+        print_json({"path": path, "size": progress.total, "found": progress.found})
     else:
-        print(f"{size_text(progress.total)} in {escape(path)}")
+        found = f", {size_text(progress.found)} of it had been there already" if progress.found else ""
+        print(f"{size_text(progress.total)} in {escape(path)}{found}")
     return 0
 
 

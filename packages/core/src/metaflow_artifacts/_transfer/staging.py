@@ -1,12 +1,12 @@
 """The private directory of a load, inside of its target; and those that killed loads have left there.
 
 A load holds a lock (flock) on a file in its private directory. The kernel releases it when the process ends, however it
-ends. So a directory whose lock can be had is nobody's. The name of the file says which kernel keeps the lock: some
-network file systems keep locks on each machine alone, and what another machine has made is left alone. Where there
-is no flock, there is no such file, and nobody takes the directory.
+ends. So a directory whose lock can be had is nobody's. Some network file systems keep locks on each machine alone:
+outside of local file systems, the name of the file says which kernel keeps the lock, and what others have made is left
+alone. Where there is no flock, there is no such file, and nobody takes the directory.
 
-    .metaflow_artifacts_ab12cd34/lock-<kernel>    held by the process that loads
-    .metaflow_artifacts_ab12cd34/files/           the files of the artifact
+    .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>
+    .metaflow_artifacts_ab12cd34/files/        the files of the artifact
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ STAGING_PREFIX = ".metaflow_artifacts_"
 """How the name of a private directory begins."""
 
 _FILES = "files"
+_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "zfs", "tmpfs", "overlay"})
+"""File systems that one kernel alone has mounted."""
 _OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -78,17 +80,18 @@ class Stage:
 
 def make_stage(target: str) -> Stage:
     """A new private directory in the directory `target`. Raises OSError."""
+    name = _lock_name(target)
     while True:
         path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
         try:
-            lock = _take(path, os.O_CREAT | os.O_EXCL)
+            lock = _take(os.path.join(path, name), os.O_CREAT | os.O_EXCL)
             if lock is not None:
                 os.mkdir(os.path.join(path, _FILES))
                 return Stage(path, lock)
         except _NoLocks:
             os.mkdir(os.path.join(path, _FILES))
             with contextlib.suppress(OSError):
-                os.unlink(_lock_path(path))
+                os.unlink(os.path.join(path, name))
             return Stage(path, None)
         except FileNotFoundError:
             pass
@@ -102,9 +105,10 @@ def left_stages(target: str) -> Iterator[Stage]:
     """The private directories in `target` that no process uses any more. The caller removes each."""
     with os.scandir(target) as entries:
         paths = [entry.path for entry in entries if _is_ours(entry)]
+    name = _lock_name(target) if paths else ""
     for path in paths:
         try:
-            lock = _take(path, 0)
+            lock = _take(os.path.join(path, name), 0)
         except FileNotFoundError:
             # Killed before it had a lock, or by another machine: removed if it is empty.
             with contextlib.suppress(OSError):
@@ -130,14 +134,13 @@ class _NoLocks(OSError):
     """The system, or the file system, has no flock."""
 
 
-def _take(path: str, flags: int) -> int | None:
-    """A descriptor that holds the lock of a private directory; None where another process holds it.
+def _take(location: str, flags: int) -> int | None:
+    """A descriptor of the file at `location` that holds its lock; None where another process holds it.
 
-    Raises FileNotFoundError where there is no lock of this machine, _NoLocks, or OSError.
+    Raises FileNotFoundError where there is no such file, _NoLocks, or OSError.
     """
     if fcntl is None:
         raise _NoLocks
-    location = _lock_path(path)
     lock = os.open(location, _OPEN | flags, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,8 +162,22 @@ def _take(path: str, flags: int) -> int | None:
     return lock
 
 
-def _lock_path(path: str) -> str:
-    return os.path.join(path, f"lock-{_kernel()}")
+def _lock_name(target: str) -> str:
+    return f"lock-{'local' if _is_local(target) else _kernel()}"
+
+
+def _is_local(path: str) -> bool:
+    """Whether no other machine can have mounted the file system of `path`; False where that is not known."""
+    try:
+        device = os.stat(path).st_dev
+        with open("/proc/self/mountinfo") as mounts:
+            for mount in mounts:
+                place, _, kind = mount.partition(" - ")
+                if place.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+                    return kind.split()[0] in _LOCAL
+    except (OSError, ValueError, IndexError):
+        pass
+    return False
 
 
 @functools.cache
