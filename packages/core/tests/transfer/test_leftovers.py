@@ -191,6 +191,24 @@ def test_a_file_that_changes_after_it_was_hashed_is_fetched(
     assert progress.done == progress.total == SIZE * 2 + PACKED
 
 
+def test_a_piece_that_changes_before_it_is_copied_is_fetched(
+    store: Store, saved: ModelArtifact, target: Path, fresh: dict[str, tuple[bytes, int]]
+) -> None:
+    load(store, saved, target)
+    damage(target / "sub" / "weights")
+    changed = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        if progress.found and not changed.is_set():
+            changed.set()
+            damage(target / "sub" / "weights", 3 * CHUNK)
+
+    progress = Progress(watch)
+    store.load(saved, target, progress=progress)
+    assert content(target) == fresh
+    assert progress.found == SIZE - 2 * CHUNK + PACKED
+
+
 def test_of_a_pack_the_changed_file_is_fetched(store: Store, saved: ModelArtifact, target: Path, tree: Path) -> None:
     load(store, saved, target)
     before = inodes(target)
@@ -318,6 +336,22 @@ def test_a_load_that_runs_keeps_its_private_directory(
     assert list(left_stages(str(target))) == []
     found.remove()
     assert stages(target) == []
+
+
+def test_a_lock_that_another_load_has_removed_meanwhile_is_not_had(
+    tree: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = left(target, tree).parent
+    (lock,) = stage.glob("lock-*")
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        lock.unlink()
+        lock.touch()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert list(left_stages(str(target))) == []
 
 
 def test_many_loads_at_once_into_one_directory(
