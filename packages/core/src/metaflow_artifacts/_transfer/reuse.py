@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Segment, segments
@@ -166,24 +167,27 @@ class Leftovers:
         return may_stay
 
     def _comparisons(self) -> Iterator[Call]:
-        candidates = set(self._seen)
-        for piece in self._all_pieces(candidates) if candidates else ():
-            yield READ_BYTES, lambda piece=piece: self._compare(piece)  # type: ignore[misc]
+        for pieces in self._pieces_seen():
+            yield READ_BYTES, lambda pieces=pieces: self._compare(pieces)  # type: ignore[misc]
 
-    def _all_pieces(self, wanted: set[int]) -> Iterator[_Piece]:
-        plan = segments([file.size for file in self._files], [chunk.size for chunk in self._chunks])
-        for chunk, parts in zip(self._chunks, plan, strict=True):
-            yield from self._pieces(chunk, parts, wanted)
+    def _pieces_seen(self) -> Iterator[list[_Piece]]:
+        """For each chunk, the pieces that are to be looked for in the target."""
+        seen = set(self._seen)
+        if seen:
+            plan = segments([file.size for file in self._files], [chunk.size for chunk in self._chunks])
+            for chunk, parts in zip(self._chunks, plan, strict=True):
+                yield self._pieces(chunk, parts, seen)
 
-    def _compare(self, piece: _Piece) -> None:
-        with contextlib.suppress(OSError), _opened(self._top, self._files[piece.file].path) as file:
-            if _digest(file, piece) == piece.sha256:
-                self._equal.add((piece.file, piece.start))
+    def _compare(self, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            with contextlib.suppress(OSError), _opened(self._top, self._files[piece.file].path) as file:
+                if _digest(file, piece) == piece.sha256:
+                    self._equal.add((piece.file, piece.start))
 
     def _complete(self) -> set[int]:
         """The files of which the target has every piece."""
         left = {number: self._files[number].size for number in self._seen}
-        for piece in self._all_pieces(set(self._seen)):
+        for piece in chain.from_iterable(self._pieces_seen()):
             if (piece.file, piece.start) in self._equal:
                 left[piece.file] -= piece.length
         return {number for number, size in left.items() if not size}
