@@ -16,7 +16,7 @@ import pytest
 
 from metaflow_artifacts import ModelArtifact, Store, TargetError
 from metaflow_artifacts._storage import LocalStorage
-from metaflow_artifacts._transfer import staging
+from metaflow_artifacts._transfer import reuse, staging
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages, make_stage
 
@@ -207,6 +207,30 @@ def test_a_piece_that_changes_before_it_is_copied_is_fetched(
     store.load(saved, target, progress=progress)
     assert content(target) == fresh
     assert progress.found == SIZE - 2 * CHUNK + PACKED
+
+
+def test_another_version_of_a_file_is_not_hashed_to_its_end(
+    store: Store,
+    saved: ModelArtifact,
+    target: Path,
+    fresh: dict[str, tuple[bytes, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(store, saved, target)
+    (target / "sub" / "weights").write_bytes(os.urandom(SIZE))
+    hashed = []
+    real = reuse._digest
+
+    def digest(file: int, piece: reuse._Piece) -> str:
+        hashed.append(piece.length)
+        return real(file, piece)
+
+    monkeypatch.setattr(reuse, "_digest", digest)
+    # Threads that had begun go on.
+    monkeypatch.setattr(reuse, "_THREADS", 1)
+    assert load(store, saved, target) == PACKED
+    assert hashed.count(CHUNK) == reuse._MOST_MISSES
+    assert content(target) == fresh
 
 
 def test_of_a_pack_the_changed_file_is_fetched(store: Store, saved: ModelArtifact, target: Path, tree: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _CAN_LOOK = {os.open, os.stat, os.rename} <= os.supports_dir_fd and hasattr(os, 
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _THREADS = min(4, os.cpu_count() or 1)
+_MOST_MISSES = 4
+"""After how many wrong pieces in a row the rest of a file of the target is not hashed: it may be another version."""
 
 
 @contextmanager
@@ -99,6 +102,8 @@ class Leftovers:
         """Files of the target with the right path and size."""
         self._equal: set[tuple[int, int]] = set()
         """File and start of the pieces that the target has."""
+        self._misses: Counter[int] = Counter()
+        """Pieces of a file of the target that were wrong since the last one that was right, about."""
         self._taken: set[int] = set()
         """Files in the stage that a killed load has written to."""
         self._modes: dict[int, int] = {}
@@ -180,9 +185,14 @@ class Leftovers:
 
     def _compare(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
+            if self._misses[piece.file] >= _MOST_MISSES:
+                continue
             with contextlib.suppress(OSError), _opened(self._top, self._files[piece.file].path) as file:
                 if _digest(file, piece) == piece.sha256:
                     self._equal.add((piece.file, piece.start))
+                    self._misses[piece.file] = 0
+                    continue
+            self._misses[piece.file] += 1
 
     def _complete(self) -> set[int]:
         """The files of which the target has every piece."""
