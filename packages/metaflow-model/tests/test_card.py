@@ -72,7 +72,7 @@ def report() -> Report:
 def test_what_is_noted_counts_once_and_is_listed_newest_first(report: Report) -> None:
     assert report.changed() is False
     report.note_saved(reference(1), 1000, 0.25)
-    report.note_loaded("base", reference(2), "/tmp/base", 1.5, reference(2)["size"])
+    report.note_loaded("base", reference(2), "/tmp/base", 1.5, 1 << 20)
     assert report.changed() is True
     assert report.changed() is False
     report.note_saved(reference(3), 24, 0.25)
