@@ -309,10 +309,11 @@ class Store:
         """Load an artifact's files into the directory `path`, and return that path.
 
         The directory is made if it does not exist. Files with the same path are replaced, and nothing else in it is
-        changed; nothing at all changes until every byte was verified. With `only`, the files are loaded whose path
-        matches this pattern, or one of several (`*` and `?`; `*` matches `/` too). Raises as `manifest` does;
-        InvalidInput if `only` is no pattern; ArtifactNotFound if a pattern matches no file; CorruptArtifact if content
-        is missing or changed; TargetError if `path` cannot be written.
+        changed; nothing at all changes until every byte was verified. What the directory holds already, or a load into
+        it that was killed has left, is hashed and not fetched again (`progress.found`). With `only`, the files are
+        loaded whose path matches this pattern, or one of several (`*` and `?`; `*` matches `/` too). Raises as
+        `manifest` does; InvalidInput if `only` is no pattern; ArtifactNotFound if a pattern matches no file;
+        CorruptArtifact if content is missing or changed; TargetError if `path` cannot be written.
         """
         patterns_of(only)
         load_files(self.storage, self.manifest(reference), path, only, progress or Progress())
