@@ -191,6 +191,12 @@ def test_only_the_files_asked_for_are_loaded(store: Store, tree: Path, tmp_path:
     with pytest.raises(ArtifactNotFound, match=r"has no file that matches '\*\.onnx'"):
         store.load(saved, tmp_path / "none", only="*.onnx")
     assert not (tmp_path / "none").exists()
+    store.load(saved, tmp_path / "several", only=("sub/f000", "big.bin"))
+    assert sorted(content(tmp_path / "several")) == [b"big.bin", b"sub", b"sub/f000"]
+    wrong: Any
+    for wrong in ([], "", [""], [5], 5, b"*"):
+        with pytest.raises(InvalidInput, match="only: expected a pattern"):
+            store.load(saved, tmp_path / "none", only=wrong)
 
 
 def test_delete(store: Store, tree: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import metaflow  # Has to come first: it imports the decorators.
 import pytest
 from stored_task import task_in
 
-from metaflow_artifacts import CheckpointInfo, InvalidInput, UsageError
+from metaflow_artifacts import ArtifactNotFound, CheckpointInfo, InvalidInput, UsageError
 from metaflow_artifacts._mf import loaded
 from metaflow_artifacts._mf.log import Log
 from metaflow_artifacts._mf.task import ENVIRONMENT_VARIABLE, TaskIdentity
@@ -180,3 +180,18 @@ def test_several_checkpoints_can_be_loaded_into_the_directory_of_a_block(content
         for path in (content, tmp_path / "more"):
             checkpoint.load(checkpoint.save(path))
         assert sorted(os.listdir(str(checkpoint.directory))) == sorted([content.name, "more"])
+
+
+def test_some_files_of_a_checkpoint(checkpoint: CurrentCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("a.bin", "b.bin", "c.txt"):
+        (tmp_path / "tree" / name).write_text(name)
+    saved = checkpoint.save(tmp_path / "tree")
+    for one in (checkpoint, Checkpoint(init_dir=True)):
+        assert os.listdir(one.load(saved, only=["a.*"])) == ["a.bin"]
+        assert sorted(os.listdir(one.load(saved, tmp_path / "out", only=["*.txt", "b*"]))) == ["b.bin", "c.txt"]
+        with pytest.raises(InvalidInput, match="only: expected a pattern"):
+            one.load(saved, only=[])
+        with pytest.raises(ArtifactNotFound, match=r"no file that matches 'x'; it has 'a\.bin', 'b\.bin', 'c\.txt'"):
+            one.load(saved, only="x")
+        assert os.listdir(str(one.directory)) == ["a.bin"]

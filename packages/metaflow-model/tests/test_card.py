@@ -72,7 +72,7 @@ def report() -> Report:
 def test_what_is_noted_counts_once_and_is_listed_newest_first(report: Report) -> None:
     assert report.changed() is False
     report.note_saved(reference(1), 1000, 0.25)
-    report.note_loaded("base", reference(2), "/tmp/base", 1.5)
+    report.note_loaded("base", reference(2), "/tmp/base", 1.5, 1 << 20)
     assert report.changed() is True
     assert report.changed() is False
     report.note_saved(reference(3), 24, 0.25)
@@ -86,6 +86,13 @@ def test_what_is_noted_counts_once_and_is_listed_newest_first(report: Report) ->
     assert "<b>1.5 s</b><span>spent on loading</span>" in page
     assert page.index("key of 3") < page.index("key of 1")
     assert "<code>/tmp/base</code>" in page
+
+
+def test_of_a_part_the_card_shows_the_bytes_that_were_loaded(report: Report) -> None:
+    report.note_loaded("base", reference(2), "/tmp/base", 1.5, 4096)
+    page = "".join(report.parts("running"))
+    assert "4 KiB of 1 MiB" in page
+    assert "<b>4 KiB</b><span>content loaded</span>" in page
 
 
 def test_however_much_is_saved_the_card_stays_small(report: Report) -> None:

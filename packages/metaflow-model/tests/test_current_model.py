@@ -14,7 +14,7 @@ from typing import Any
 import metaflow  # noqa: F401  # Has to come first: it imports the decorators.
 import pytest
 
-from metaflow_artifacts import ArtifactNotFound, InvalidReference, UsageError, open_store
+from metaflow_artifacts import ArtifactNotFound, InvalidInput, InvalidReference, UsageError, open_store
 from metaflow_artifacts._mf import loaded
 from metaflow_artifacts._mf.log import Log
 from metaflow_extensions.artifacts_model.plugins.model_deco import current_model
@@ -65,6 +65,28 @@ def test_a_slow_save_has_a_line_in_the_log(
     assert re.fullmatch(
         r"\[@model\] Saved `again` in [\d.]+ seconds: 293 KiB, 0 B of it new to the datastore", lines[0]
     )
+
+
+def test_some_files_of_a_model(model: CurrentModel, lines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "content").mkdir()
+    for name, size in (("a.bin", 2048), ("b.bin", 1024), ("c.txt", 10)):
+        (tmp_path / "content" / name).write_bytes(bytes(size))
+    saved = model.save(tmp_path / "content")
+    path = model.load(saved, only=["a.*", "*.txt"])
+    assert sorted(os.listdir(path)) == ["a.bin", "c.txt"]
+    assert re.fullmatch(
+        r"\[@model\] Loaded artifact `\w+\[type:model\]` in [\d.]+ seconds: 2 KiB of 3 KiB, only a\.\*, \*\.txt",
+        lines[-1],
+    )
+    info = model.loaded.info[saved["key"]]
+    assert info == {**saved, "only": ["a.*", "*.txt"], "loaded_size": 2058}
+    # It is still a reference.
+    assert sorted(os.listdir(model.load(info))) == ["a.bin", "b.bin", "c.txt"]
+    assert model.loaded.info[saved["key"]] == saved
+    with pytest.raises(InvalidInput, match=r"found \[\]"):
+        model.load(saved, only=[])
+    with pytest.raises(ArtifactNotFound, match=r"no file that matches '\*\.pt'; it has 'a\.bin', 'b\.bin', 'c\.txt'"):
+        model.load(saved, only=["*.bin", "*.pt"])
 
 
 @pytest.fixture
@@ -199,7 +221,20 @@ def test_all_forms_of_load_become_one(load: object, entries: list[list[str | Non
 
 @pytest.mark.parametrize(
     "load",
-    [3, {"a": "p"}, ["a", 3], [("a", "p", "q")], [("a", 3)], [[]], {"a"}, ("a", "./p"), [""], [("", "p")], "a/b", True],
+    [
+        3,
+        {"a": "p"},
+        ["a", 3],
+        [("a", "p", "q", "r")],
+        [("a", 3)],
+        [[]],
+        {"a"},
+        ("a", "./p"),
+        [""],
+        [("", "p")],
+        "a/b",
+        True,
+    ],
 )
 def test_other_forms_are_refused(load: object) -> None:
     with pytest.raises(UsageError, match=r"^step train: @model\(load=…\) takes a name, or a list of") as raised:

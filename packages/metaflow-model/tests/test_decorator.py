@@ -41,6 +41,8 @@ def initialised(step: str = "train", kind: str = "local", root: str = "/there", 
         ("name", [["name", None]]),
         ('["a", "b"]', [["a", None], ["b", None]]),
         ('[["a", "./p"], "b"]', [["a", "./p"], ["b", None]]),
+        ('[["a", null, "*.bin"]]', [["a", None, ["*.bin"]]]),
+        ([("a", Path("p"), ["*.bin", "x,y:*"]), "b"], [["a", "p", ["*.bin", "x,y:*"]], ["b", None]]),
         ("('a', 'b')", [["a", None], ["b", None]]),
         ("[('a', './p')]", [["a", "./p"]]),
         # A Config object can have sequences of its own.
@@ -69,7 +71,16 @@ def test_other_arguments_are_read_as_what_they_say(tmp_path: Path) -> None:
     [
         ({"load": ("model", "./path")}, "found './path' (str), which is no name of an artifact or Parameter; write"),
         ({"load": "[a"}, "neither JSON nor a literal of Python"),
-        ({"load": 5}, "takes a name, or a list of names and (name, path); found 5 (int)"),
+        ({"load": 5}, "takes a name, or a list of names, (name, path) and (name, path, pattern); found 5 (int)"),
+        (
+            {"load": [("a", None, [])]},
+            "only: expected a pattern such as '*.safetensors', or a list of patterns, found []",
+        ),
+        (
+            {"load": [("a", None, 5)]},
+            "only: expected a pattern such as '*.safetensors', or a list of patterns, found 5",
+        ),
+        ({"load": [("a", "./p", "x", "y")]}, "found ('a', './p', 'x', 'y') (tuple) in the list"),
         ({"temp_dir_root": 5}, "@model(temp_dir_root=5): expected a path (str or os.PathLike), found int"),
         ({"best_effort_load": "maybe"}, "@model(best_effort_load='maybe'): expected True or False"),
         ({"kind": "hdfs", "root": "hdfs://bucket/x"}, "the datastore hdfs (hdfs://bucket/x) cannot keep models and"),

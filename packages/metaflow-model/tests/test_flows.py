@@ -159,7 +159,10 @@ def test_names_that_hold_nothing_to_load_stop_the_step(runner: FlowRunner) -> No
 def test_a_load_of_no_known_form_is_refused_before_anything_runs(runner: FlowRunner) -> None:
     result = runner.run(FLOWS / "bad_form_flow.py", fails=True)
     assert shows_only_the_message(result)
-    assert "step start: @model(load=…) takes a name, or a list of names and (name, path); found " in result.output
+    assert (
+        "step start: @model(load=…) takes a name, or a list of names, (name, path) and (name, path, pattern); found "
+        in result.output
+    )
     assert "Workflow starting" not in result.output
 
 

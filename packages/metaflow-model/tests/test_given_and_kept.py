@@ -21,7 +21,7 @@ def test_with_and_config_give_the_same_as_the_source(runner: FlowRunner, tmp_pat
     (tmp_path / "file").write_text("content")
     saved = open_store(runner.local_root).save_model(tmp_path / "file")
     given = ("--a", saved["url"], "--b", saved["key"])
-    result = runner.run(FLOWS / "given_flow.py", *given, "--with", 'model:load=["a", ["b", "./there"]]')
+    result = runner.run(FLOWS / "given_flow.py", *given, "--with", 'model:load=["a", ["b", "./there", "fil?"]]')
     loaded = result.fact("with")
     assert list(loaded) == ["a", "b"]
     assert loaded["b"] == "there"

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from ._store.choices import Choice as Choice
     from ._store.choices import GangChoice as GangChoice
     from ._store.references import ParsedReference as ParsedReference
+    from ._store.selection import patterns_of as patterns_of
     from ._store.store import Store as Store
     from ._text import count_text as count_text
     from ._text import duration_text as duration_text
@@ -139,6 +140,7 @@ _WHERE = {
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "task_of"),
     "_store.choices": ("Choice", "GangChoice"),
     "_store.references": ("ParsedReference",),
+    "_store.selection": ("patterns_of",),
     "_store.store": ("Store",),
     "_text": ("count_text", "duration_text", "seconds_of", "size_text", "time_text"),
     "_transfer.chunks": ("chunk_key", "is_stored", "put_chunk", "read_chunk"),

@@ -118,10 +118,16 @@ def test_get(run: Run, keys: dict[str, str], tmp_path: Path) -> None:
     assert result.out == f"320 KiB in {tmp_path / 'out'}\n"
     assert (tmp_path / "out" / "sub" / "weights.bin").stat().st_size == 5 * CHUNK
     assert result.err == ""
+    again = run("get", keys["base"], str(tmp_path / "out"))
+    assert again.out == f"320 KiB in {tmp_path / 'out'}, 320 KiB of it had been there already\n"
     only = run("get", keys["base"], str(tmp_path / "only"), "--only", "*.json", "--json")
-    assert only.json == {"path": str(tmp_path / "only"), "size": 9}
+    assert only.json == {"path": str(tmp_path / "only"), "size": 9, "found": 0}
     assert os.listdir(tmp_path / "only") == ["config.json"]
-    assert run("get", keys["base"], str(tmp_path / "none"), "--only", "*.pt").code == 1
+    both = run("get", keys["base"], str(tmp_path / "both"), "--only", "*.json", "--only", "sub/*", "--json")
+    assert both.json["size"] == 5 * CHUNK + 9
+    none = run("get", keys["base"], str(tmp_path / "none"), "--only", "*.json", "--only", "*.pt")
+    assert (none.code, os.path.exists(tmp_path / "none")) == (1, False)
+    assert "has no file that matches '*.pt'; it has 'config.json'" in none.err
     (tmp_path / "file").touch()
     target = run("get", keys["base"], str(tmp_path / "file"))
     assert target.code == 2

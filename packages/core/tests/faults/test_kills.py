@@ -23,7 +23,7 @@ AFTER = {
     "checkpoint": "as a save; the latest checkpoint is still the one before, since this one was saved with "
     "`latest=False`, whether its tombstone was written or not",
     "load": "each file in the target is the old one or the new one, whole; nothing else in it has changed but for a "
-    "directory `.metaflow_artifacts_…`; the same load succeeds",
+    "directory `.metaflow_artifacts_…`; the same load succeeds, with what is right in that directory, and removes it",
     "gc": "`check` finds the store whole; what was kept loads right; a save of what was half removed succeeds; the "
     "next `gc` removes the rest",
     "delete": "each checkpoint loads right and can be deleted, or is gone; its number is not given again",

@@ -11,7 +11,8 @@ class GivenFlow(FlowSpec):
     a = Parameter("a", default="")
     b = Parameter("b", default="")
     config = Config(
-        "config", default_value={"load": ["a", ["b", "from config"]], "text": '["a"]', "no": "False", "none": "None"}
+        "config",
+        default_value={"load": ["a", ["b", "from config", ["file"]]], "text": '["a"]', "no": "False", "none": "None"},
     )
 
     @step

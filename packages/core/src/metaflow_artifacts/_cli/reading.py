@@ -46,7 +46,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="PATH",
         help="the directory; it is created if it does not exist, and other files in it are left alone",
     )
-    get.add_argument("--only", metavar="PATTERN", help="only the files whose path matches (* also matches /)")
+    get.add_argument(
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        help="only the files whose path matches (* also matches /); may be given several times",
+    )
     _key(command("lineage", _lineage, "list an artifact and those that it was made from, newest first"))
 
 
@@ -187,9 +192,10 @@ def _get(options: argparse.Namespace) -> int:
     with bar("get") as progress:
         path = store.load(key, options.path, only=options.only, progress=progress)
     if options.json:
-        print_json({"path": path, "size": progress.total})
+        print_json({"path": path, "size": progress.total, "found": progress.found})
     else:
-        print(f"{size_text(progress.total)} in {escape(path)}")
+        found = f", {size_text(progress.found)} of it had been there already" if progress.found else ""
+        print(f"{size_text(progress.total)} in {escape(path)}{found}")
     return 0
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, ModelKey
@@ -36,15 +35,16 @@ from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, open_storage
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
+from metaflow_artifacts._store.loading import load_files, naming
 from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
+from metaflow_artifacts._store.selection import Patterns, patterns_of
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
-from metaflow_artifacts._transfer.loading import fetch_chunks, read_range
+from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
 from metaflow_artifacts._transfer.scan import Source, scan
 from metaflow_artifacts._transfer.source import read_inline
-from metaflow_artifacts._transfer.target import create, make_tree, staged_target, write_all
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
@@ -52,7 +52,6 @@ from metaflow_artifacts.errors import (
     InvalidInput,
     InvalidReference,
     StorageError,
-    TargetError,
     TransientStorageError,
 )
 
@@ -304,33 +303,20 @@ class Store:
         reference: Reference,
         path: str | os.PathLike[str],
         *,
-        only: str | None = None,
+        only: Patterns | None = None,
         progress: Progress | None = None,
     ) -> str:
         """Load an artifact's files into the directory `path`, and return that path.
 
         The directory is made if it does not exist. Files with the same path are replaced, and nothing else in it is
-        changed; nothing at all changes until every byte was verified. With `only`, the files are loaded whose path
-        matches this pattern (`*` and `?`; `*` matches `/` too). Raises as `manifest` does; CorruptArtifact if content
-        is missing or changed; TargetError if `path` cannot be written.
+        changed; nothing at all changes until every byte was verified. What the directory holds already, or a load into
+        it that was killed has left, is hashed and not fetched again (`progress.found`). With `only`, the files are
+        loaded whose path matches this pattern, or one of several (`*` and `?`; `*` matches `/` too). Raises as
+        `manifest` does; InvalidInput if `only` is no pattern; ArtifactNotFound if a pattern matches no file;
+        CorruptArtifact if content is missing or changed; TargetError if `path` cannot be written.
         """
-        manifest = self.manifest(reference)
-        wanted = {n for n, file in enumerate(manifest.files) if only is None or fnmatchcase(file.path, only)}
-        if only is not None and not wanted:
-            raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file that matches {only!r}")
-        transfer = progress or Progress()
-        transfer.start(sum(manifest.files[n].size for n in wanted))
-        with _naming(manifest), staged_target(path) as stage:
-            make_tree(stage, (manifest.files[n].path for n in sorted(wanted)), manifest.dirs if only is None else ())
-            if manifest.inline is None:
-                fetch_chunks(self.storage, manifest.files, manifest.chunks, stage, wanted, transfer)
-            content = memoryview(manifest.inline or b"")
-            for number in sorted(wanted):
-                file = manifest.files[number]
-                if manifest.inline is not None or not file.size:
-                    with create(os.path.join(stage, file.path), file.mode) as out:
-                        write_all(out, content[file.offset : file.offset + file.size])
-                    transfer.add(file.size)
+        patterns_of(only)
+        load_files(self.storage, self.manifest(reference), path, only, progress or Progress())
         return os.fspath(path)
 
     def read_file(self, reference: Reference | Manifest, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -349,7 +335,7 @@ class Store:
         end = file.size if length is None else min(file.size, start + length)
         if start >= end:
             return b""
-        with _naming(manifest):
+        with naming(manifest):
             if manifest.inline is not None:
                 return manifest.inline[file.offset + start : file.offset + end]
             return read_range(self.storage, manifest.chunks, file, start, end)
@@ -434,12 +420,3 @@ def _demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
             f"{wanted['created_on']} ({wanted['size']} bytes); another artifact is stored at its key now, saved by "
             f"{found['pathspec'] or 'somebody'} on {found['created_on']}; pass the key alone for that one"
         )
-
-
-@contextmanager
-def _naming(manifest: Manifest) -> Iterator[None]:
-    """Prefix errors raised in the block with the artifact's key."""
-    try:
-        yield
-    except (CorruptArtifact, StorageError, TargetError) as error:
-        raise type(error)(f"cannot load {manifest.artifact['key']}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -12,42 +11,62 @@ from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Segment, segments
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.job import check
-from metaflow_artifacts._transfer.chunks import READ_ATTEMPTS, READ_BYTES, chunk_key, damaged, missing, read_chunk
+from metaflow_artifacts._transfer.chunks import READ_BYTES, read_chunk
 from metaflow_artifacts._transfer.engine import Call, engine
+from metaflow_artifacts._transfer.packs import MAX_HELD_BYTES, Run, read_run, runs
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.target import create, seek, write_all
+from metaflow_artifacts._transfer.reuse import Leftovers
+from metaflow_artifacts._transfer.staging import Stage
+from metaflow_artifacts._transfer.target import create, seek, write_all, write_file
 from metaflow_artifacts._transfer.width import Width, width_of
-from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["fetch_chunks", "read_range"]
-
-_MAX_HELD_BYTES = 64 << 20
-"""The largest file that is read into memory to be verified alone."""
 
 
 def fetch_chunks(
     storage: Storage,
     files: Sequence[FileEntry],
     chunks: Sequence[Chunk],
-    directory: str,
+    stage: Stage,
     wanted: set[int],
     progress: Progress,
+    found: Leftovers | None = None,
 ) -> None:
-    """Write the files with the numbers in `wanted` below `directory`, which is the caller's and holds no files.
+    """Write the files with the numbers in `wanted` to `stage`, except for what is `found` already.
 
-    The directories of the files exist already. Every byte is verified before this relocks. If it raises, the content
-    of `directory` must not be used.
+    The directories of the files exist already. Every byte is verified before this returns. If it raises, the content
+    of `stage` must not be used.
     """
+    directory = stage.files
     parts = segments([file.size for file in files], [chunk.size for chunk in chunks])
     locks = {number: threading.Lock() for number in wanted}
     width = width_of(storage, "load")
 
-    def job(chunk: Chunk, mine: list[Segment]) -> Call:
-        def run() -> None:
-            _Writer(files, mine, directory, locks, width).write(storage, chunk)
-            progress.add(sum(part.length for part in mine if part.file in wanted))
+    def write_run(chunk: Chunk, run: Run) -> None:
+        content = memoryview(read_run(storage, chunk, run.start, [files[number] for number in run.files]))
+        width.moved(run.size)
+        for number in run.files:
+            write_file(directory, files[number], content[: files[number].size])
+            content = content[files[number].size :]
 
-        return READ_BYTES, run
+    def job(chunk: Chunk, mine: list[Segment]) -> Call:
+        alone = runs(chunk, mine, files, wanted)
+        size = sum(part.length for part in mine if part.file in wanted)
+
+        def run() -> None:
+            with stage.used():
+                if found is not None and found.fill(chunk, mine, wanted):
+                    progress.add(size, found=size)
+                    return
+                if alone is None:
+                    _Writer(files, mine, directory, locks, width).write(storage, chunk)
+                else:
+                    for one in alone:
+                        write_run(chunk, one)
+                stage.holds_content = True
+            progress.add(size)
+
+        return (READ_BYTES if alone is None else 2 * max(one.size for one in alone)), run
 
     jobs = (
         job(chunk, mine) for chunk, mine in zip(chunks, parts, strict=True) if any(part.file in wanted for part in mine)
@@ -67,8 +86,8 @@ def read_range(storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start
         first, last = max(file.offset + start, begin), min(file.offset + end, begin + chunk.size)
         if first < last:
             alone = begin <= file.offset and file.offset + file.size <= begin + chunk.size
-            if file.sha256 is not None and alone and file.size < min(chunk.size, _MAX_HELD_BYTES):
-                return _read_packed(storage, chunk, file, file.offset - begin)[start:end]
+            if file.sha256 is not None and alone and file.size < min(chunk.size, MAX_HELD_BYTES):
+                return read_run(storage, chunk, file.offset - begin, [file])[start:end]
             piece = _Piece(first - begin, last - begin)
             read_chunk(storage, chunk, piece.take, piece.restart)
             content += piece.content
@@ -91,19 +110,6 @@ class _Piece:
     def take(self, block: memoryview) -> None:
         self.content += block[max(0, self.start - self._position) : max(0, self.end - self._position)]
         self._position += len(block)
-
-
-def _read_packed(storage: Storage, chunk: Chunk, file: FileEntry, at: int) -> bytes:
-    found = []
-    for _ in range(READ_ATTEMPTS):
-        try:
-            content = storage.get(chunk_key(chunk.sha256), at, file.size)
-        except ArtifactNotFound as error:
-            raise missing(storage, chunk) from error
-        found.append(hashlib.sha256(content).hexdigest())
-        if found[-1] == file.sha256:
-            return content
-    raise damaged(storage, chunk, f"the content of {file.path!r} in this chunk", found)
 
 
 class _Writer:

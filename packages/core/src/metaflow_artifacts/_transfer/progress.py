@@ -21,23 +21,26 @@ class Progress:
         """Bytes of content that are saved or loaded so far."""
         self.stored = 0
         """Bytes that were new to the store and had to be written (saves only)."""
+        self.found = 0
+        """Bytes that earlier loads had left at the target, and that were not fetched (loads only)."""
         self._watch = watch
         self._lock = threading.Lock()
 
     def start(self, total: int) -> None:
         """Begin: `total` bytes of content."""
         with self._lock:
-            self.total, self.done, self.stored = total, 0, 0
+            self.total, self.done, self.stored, self.found = total, 0, 0, 0
 
     def more(self, total: int) -> None:
-        """Add to `total`: files changed, and this many bytes are read again."""
+        """Add to `total`: files changed, and this many bytes are read or loaded again."""
         with self._lock:
             self.total += total
 
-    def add(self, done: int, stored: int = 0) -> None:
-        """Add to `done`; `stored` of these bytes were written to the store."""
+    def add(self, done: int, stored: int = 0, found: int = 0) -> None:
+        """Add to `done`; `stored` of these bytes were written to the store, `found` were at the target."""
         with self._lock:
             self.done += done
             self.stored += stored
+            self.found += found
         if self._watch is not None:
             self._watch(self)

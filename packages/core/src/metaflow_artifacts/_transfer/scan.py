@@ -6,7 +6,8 @@ import os
 import stat
 from dataclasses import dataclass, field, replace
 
-from metaflow_artifacts._transfer.target import STAGING_PREFIX, is_path
+from metaflow_artifacts._transfer.staging import STAGING_PREFIX
+from metaflow_artifacts._transfer.target import is_path
 from metaflow_artifacts.errors import InvalidInput, SourceError, SourceNotFound, warn
 
 __all__ = ["Source", "SourceFile", "look_again", "scan"]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts.errors import SourceError
@@ -41,6 +41,11 @@ _COARSE_NS = 2_000_000_000
 
 # O_NONBLOCK: if a pipe has replaced the file, opening it must not wait for a writer. It has no effect on files.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class _Timed(Protocol):
+    @property
+    def mtime_ns(self) -> int: ...
 
 
 class Changed(Exception):
@@ -172,7 +177,7 @@ class OpenSource:
         return SourceError(f"cannot read {self._file.location!r}: {error.strerror}")
 
 
-def _is_young(file: SourceFile, now_ns: int) -> bool:
+def _is_young(file: _Timed, now_ns: int) -> bool:
     age = now_ns - file.mtime_ns
     return -_COARSE_NS < age < (_TICK_NS if file.mtime_ns % 1_000_000_000 else _COARSE_NS)
 
@@ -182,7 +187,7 @@ def is_young(file: SourceFile) -> bool:
     return _is_young(file, time.time_ns())
 
 
-def wait_for_tick(files: Iterable[SourceFile]) -> None:
+def wait_for_tick(files: Iterable[_Timed]) -> None:
     """Return when every further write to `files` will change their times.
 
     This is at once for all but the youngest files, else after 10 ms; after 2 s where a file system keeps whole seconds.

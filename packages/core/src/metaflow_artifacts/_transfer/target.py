@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts._transfer.removal import remove_tree
+from metaflow_artifacts._format.manifest import FileEntry
+from metaflow_artifacts._transfer.staging import Stage, make_stage
 from metaflow_artifacts.errors import InvalidInput, TargetError
 
-__all__ = ["STAGING_PREFIX", "create", "is_path", "make_tree", "seek", "staged_target", "write_all"]
-
-STAGING_PREFIX = ".metaflow_artifacts_"
-"""How the name of the staging directory begins. One that a killed load has left may be removed."""
+__all__ = [
+    "Target",
+    "create",
+    "is_path",
+    "make_tree",
+    "open_target",
+    "seek",
+    "staged_target",
+    "write_all",
+    "write_file",
+]
 
 
 def is_path(text: object) -> bool:
@@ -42,6 +50,22 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
     `path` is made where it does not exist. Raises TargetError where it is a file, cannot be written, or holds a
     directory where the artifact has a file, a file where it has a directory, or a link where it has a directory.
     """
+    with open_target(path) as target:
+        yield target.stage.files
+
+
+@dataclass
+class Target:
+    """A directory that is loaded into."""
+
+    path: str
+    stage: Stage
+    """The private directory in it, whose files are moved into it."""
+
+
+@contextmanager
+def open_target(path: str | os.PathLike[str]) -> Iterator[Target]:
+    """As `staged_target`, for loads that also look at what is in the target."""
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInput(f"path to load into: expected str or PathLike, found {type(path).__name__}")
     target = os.fspath(path)
@@ -50,14 +74,20 @@ def staged_target(path: str | os.PathLike[str]) -> Iterator[str]:
     made = _make(target)
     try:
         with _wording(target):
-            stage = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
+            stage = make_stage(target)
         try:
-            yield stage
+            yield Target(target, stage)
             with _wording(target):
-                for step in list(_moves(stage, target)):
+                for step in list(_moves(stage.files, target)):
                     os.replace(*step)
-        finally:
-            remove_tree(stage)
+        except BaseException as error:
+            # What an interrupt leaves is for the same load, done again. Errors leave the target as it was.
+            if isinstance(error, Exception) or not stage.holds_content:
+                stage.remove()
+            else:
+                stage.leave()
+            raise
+        stage.remove()
     except BaseException:
         for directory in reversed(made):
             try:
@@ -202,3 +232,9 @@ def write_all(file: Any, block: memoryview) -> None:
             block = block[file.write(block) :]
     except OSError as error:
         raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_MAKE_ROOM}") from error
+
+
+def write_file(directory: str, file: FileEntry, content: memoryview) -> None:
+    """Write a new file of an artifact below `directory`. Raises TargetError, which names the file."""
+    with create(os.path.join(directory, file.path), file.mode) as out:
+        write_all(out, content)

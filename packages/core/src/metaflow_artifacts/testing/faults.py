@@ -271,9 +271,10 @@ class FaultProxy:
         head = f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
         sent = b"" if request.method == "HEAD" else body[: cut.after] if cut else body
-        client.sendall(head.encode("latin-1") + sent)
         with self._lock:
+            # Counted before: the client may ask for the count as soon as it has the answer.
             self.sent += len(sent)
+        client.sendall(head.encode("latin-1") + sent)
         if cut and cut.stall:
             self._stopped.wait()
             return False

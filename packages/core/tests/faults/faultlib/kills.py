@@ -31,7 +31,7 @@ from metaflow_artifacts._layout import GC_MARKS
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer import gc_marks
-from metaflow_artifacts._transfer.target import STAGING_PREFIX
+from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import execute_gc, plan_gc
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
@@ -204,6 +204,7 @@ class Load(Scenario):
             old = path in (b"weights.bin", b"sub/3.txt") and value == b"old"
             assert old or value == self.expected[path], path
         self.store.load(self.key, self.target)
+        assert not [name for name in os.listdir(self.target) if name.startswith(STAGING_PREFIX)]
         now = content(self.target)
         assert {path: now[path] for path in self.expected} == self.expected
         return complete

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -159,7 +159,13 @@ class Checkpoint:
         return with_older_names(artifact)
 
     @in_flow
-    def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
+    def load(
+        self,
+        reference: str | Mapping[str, Any],
+        path: str | os.PathLike[str] | None = None,
+        *,
+        only: str | Sequence[str] | None = None,
+    ) -> str:
         """Load a checkpoint, or any other artifact, into a directory, and return the path of the directory.
 
         Nothing is changed in the directory until every byte has been verified.
@@ -172,6 +178,9 @@ class Checkpoint:
             The directory to load into, by default `directory`. It is created if it does not exist; files of the same
             name are replaced, and other files are left alone. But without `path`, `current.checkpoint.load` replaces
             the whole content of `directory`.
+        only : str or list of str, default None
+            A pattern for the paths of the files to load, or several: `*.safetensors`, `tokenizer/*`. `*` and `?` are
+            wildcards, and match `/` too. Each must match a file. By default, all files are loaded.
 
         Returns
         -------
@@ -183,7 +192,9 @@ class Checkpoint:
         NoDirectory
             If there is no `path` and no `directory`.
         InvalidReference, ArtifactNotFound
-            If `reference` is malformed, or nothing is stored at its key.
+            If `reference` is malformed, or nothing is stored at its key, or a pattern in `only` matches no file.
+        InvalidInput
+            If `only` is no pattern, or an empty list.
         CorruptArtifact
             If content is missing or damaged.
         TargetError
@@ -196,9 +207,9 @@ class Checkpoint:
         parsed = ParsedReference.of(reference)
         if path is None:
             target = self._own_directory("load")
-            self._load_into_own(parsed, target)
+            self._load_into_own(parsed, target, only)
         else:
-            target = store_for(parsed).load(parsed, path)
+            target = store_for(parsed).load(parsed, path, only=only)
         note_loaded(parsed.key)
         self._journal().note_parents()
         return target
@@ -307,8 +318,8 @@ class Checkpoint:
         task = self._task("generate_key")
         return str(writer_of(task, self._journal()).key(name or DEFAULT_NAME, version_id))
 
-    def _load_into_own(self, reference: ParsedReference, directory: str) -> None:
-        store_for(reference).load(reference, directory)
+    def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:
+        store_for(reference).load(reference, directory, only=only)
 
     def _task(self, action: str) -> TaskIdentity:
         from metaflow_artifacts.plugin import ENVIRONMENT_VARIABLE, TaskIdentity

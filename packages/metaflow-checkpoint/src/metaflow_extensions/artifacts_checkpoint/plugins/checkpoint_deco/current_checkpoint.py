@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from metaflow_artifacts.plugin import (
@@ -99,10 +100,10 @@ class CurrentCheckpoint(Checkpoint):
             self._own_journal.note_parents()
         self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings)
 
-    def _load_into_own(self, reference: ParsedReference, directory: str) -> None:
+    def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:
         store = store_for(reference)
         with replace_content(directory) as stage:
-            store.load(reference, stage)
+            store.load(reference, stage, only=only)
 
     def _task(self, action: str) -> TaskIdentity:
         return self._identity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
@@ -12,7 +12,9 @@ __all__ = ["delete_model", "load_model"]
 
 
 @in_flow
-def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str]) -> str:
+def load_model(
+    reference: str | Mapping[str, Any], path: str | os.PathLike[str], *, only: str | Sequence[str] | None = None
+) -> str:
     """Load a model, checkpoint or Hub snapshot into a directory, and return the path of the directory.
 
     Parameters
@@ -24,6 +26,9 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
     path : str or os.PathLike
         The directory to load into. It is created if it does not exist; files of the same name are replaced, and other
         files are left alone. What was saved as a single file is loaded under that file's name.
+    only : str or list of str, default None
+        A pattern for the paths of the files to load, or several: `*.safetensors`, `tokenizer/*`. `*` and `?` are
+        wildcards, and match `/` too. Each must match a file. By default, all files are loaded.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def load_model(reference: str | Mapping[str, Any], path: str | os.PathLike[str])
     parsed = ParsedReference.of(reference)
     store = store_for(parsed)
     with bar("loading") as progress:
-        target = store.load(parsed, path, progress=progress)
+        target = store.load(parsed, path, only=only, progress=progress)
     note_loaded(parsed.key)
     return target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metaflow_artifacts.plugin import (
@@ -19,6 +19,7 @@ from metaflow_artifacts.plugin import (
     TemporaryDirectories,
     in_flow,
     loaded_keys,
+    patterns_of,
     store_for,
     with_older_names,
 )
@@ -62,7 +63,8 @@ class CurrentModel:
     def loaded(self) -> Loaded:
         """A mapping of the names in `@model(load=…)`, and of the keys given to `load()`, to local directories.
 
-        `loaded.info[name]` is the reference that belongs to `loaded[name]`.
+        `loaded.info[name]` is the reference that belongs to `loaded[name]`. Where only some files were loaded, it also
+        has their patterns, `only`, and their bytes, `loaded_size`.
         """
         return self._loaded
 
@@ -132,7 +134,13 @@ class CurrentModel:
         return with_older_names(artifact)
 
     @in_flow
-    def load(self, reference: str | Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
+    def load(
+        self,
+        reference: str | Mapping[str, Any],
+        path: str | os.PathLike[str] | None = None,
+        *,
+        only: str | Sequence[str] | None = None,
+    ) -> str:
         """Load a model, checkpoint or Hub snapshot into a directory, and return the path of the directory.
 
         Parameters
@@ -143,6 +151,9 @@ class CurrentModel:
             The directory to load into. It is created if it does not exist; files of the same name are replaced, and
             other files are left alone. By default a new temporary directory, which is deleted when the task ends. What
             was saved as a single file is loaded under that file's name.
+        only : str or list of str, default None
+            A pattern for the paths of the files to load, or several: `*.safetensors`, `tokenizer/*`. `*` and `?` are
+            wildcards, and match `/` too. Each must match a file. By default, all files are loaded.
 
         Returns
         -------
@@ -154,7 +165,9 @@ class CurrentModel:
         InvalidReference
             If `reference` is not a reference or a key.
         ArtifactNotFound
-            If nothing is stored at the key.
+            If nothing is stored at the key, or a pattern in `only` matches no file.
+        InvalidInput
+            If `only` is no pattern, or an empty list.
         CorruptArtifact
             If content is missing or damaged.
         TargetError
@@ -164,7 +177,7 @@ class CurrentModel:
         """
         parsed = ParsedReference.of(reference)
         name = hashlib.sha256(parsed.key.encode()).hexdigest()[:6]
-        return self.load_as(name, parsed, path, entry=parsed.key)
+        return self.load_as(name, parsed, path, entry=parsed.key, only=only)
 
     def load_as(
         self,
@@ -173,22 +186,36 @@ class CurrentModel:
         path: str | os.PathLike[str] | None,
         *,
         entry: str | None = None,
+        only: str | Sequence[str] | None = None,
     ) -> str:
         """Load with `name` in the log and in the temporary directory; `entry`, if given, is the name in `loaded`."""
+        patterns = patterns_of(only)
         store = store_for(reference, self._store)
         info = with_older_names(reference.artifact or store.info(reference))
         start = time.monotonic()
         if path is None:
             path = self._temporary.new(f"metaflow_models_{name}_")
-        target = store.load(reference, path)
+        progress = Progress()
+        target = store.load(reference, path, only=patterns, progress=progress)
         seconds = time.monotonic() - start
         kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
-        self._log(f"Loaded artifact `{name}[type:{kind}]` in {seconds:.2f} seconds")
-        self._loaded.add(entry or name, target, info)
+        part = "" if patterns is None else _part(patterns, progress.total, info["size"])
+        self._log(f"Loaded artifact `{name}[type:{kind}]` in {seconds:.2f} seconds{part}")
+        # The reference may be the `info` of an earlier load of a part.
+        shown = {member: value for member, value in info.items() if member not in ("only", "loaded_size")}
+        if patterns is not None:
+            shown |= {"only": patterns, "loaded_size": progress.total}
+        self._loaded.add(entry or name, target, shown)
         if self.report is not None:
-            self.report.note_loaded(None if entry else name, info, target, seconds)
+            self.report.note_loaded(None if entry else name, info, target, seconds, progress.total)
         return target
 
     def close(self) -> None:
         """Remove the temporary directories."""
         self._temporary.close()
+
+
+def _part(patterns: list[str], loaded: int, size: int) -> str:
+    from metaflow_artifacts.plugin import size_text
+
+    return f": {size_text(loaded)} of {size_text(size)}, only {', '.join(patterns)}"

@@ -49,12 +49,13 @@ class ModelDecorator(StepDecorator):
 
     Parameters
     ----------
-    load : str or list of str and (str, str), default None
+    load : str or list of str, (str, str) and (str, str, str), default None
         What to load before the step's code runs: names of artifacts or Parameters of the flow. Each must hold a
         reference, which `current.model.save`, `current.checkpoint.save` or
         `current.huggingface_hub.snapshot_download` returned, or its key or url. In a pair, the second element is the
-        directory to load into; without it, a temporary directory is used. A tuple is a list: `("a", "b")` is two
-        names.
+        directory to load into; without it, or with None, a temporary directory is used. A third element is a pattern,
+        or a list of patterns, of the files to load: `("name", None, "*.safetensors")`. A tuple is a list: `("a", "b")`
+        is two names.
     temp_dir_root : str, default None
         The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
@@ -157,7 +158,7 @@ class ModelDecorator(StepDecorator):
     def _load(self, model: CurrentModel, wanted: Wanted, step: str) -> None:
         self._log(f"Loading Artifact with name `{wanted.name}` [type:{wanted.type}] with key: {wanted.key}")
         try:
-            model.load_as(wanted.name, wanted.reference, wanted.path)
+            model.load_as(wanted.name, wanted.reference, wanted.path, only=wanted.only)
         except ArtifactError as error:
             if self._best_effort and isinstance(error, ArtifactNotFound):
                 self._log(f"Nothing to load for `{wanted.name}`: {error}")

@@ -8,11 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts.plugin import ArtifactError, InvalidReference, ModelKey, ParsedReference, UsageError
+from metaflow_artifacts.plugin import (
+    ArtifactError,
+    InvalidInput,
+    InvalidReference,
+    ModelKey,
+    ParsedReference,
+    UsageError,
+    patterns_of,
+)
 
 __all__ = ["Wanted", "parse_load", "refuse_unknown", "resolve"]
 
-_FORMS = "a name, or a list of names and (name, path)"
+_FORMS = "a name, or a list of names, (name, path) and (name, path, pattern)"
 _EXAMPLE = "load=['name', ('other_name', './path')]"
 _MISSING = object()
 
@@ -23,6 +31,8 @@ class Wanted:
 
     name: str
     path: str | None
+    only: list[str] | None
+    """Patterns of the files to load; None for all."""
     reference: ParsedReference
 
     @property
@@ -36,8 +46,12 @@ class Wanted:
         return "model" if isinstance(self.reference.parts, ModelKey) else "checkpoint"
 
 
-def parse_load(load: object, step: str) -> list[list[str | None]]:
-    """The `load` argument as a list of [name, path or None], which JSON carries to remote tasks unchanged.
+Entry = list[Any]
+"""A name, its path or None, and, where only a part is to be loaded, the list of patterns: as JSON has it."""
+
+
+def parse_load(load: object, step: str) -> list[Entry]:
+    """The `load` argument as a list of entries, which JSON carries to remote tasks unchanged.
 
     A tuple is a list, so `("a", "b")` is two names; a pair is a member of a list. Raises UsageError for a value that
     has none of the allowed forms.
@@ -49,16 +63,8 @@ def parse_load(load: object, step: str) -> list[list[str | None]]:
     # Not only lists: Config objects have sequences of their own.
     if not isinstance(load, Sequence):
         raise UsageError(f"step {step}: @model(load=…) takes {_FORMS}; found {_held(load)}")
-    entries: list[list[str | None]] = []
-    for entry in load:
-        if isinstance(entry, str):
-            entries.append([entry, None])
-        elif _is_pair(entry):
-            name, path = entry
-            entries.append([name, None if path is None else os.fspath(path)])
-        else:
-            raise UsageError(f"step {step}: @model(load=…) takes {_FORMS}; found {_held(entry)} in the list")
-    for name, _ in entries:
+    entries = [_entry(given, step) for given in load]
+    for name, *_ in entries:
         if not name or "/" in name or name == ".":
             raise UsageError(
                 f"step {step}: @model(load=…) takes {_FORMS}; found {_held(name)}, which is no name of an artifact or "
@@ -67,25 +73,33 @@ def parse_load(load: object, step: str) -> list[list[str | None]]:
     return entries
 
 
-def _is_pair(entry: object) -> bool:
-    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
-        return False
-    name, path = entry
-    return isinstance(name, str) and (path is None or isinstance(path, (str, os.PathLike)))
+def _entry(given: object, step: str) -> Entry:
+    if isinstance(given, str):
+        return [given, None]
+    if isinstance(given, Sequence) and len(given) in (2, 3):
+        name, path, *only = given
+        if isinstance(name, str) and (path is None or isinstance(path, (str, os.PathLike))):
+            entry: Entry = [name, None if path is None else os.fspath(path)]
+            try:
+                patterns = patterns_of(only[0]) if only else None
+            except InvalidInput as error:
+                raise UsageError(f"step {step}: @model(load=[{_held(given)}]): {error}") from None
+            return entry if patterns is None else [*entry, patterns]
+    raise UsageError(f"step {step}: @model(load=…) takes {_FORMS}; found {_held(given)} in the list")
 
 
-def refuse_unknown(entries: Iterable[Sequence[str | None]], flow: Any, step: str) -> None:
+def refuse_unknown(entries: Iterable[Entry], flow: Any, step: str) -> None:
     """Refuse names in the first step of a flow that are no Parameter or class attribute: nothing else can be there.
 
     Raises InvalidReference, as `resolve` does when the task has started.
     """
-    for name, _ in entries:
-        if not hasattr(type(flow), str(name)):
-            raise _missing(str(name), step)
+    for name, *_ in entries:
+        if not hasattr(type(flow), name):
+            raise _missing(name, step)
 
 
 def resolve(
-    entries: Iterable[Sequence[str | None]], flow: Any, step: str, inputs: Sequence[Any] | None, *, best_effort: bool
+    entries: Iterable[Entry], flow: Any, step: str, inputs: Sequence[Any] | None, *, best_effort: bool
 ) -> tuple[list[Wanted], list[str]]:
     """What `entries` name in the flow, and, with `best_effort`, the names that hold nothing.
 
@@ -94,13 +108,12 @@ def resolve(
     """
     found: list[Wanted] = []
     absent: list[str] = []
-    for name, path in entries:
-        assert name is not None
+    for name, path, *only in entries:
         value = _value(flow, step, name, inputs)
         if best_effort and _is_nothing(value):
             absent.append(name)
         else:
-            found.append(_wanted(name, path, value, step))
+            found.append(Wanted(name, path, only[0] if only else None, _reference(name, value, step)))
     return found, absent
 
 
@@ -124,7 +137,7 @@ def _value(flow: Any, step: str, name: str, inputs: Sequence[Any] | None) -> Any
     return values[0] if values else _MISSING
 
 
-def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
+def _reference(name: str, value: Any, step: str) -> ParsedReference:
     if value is _MISSING:
         raise _missing(name, step)
     where = _where(name, step)
@@ -136,7 +149,7 @@ def _wanted(name: str, path: str | None, value: Any, step: str) -> Wanted:
     if not isinstance(value, (str, Mapping)):
         raise InvalidReference(f"{where} holds {_held(value)}; expected what a save returned (dict), or its key (str)")
     try:
-        return Wanted(name, path, ParsedReference.of(value))
+        return ParsedReference.of(value)
     except ArtifactError as error:
         raise InvalidReference(f"{where} holds {_held(value)}: {error}") from error
 

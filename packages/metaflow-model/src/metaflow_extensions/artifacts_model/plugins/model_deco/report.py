@@ -37,6 +37,8 @@ class _Event:
 
     artifact: Mapping[str, Any]
     seconds: float
+    size: int
+    """Bytes that were loaded or saved."""
     stored: int = 0
     """Bytes that were new to the datastore."""
     name: str = ""
@@ -63,7 +65,7 @@ class _Events:
         while self._new:
             event = self._new.popleft()
             self.count += 1
-            self.size += event.artifact["size"]
+            self.size += event.size
             self.stored += event.stored
             self.seconds += event.seconds
             self.last.append((self._row(event), event.artifact["key"]))
@@ -82,13 +84,16 @@ class Report(CardReport):
         self._loaded = _Events(_loaded_row)
         self._saved = _Events(_saved_row)
 
-    def note_loaded(self, name: str | None, artifact: Mapping[str, Any], path: str, seconds: float) -> None:
-        """Note that `artifact` was loaded into the directory `path`; `name` is its name in `@model(load=…)`."""
-        self._loaded.note(_Event(artifact, seconds, name=name or "load()", path=path))
+    def note_loaded(self, name: str | None, artifact: Mapping[str, Any], path: str, seconds: float, size: int) -> None:
+        """Note that `size` bytes of `artifact` were loaded into the directory `path`.
+
+        `name` is its name in `@model(load=…)`.
+        """
+        self._loaded.note(_Event(artifact, seconds, size, name=name or "load()", path=path))
 
     def note_saved(self, artifact: Mapping[str, Any], stored: int, seconds: float) -> None:
         """Note that `artifact` was saved; `stored` bytes of it were new to the datastore."""
-        self._saved.note(_Event(artifact, seconds, stored))
+        self._saved.note(_Event(artifact, seconds, artifact["size"], stored))
 
     def changed(self) -> bool:
         return any([self._loaded.take_new(), self._saved.take_new()])
@@ -106,11 +111,17 @@ def _loaded_row(event: _Event) -> list[object]:
         artifact["type"],
         artifact["label"],
         artifact["pathspec"],
-        size_text(artifact["size"]),
+        _size(event),
         f"{event.seconds:.3f}",
         code(event.path),
         metadata_text(artifact["metadata"]),
     ]
+
+
+def _size(event: _Event) -> str:
+    """How much was loaded; where that is a part, of how much."""
+    whole = size_text(event.artifact["size"])
+    return whole if event.size == event.artifact["size"] else f"{size_text(event.size)} of {whole}"
 
 
 def _saved_row(event: _Event) -> list[object]:

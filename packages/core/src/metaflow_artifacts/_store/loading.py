@@ -1,0 +1,51 @@
+"""An artifact's files into a directory: what is wanted of them, and where each comes from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metaflow_artifacts._format.manifest import Manifest
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._store.selection import Patterns, select
+from metaflow_artifacts._transfer.loading import fetch_chunks
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.reuse import leftovers
+from metaflow_artifacts._transfer.target import make_tree, open_target, write_file
+from metaflow_artifacts.errors import CorruptArtifact, StorageError, TargetError
+
+__all__ = ["load_files", "naming"]
+
+
+def load_files(
+    storage: Storage, manifest: Manifest, path: str | os.PathLike[str], only: Patterns | None, progress: Progress
+) -> None:
+    """Load the files that match `only` into the directory `path`. Raises as `Store.load`."""
+    wanted = select(manifest, only)
+    files = manifest.files
+    progress.start(sum(files[number].size for number in wanted))
+    with naming(manifest), open_target(path) as target:
+        stage = target.stage
+        make_tree(stage.files, (files[number].path for number in sorted(wanted)), manifest.dirs if only is None else ())
+        content = memoryview(manifest.inline or b"")
+        for number in sorted(wanted):
+            file = files[number]
+            if manifest.inline is not None or not file.size:
+                write_file(stage.files, file, content[file.offset : file.offset + file.size])
+                progress.add(file.size)
+        stored = wanted if manifest.chunks else set()
+        with leftovers(target, files, manifest.chunks, stored, progress) as found:
+            fetch_chunks(storage, files, manifest.chunks, stage, stored - found.in_place, progress, found)
+            changed = found.changed()
+        progress.more(sum(files[number].size for number in changed))
+        fetch_chunks(storage, files, manifest.chunks, stage, changed, progress)
+
+
+@contextmanager
+def naming(manifest: Manifest) -> Iterator[None]:
+    """Prefix errors raised in the block with the artifact's key."""
+    try:
+        yield
+    except (CorruptArtifact, StorageError, TargetError) as error:
+        raise type(error)(f"cannot load {manifest.artifact['key']}: {error}") from error

@@ -1,0 +1,191 @@
+"""The private directory of a load, inside of its target; and those that killed loads have left there.
+
+A load holds a lock (flock) on a file in its private directory. The kernel releases it when the process ends, however it
+ends. So a directory whose lock can be had is nobody's. Some network file systems keep locks on each machine alone:
+outside of local file systems, the name of the file says which kernel keeps the lock, and what others have made is left
+alone. Where there is no flock, there is no such file, and nobody takes the directory.
+
+    .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>
+    .metaflow_artifacts_ab12cd34/files/        the files of the artifact
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+
+from metaflow_artifacts._transfer.removal import remove_tree
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["STAGING_PREFIX", "Stage", "left_stages", "make_stage"]
+
+STAGING_PREFIX = ".metaflow_artifacts_"
+"""How the name of a private directory begins."""
+
+_FILES = "files"
+_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "zfs", "tmpfs", "overlay"})
+"""File systems that one kernel alone has mounted."""
+_OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class Stage:
+    """A private directory whose lock this process holds. Threads that write to it do so in a block of `used`."""
+
+    def __init__(self, path: str, lock: int | None) -> None:
+        self.files = os.path.join(path, _FILES)
+        """The directory with the files of the artifact."""
+        self.holds_content = False
+        """Whether a part of the artifact is in it, and was verified."""
+        self._path = path
+        self._lock = lock
+        self._users = 1
+        self._counting = threading.Lock()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """The lock is held until the block ends, also if `leave` is called meanwhile."""
+        with self._counting:
+            self._users += 1
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave the directory to a later load, as soon as no thread uses it."""
+        with self._counting:
+            self._users -= 1
+            if self._users or self._lock is None:
+                return
+            lock, self._lock = self._lock, None
+        os.close(lock)
+
+    def remove(self) -> None:
+        """Remove the directory. What cannot be removed stays, and nothing is raised."""
+        # The lock goes last: without it, nobody would remove what is left where this is killed.
+        remove_tree(self.files)
+        remove_tree(self._path)
+        self.leave()
+
+
+def make_stage(target: str) -> Stage:
+    """A new private directory in the directory `target`. Raises OSError."""
+    name = _lock_name(target)
+    while True:
+        path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
+        try:
+            lock = _take(os.path.join(path, name), os.O_CREAT | os.O_EXCL)
+            if lock is not None:
+                os.mkdir(os.path.join(path, _FILES))
+                return Stage(path, lock)
+        except _NoLocks:
+            os.mkdir(os.path.join(path, _FILES))
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(path, name))
+            return Stage(path, None)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            remove_tree(path)
+            raise
+        # Before this had the lock, another load took the directory for one that was left, and removes it.
+
+
+def left_stages(target: str) -> Iterator[Stage]:
+    """The private directories in `target` that no process uses any more. The caller removes each."""
+    with os.scandir(target) as entries:
+        paths = [entry.path for entry in entries if _is_ours(entry)]
+    name = _lock_name(target) if paths else ""
+    for path in paths:
+        try:
+            lock = _take(os.path.join(path, name), 0)
+        except FileNotFoundError:
+            # Killed before it had a lock, or by another machine: removed if it is empty.
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+            continue
+        except OSError:
+            continue
+        if lock is not None:
+            yield Stage(path, lock)
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a private directory of this user."""
+    if not entry.name.startswith(STAGING_PREFIX) or not entry.is_dir(follow_symlinks=False):
+        return False
+    try:
+        return not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+class _NoLocks(OSError):
+    """The system, or the file system, has no flock."""
+
+
+def _take(location: str, flags: int) -> int | None:
+    """A descriptor of the file at `location` that holds its lock; None where another process holds it.
+
+    Raises FileNotFoundError where there is no such file, _NoLocks, or OSError.
+    """
+    if fcntl is None:
+        raise _NoLocks
+    lock = os.open(location, _OPEN | flags, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError as error:
+        os.close(lock)
+        raise _NoLocks from error
+    try:
+        same = os.path.samestat(os.fstat(lock), os.stat(location, follow_symlinks=False))
+    except OSError:
+        os.close(lock)
+        raise
+    if not same:
+        # It was removed, and made again, between the two calls above.
+        os.close(lock)
+        return None
+    return lock
+
+
+def _lock_name(target: str) -> str:
+    return f"lock-{'local' if _is_local(target) else _kernel()}"
+
+
+def _is_local(path: str) -> bool:
+    """Whether no other machine can have mounted the file system of `path`; False where that is not known."""
+    try:
+        device = os.stat(path).st_dev
+        with open("/proc/self/mountinfo") as mounts:
+            for mount in mounts:
+                place, _, kind = mount.partition(" - ")
+                if place.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+                    return kind.split()[0] in _LOCAL
+    except (OSError, ValueError, IndexError):
+        pass
+    return False
+
+
+@functools.cache
+def _kernel() -> str:
+    """What tells this running kernel from others: on Linux an id that it draws when it starts."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            text = file.read()
+    except OSError:
+        text = platform.node()
+    return re.sub(r"[^A-Za-z0-9-]", "", text)[:64]
