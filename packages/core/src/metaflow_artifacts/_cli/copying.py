@@ -44,7 +44,7 @@ def _copy(options: argparse.Namespace) -> int:
     keys, foreign = _matching(store.storage, texts)
     target, exists = target_of(options)
     if foreign:
-        warn(f"{count_text(foreign, 'artifact')} of metaflow-checkpoint cannot be copied yet, and was left out")
+        warn(f"{count_text(foreign, 'artifact')} of metaflow-checkpoint left out: this version cannot copy them")
     with bar("copy") as progress:
         result, failures = copy_artifacts(store, target, keys, options.lineage, options.verify, progress)
     for error in failures.values():
@@ -109,7 +109,8 @@ def _print(result: CopyResult, root: str, target: str, exists: bool) -> None:
         print(f"copied {escape(key)}")
     for key in result.missing_parents:
         print(f"note: {escape(key)}, which others were made from, does not exist in {escape(root)} any more")
-    there = f"; {count_text(len(result.present), 'artifact')} was there already" if result.present else ""
+    were = "was" if len(result.present) == 1 else "were"
+    there = f"; {len(result.present):,} {were} there already" if result.present else ""
     print(
         f"{count_text(len(result.copied), 'artifact')} copied to {escape(target)}{'' if exists else ', a new store'}"
         f"{there}; {size_text(result.by_service)} copied by the service, {size_text(result.sent)} sent from here"

@@ -137,8 +137,8 @@ def is_pattern(key: str) -> bool:
 def resolve(options: argparse.Namespace, keys: list[str], *, patterns: bool = False) -> tuple[Store, list[str]]:
     """The store that a command works on, and its keys. A key may be given as the `url` of a reference, which has both.
 
-    With `patterns`, each may also be a pattern (see `is_pattern`). Raises InvalidReference for a text that is neither, and
-    InvalidInput for urls in different stores, else as `store_of`.
+    With `patterns`, each may also be a pattern (see `is_pattern`). Raises InvalidReference for a text that is neither,
+    and InvalidInput for urls in different stores, else as `store_of`.
     """
     roots, found = set(), []
     for text in keys:
