@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from metaflow_artifacts import (
     list_checkpoints,
 )
 from metaflow_artifacts._format.keys import CheckpointPlace
-from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS, NEEDS, TOMBSTONES
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS, GC_MARKS, NEEDS, TOMBSTONES
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._storage.gcs import GcsStorage
@@ -32,6 +33,7 @@ from metaflow_artifacts._store import copying
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.gc import gc
 from metaflow_artifacts.testing.azurite import AzuriteServer, account_key
 from metaflow_artifacts.testing.fake_gcs import FakeGcsServer, anonymous
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -120,11 +122,10 @@ def same(source: Store, target: Store, keys: list[str], tmp_path: Path) -> None:
             loaded.append(content(tmp_path / "loaded"))
             shutil.rmtree(tmp_path / "loaded")
         assert loaded[0] == loaded[1]
-    order = [[one["key"] for one in list_checkpoints(store, PLACE.prefix())] for store in (source, target)]
-    assert order[0] == order[1]
-    assert order[0]
     for store in (source, target):
         assert check(store, read=True).ok
+    order = [[one["key"] for one in list_checkpoints(store, PLACE.prefix())] for store in (source, target)]
+    assert order[0] == order[1]
 
 
 @pytest.mark.parametrize(
@@ -397,6 +398,36 @@ def test_a_sender_without_the_service_sends_itself(open_at: Open, tree: Path, tm
     assert (result.by_service, result.sent) == (0, chunk_bytes(source) + manifest_bytes(source, keys))
     assert 0 < len(asked) < len(list(source.storage.list(CHUNKS))) + 8
     same(source, target, keys, tmp_path)
+
+
+def test_a_gc_that_has_looked_at_a_chunk_before_the_copy_did(
+    source: Store, target: Store, tree: Path, tmp_path: Path
+) -> None:
+    """It deletes the chunk after the copy has renewed it, and before the copy commits."""
+    key = source.save_model(tree)["key"]
+    target.delete(target.save_model(tree))
+    for info in target.storage.list(CHUNKS):
+        os.utime(Path(target.root, info.key), (info.modified - 30 * 24 * 3600,) * 2)
+    looked = threading.Event()
+
+    def in_copy(operation: str, what: str) -> None:
+        if (operation, what) == ("list", GC_MARKS):
+            looked.set()
+
+    copied: list[str] = []
+    beside = Store(Watched(target.storage, in_copy))
+    copier = threading.Thread(target=lambda: copied.extend(source.copy_to(beside, [key]).copied))
+
+    def in_gc(operation: str, what: str) -> None:
+        if operation == "delete" and what.startswith(CHUNKS) and copier.ident is None:
+            copier.start()
+            assert looked.wait(60)
+
+    collector = Store(Watched(target.storage, in_gc))
+    assert gc(collector, dry_run=False).removed > 0
+    copier.join()
+    assert copied == [key]
+    same(source, target, [], tmp_path)
 
 
 @pytest.fixture

@@ -122,8 +122,10 @@ class _Copy:
         found = self._find([ParsedReference.of(reference) for reference in references])
         if lineage:
             self._add_ancestors(found)
-        if found:
+        if any(artifact["type"] == "checkpoint" for artifact in found.values()):
+            # The key of a model is random: nobody else writes it.
             self._target.storage.require_put_if_absent()
+        if found:
             self._copy_needs()
         self._progress.start(sum(artifact["size"] for artifact in found.values()))
         identity = self._target.storage.identity()
