@@ -114,6 +114,12 @@ def test_the_rights_of_the_page_are_enough(request: pytest.FixtureRequest, tmp_p
         with pytest.raises(StorageError, match="access denied; the credentials in use lack the permission"):
             refused()
 
+    target = uuid4().hex
+    result = reader.copy_to(limited(azurite, target, read=True, list=True, write=True, add=True), [model, *checkpoints])
+    assert len(result.copied) == 3
+    assert result.by_service == sum(info.size for info in reader.storage.list("mf.artifacts/chunks/")) > 0
+    assert check(limited(azurite, target, read=True, list=True), read=True).ok
+
     for key in reader.list():
         keeper.delete(key)
     for key in checkpoints:
