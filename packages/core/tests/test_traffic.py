@@ -63,22 +63,22 @@ def test_a_copy_between_two_buckets_does_not_pass_the_client(
     """64 chunks, as 1 GiB has: the requests are the same for each size."""
     bucket = uuid4().hex
     s3_server.client().create_bucket(Bucket=bucket)
-    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    proxied = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
     roots = f"{s3_server.root}/{uuid4().hex}", f"s3://{bucket}/copy"
-    source, target = (Store(open_storage(root, client=client), chunk_size=size // 64) for root in roots)
+    direct = [Store(open_storage(root, client=s3_server.client), chunk_size=size // 64) for root in roots]
+    source, target = (Store(open_storage(root, client=proxied)) for root in roots)
     with (tmp_path / "weights").open("wb") as out:
         for _ in range(64):
             out.write(random.randbytes(size // 64))
-    key = source.save_model(tmp_path / "weights")["key"]
-    proxy.requests.clear()
-    proxy.received = proxy.sent = 0
+    key = direct[0].save_model(tmp_path / "weights")["key"]
+    assert not proxy.requests
     result = source.copy_to(target, [key])
-    assert (result.sent, result.by_service) == (manifest_of(source, key), size)
+    assert (result.sent, result.by_service) == (manifest_of(direct[0], key), size)
     headers = sum(len(name) + len(value) + 4 for one in proxy.requests for name, value in one.headers.items())
     print(f"{size >> 20} MiB: {proxy.received} bytes sent, {proxy.sent} received, {headers} of headers in", end=" ")
     print(f"{len(proxy.requests)} requests")
     assert proxy.received + proxy.sent + headers < 1 << 20
-    target.load(key, tmp_path / "loaded")
+    direct[1].load(key, tmp_path / "loaded")
     assert filecmp.cmp(tmp_path / "weights", tmp_path / "loaded" / "weights", shallow=False)
 
 

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import gc
@@ -41,7 +41,7 @@ def saver(store: Store, number: int, end: float, pieces: int) -> Counter[str]:
     kept: list[tuple[str, list[int]]] = []
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory, "source"), Path(directory, "target")
-        beside = Store(open_storage(Path(directory, "beside")), chunk_size=CHUNK)
+        beside = Store(LocalStorage(Path(directory, "beside")), chunk_size=CHUNK)
         while time.monotonic() < end:
             numbers = [choose.randrange(pieces) for _ in range(choose.randint(3, 6))]
             source.write_bytes(b"".join(map(piece, numbers)))
