@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,8 +31,10 @@ from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS, GC_MARKS, NEED
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._storage.gcs import GcsStorage
+from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts._store import copying
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._transfer import copying as chunk_copies
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import gc
@@ -387,16 +391,18 @@ def test_the_target_is_told_first_which_features_the_source_uses(source: Store, 
     assert seen.index(f"put_if_absent {need}") < min(n for n, one in enumerate(seen) if CHUNKS in one)
 
 
-def test_a_sender_without_the_service_sends_itself(open_at: Open, tree: Path, tmp_path: Path) -> None:
-    """Where the service refuses to copy, as it does without the right to read the source."""
-    source, target = open_at("s3"), open_at("s3")
+def test_a_service_that_does_not_copy_is_asked_a_few_times(
+    source: Store, target: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without the right to read the source."""
+    monkeypatch.setattr(chunk_copies, "_TRIALS", 1)
     keys = fill(source, tree)
     watched = Store(Watched(target.storage, lambda operation, key: None))
     watched.storage.copy_from = lambda *arguments, **options: asked.append(1) or False  # type: ignore[method-assign, func-returns-value]
     asked: list[int] = []
     result = source.copy_to(watched, keys)
     assert (result.by_service, result.sent) == (0, chunk_bytes(source) + manifest_bytes(source, keys))
-    assert 0 < len(asked) < len(list(source.storage.list(CHUNKS))) + 8
+    assert 0 < len(asked) <= target.storage.threads < len(list(source.storage.list(CHUNKS)))
     same(source, target, keys, tmp_path)
 
 
@@ -428,6 +434,21 @@ def test_a_gc_that_has_looked_at_a_chunk_before_the_copy_did(
     copier.join()
     assert copied == [key]
     same(source, target, [], tmp_path)
+
+
+def test_a_copy_by_the_service_that_keeps_the_time_of_the_source_does_not_count(
+    open_at: Open, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gc would find the chunk old, and remove it before the commit."""
+    source, target = open_at("s3"), open_at("s3")
+    key = source.save_model(tree)["key"]
+    assert isinstance(target.storage, S3Storage)
+    copy = target.storage._copy
+    monkeypatch.setattr(
+        target.storage, "_copy", lambda *arguments: replace(copy(*arguments), modified=time.time() - 3600)
+    )
+    result = source.copy_to(target, [key])
+    assert (result.sent, result.by_service) == (chunk_bytes(source) + manifest_bytes(source, [key]), 0)
 
 
 @pytest.fixture

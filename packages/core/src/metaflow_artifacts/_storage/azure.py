@@ -142,7 +142,8 @@ class AzureStorage(RemoteStorage):
     def _describe(self, client: Any, name: str) -> Described:
         found = client.get_blob_client(name).get_blob_properties()
         digest = found.content_settings.content_md5
-        return Described(found.size, found.etag, None, None if digest is None else bytes(digest).hex())
+        md5 = None if digest is None else bytes(digest).hex()
+        return Described(found.size, found.etag, None, md5, found.last_modified.timestamp())
 
     def _copy(self, client: Any, name: str, source: AzureStorage, source_name: str, found: Described) -> Described:
         from_client = source._requests.client("read", source_name)

@@ -23,7 +23,7 @@ from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, InvalidIn
 __all__ = ["GcsStorage"]
 
 _DESCRIBED = "name,size,updated"
-_DIGESTS = "size,generation,md5Hash,crc32c"
+_DIGESTS = "size,generation,md5Hash,crc32c,updated"
 
 
 class GcsStorage(RemoteStorage):
@@ -196,7 +196,7 @@ def _described(client: GcsClient, name: str, fields: str = _DESCRIBED) -> Any:
 def _copyable(found: Any) -> Described:
     # Objects that were composed of others have no MD5.
     digest = found.get("md5Hash") or found.get("crc32c")
-    return Described(int(found["size"]), found.get("generation"), None, digest)
+    return Described(int(found["size"]), found.get("generation"), None, digest, _time(found["updated"]))
 
 
 def _time(text: str) -> float:

@@ -25,6 +25,10 @@ MOST_THREADS = 64
 """Concurrent requests of a kind of transfer, where they are faster than fewer."""
 
 
+_YOUNG_S = 1800.0
+"""The largest age of a copy that was just made: what clocks may differ by, and the time that the request takes."""
+
+
 class RemoteStorage(Storage):
     """Objects in a bucket of a cloud, below a prefix.
 
@@ -186,12 +190,19 @@ class RemoteStorage(Storage):
             copied = self._requests.make(
                 "copy", key, lambda client: self._copy(client, self._prefix + key, source, name, found)
             )
+            return copied.is_like(found, sha256) and self._is_young(key, copied.modified)
         except TransientStorageError:
             raise
         except (StorageError, ArtifactNotFound):
             # The caller reads and writes the object, which shows what is wrong with either.
             return False
-        return copied.is_like(found, sha256)
+
+    def _is_young(self, key: str, modified: float | None) -> bool:
+        """Whether a copy has a time of its own. A server that keeps the source's time would have gc take it away."""
+        if modified is None:
+            info = self.stat(key)
+            modified = 0.0 if info is None else info.modified
+        return modified > self.now() - _YOUNG_S
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)

@@ -53,6 +53,8 @@ class Described:
     """The digest of its content, where the service keeps one."""
     digest: str | None
     """Another digest of its content and nothing else, such as MD5, in the service's own form."""
+    modified: float | None
+    """When it was written, in seconds since the epoch; None where the answer does not have it."""
 
     def is_like(self, source: Described, sha256: bytes) -> bool:
         """Whether this copy of `source` has been shown to have its content, or that of the digest `sha256`."""

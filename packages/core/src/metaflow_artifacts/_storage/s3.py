@@ -234,6 +234,7 @@ def _described(answer: Any, size: int | None) -> Described:
         b64decode(sha256) if _SHA256.fullmatch(sha256) else None,
         # Nor is the tag then an MD5; some servers answer without its quotes.
         tag.strip('"') if _MD5.fullmatch(tag.strip('"')) else None,
+        answer["LastModified"].timestamp() if "LastModified" in answer else None,
     )
 
 
