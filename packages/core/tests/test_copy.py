@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from faultlib import forge
 from faultlib.outcomes import content
 from faultlib.watched import Watched
 
@@ -296,6 +297,34 @@ def test_a_bad_chunk_that_several_artifacts_need_is_bad_for_all(
         source.copy_to(target, keys)
     assert all(key in str(failure.value) for key in keys)
     assert listed(target) == set()
+
+
+def test_a_manifest_that_gives_a_chunk_another_size_is_bad_alone(source: Store, target: Store, tree: Path) -> None:
+    (tree / "weights.bin").unlink()
+    whole = source.save_model(tree)["key"]
+    chunk = max(source.manifest(whole).chunks, key=lambda c: c.size)
+    made = forge.wire({"f": bytes(chunk.size + 1)})
+    made["chunks"] = [[chunk.sha256, chunk.size + 1]]
+    source.storage.put(forge.KEY, forge.sign(made))
+    with pytest.raises(CorruptArtifact, match=forge.KEY):
+        source.copy_to(target, [forge.KEY, whole])
+    assert listed(target) == {whole}
+    assert check(target, read=True).ok
+
+
+def test_a_target_that_is_replaced_during_the_copy(
+    source: Store, target: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_BATCH", 1)
+    keys = fill(source, tree)
+
+    def before(operation: str, key: str) -> None:
+        if operation == "put_if_absent" and key == keys[1]:
+            os.rename(target.root, tmp_path / "away")
+            os.mkdir(target.root)
+
+    with pytest.raises(StorageError, match="replaced during the copy"):
+        source.copy_to(Store(Watched(target.storage, before)), keys)
 
 
 def test_verify_reads_what_the_target_had_and_repairs_it(source: Store, target: Store, tree: Path) -> None:

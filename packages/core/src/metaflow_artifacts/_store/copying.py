@@ -90,8 +90,8 @@ class _Item:
 
     manifest: Manifest
     data: bytes
-    there: bytes | None
-    """What the target holds at its key."""
+    there: bool | None
+    """Whether the target has it; None if nothing is at its key."""
 
     @property
     def key(self) -> str:
@@ -108,8 +108,9 @@ class _Copy:
         # at its chunks than that of a save.
         self._refresh_after = target.refresh_after / 2
         self._chunks = ChunkCopier(source.storage, target.storage, verify, progress, self._refresh_after)
-        self._looked: dict[str, float] = {}
-        """When the chunks were looked at in the target, by their digests."""
+        self._looked: dict[Chunk, float] = {}
+        """When chunks were looked at in the target."""
+        self._identity = target.storage.identity()
         self._tombstones: dict[tuple[str, CheckpointPlace], set[str]] = {}
         self._copied: list[str] = []
         self._present: list[str] = []
@@ -128,13 +129,8 @@ class _Copy:
         if found:
             self._copy_needs()
         self._progress.start(sum(artifact["size"] for artifact in found.values()))
-        identity = self._target.storage.identity()
         for batch in self._batches(sorted(found.values(), key=_age)):
             self._copy_batch(batch)
-            if identity is not None and identity != self._target.storage.identity():
-                raise StorageError(
-                    f"{self._target.root}: the store was removed or replaced during the copy; copy again"
-                )
         result = CopyResult(
             tuple(self._copied),
             tuple(self._present),
@@ -165,15 +161,16 @@ class _Copy:
     def _add_ancestors(self, found: dict[str, ModelArtifact]) -> None:
         """Add the ancestors that exist. Those that do not are noted, and fail nothing."""
         new = dict(found)
+        seen = {*found, *self._failures}
         while new:
-            parents = {parent for artifact in new.values() for parent in artifact.get("parents", [])}
             wanted = []
-            for parent in sorted(parents - found.keys() - self._failures.keys() - set(self._missing)):
+            for parent in {parent for artifact in new.values() for parent in artifact.get("parents", [])} - seen:
+                seen.add(parent)
                 try:
                     wanted.append(ParsedReference.of(parent))
                 except InvalidReference:
                     self._missing.append(parent)
-            new = self._find(wanted)
+            new = self._find(one for one in wanted if one.key not in found)
             for one in wanted:
                 if isinstance(self._failures.get(one.key), ArtifactNotFound):
                     del self._failures[one.key]
@@ -202,23 +199,24 @@ class _Copy:
 
     def _read(self, artifact: ModelArtifact) -> _Item | None:
         key = artifact["key"]
-        there = _get(self._target.storage, key)
         try:
-            return _Item(*self._source.manifest_and_bytes(key), there)
+            manifest, data = self._source.manifest_and_bytes(key)
         except (ArtifactNotFound, CorruptArtifact) as error:
             self._failures[key] = error
             return None
+        return _Item(manifest, data, _holds(self._target.storage, key, data))
 
     def _copy_batch(self, batch: list[_Item]) -> None:
         items = []
         for item in batch:
-            if item.there is not None and item.there != item.data:
+            if item.there is False:
                 self._failures[item.key] = self._conflict(item)
             elif item.there is None or self._verify:
                 items.append(item)
         whole = self._store_chunks(items)
+        self._demand_same_store()
         for item in batch:
-            if item.key not in self._failures and (item.there is not None or item.key in whole):
+            if item.key not in self._failures and (item.there or item.key in whole):
                 self._commit(item)
         # What is inline, was there, or is a part of several artifacts.
         self._size += sum(item.manifest.size for item in batch)
@@ -227,20 +225,20 @@ class _Copy:
     def _store_chunks(self, items: list[_Item]) -> set[str]:
         """Store the chunks of artifacts in the target. Returns the keys of those whose chunks are all there."""
         for _ in range(_ATTEMPTS):
-            wanted = {chunk.sha256: chunk for item in items for chunk in item.manifest.chunks}
-            failures = self._look_at(wanted)
-            for item in [item for item in items if any(c.sha256 in failures for c in item.manifest.chunks)]:
-                bad = next(c.sha256 for c in item.manifest.chunks if c.sha256 in failures)
-                self._failures[item.key] = self._explain(item, failures[bad])
-                items.remove(item)
-            needed = {chunk.sha256: chunk for item in items for chunk in item.manifest.chunks}
+            failures = self._look_at({chunk for item in items for chunk in item.manifest.chunks})
+            for item in [*items]:
+                bad = next((chunk for chunk in item.manifest.chunks if chunk in failures), None)
+                if bad is not None:
+                    self._failures[item.key] = self._explain(item, failures[bad])
+                    items.remove(item)
+            needed = {chunk for item in items for chunk in item.manifest.chunks}
             if not needed:
                 break
-            since = min(self._looked[digest] for digest in needed)
-            if are_safe_from_gc(self._target.storage, [*needed.values()], since, self._refresh_after):
+            since = min(self._looked[chunk] for chunk in needed)
+            if are_safe_from_gc(self._target.storage, [*needed], since, self._refresh_after):
                 break
-            for digest in needed:
-                del self._looked[digest]
+            for chunk in needed:
+                del self._looked[chunk]
         else:
             raise TransientStorageError(
                 f"{self._target.root}: chunks of this copy were deleted while it ran, {_ATTEMPTS} times in a row; is a "
@@ -248,22 +246,29 @@ class _Copy:
             )
         return {item.key for item in items}
 
-    def _look_at(self, chunks: Mapping[str, Chunk]) -> dict[str, CorruptArtifact]:
+    def _look_at(self, chunks: set[Chunk]) -> dict[Chunk, CorruptArtifact]:
         """Store those of the chunks that were not looked at in the target lately. Returns why some are not there."""
         now = self._target.storage.now()
-        old = {digest for digest in chunks if now - self._looked.get(digest, 0.0) > _LOOK_AGAIN_S}
-        failures = self._chunks.copy(chunks[digest] for digest in old)
-        self._looked.update((digest, now) for digest in old - failures.keys())
+        old = {chunk for chunk in chunks if now - self._looked.get(chunk, 0.0) > _LOOK_AGAIN_S}
+        failures = self._chunks.copy(old)
+        self._looked.update((chunk, now) for chunk in old - failures.keys())
         return failures
+
+    def _demand_same_store(self) -> None:
+        """Raise StorageError if the target was replaced since the copy began, or since its first batch made it."""
+        identity = self._target.storage.identity()
+        if self._identity not in (None, identity):
+            raise StorageError(f"{self._target.root}: the store was removed or replaced during the copy; copy again")
+        self._identity = identity
 
     def _commit(self, item: _Item) -> None:
         storage = self._target.storage
-        if item.there is not None:
+        if item.there:
             self._present.append(item.key)
         elif storage.put_if_absent(item.key, item.data):
             self._sent += len(item.data)
             self._copied.append(item.key)
-        elif _get(storage, item.key) == item.data:
+        elif _holds(storage, item.key, item.data):
             self._present.append(item.key)
         else:
             self._failures[item.key] = self._conflict(item)
@@ -308,9 +313,13 @@ def _age(artifact: ModelArtifact) -> tuple[str, int, int, str]:
     return artifact["created_on"], artifact["attempt"], artifact.get("version_id", 0), artifact["key"]
 
 
-def _get(storage: Storage, key: str) -> bytes | None:
+def _holds(storage: Storage, key: str, data: bytes) -> bool | None:
+    """Whether the object at a key has these bytes; None if there is none. One of another size is not read."""
+    info = storage.stat(key)
+    if info is None:
+        return None
     try:
-        return storage.get(key)
+        return info.size == len(data) and storage.get(key) == data
     except ArtifactNotFound:
         return None
 

@@ -51,33 +51,32 @@ class ChunkCopier:
         self._progress = progress
         self._refresh_after = refresh_after
         self._width = width_of(target, "copy")
-        self._verified: set[str] = set()
+        self._verified: set[Chunk] = set()
         self._left = _TRIALS
         self._lock = threading.Lock()
 
-    def copy(self, chunks: Iterable[Chunk]) -> dict[str, CorruptArtifact]:
+    def copy(self, chunks: Iterable[Chunk]) -> dict[Chunk, CorruptArtifact]:
         """Copy distinct chunks, several at once; those that the target has are left, their time renewed if it is old.
 
-        Returns for each chunk that cannot be copied, by its digest, why: it is missing in the source or damaged. Raises
-        StorageError.
+        Returns why chunks cannot be copied: they are missing in the source or damaged. Raises StorageError.
         """
-        failures: dict[str, CorruptArtifact] = {}
+        failures: dict[Chunk, CorruptArtifact] = {}
         engine().run(self._calls(chunks, failures), self._width)
         return failures
 
-    def _calls(self, chunks: Iterable[Chunk], failures: dict[str, CorruptArtifact]) -> Generator[Call, None, None]:
+    def _calls(self, chunks: Iterable[Chunk], failures: dict[Chunk, CorruptArtifact]) -> Generator[Call, None, None]:
         for chunk in chunks:
             yield READ_BYTES + _BLOCK_BYTES, partial(self._copy, chunk, failures)
 
-    def _copy(self, chunk: Chunk, failures: dict[str, CorruptArtifact]) -> None:
+    def _copy(self, chunk: Chunk, failures: dict[Chunk, CorruptArtifact]) -> None:
         try:
             new = not is_stored(self._target, chunk, self._refresh_after)
             if new:
                 self._store(chunk)
-            if self._verify and chunk.sha256 not in self._verified:
+            if self._verify and chunk not in self._verified:
                 self._verify_stored(chunk)
         except CorruptArtifact as error:
-            failures[chunk.sha256] = error
+            failures[chunk] = error
         else:
             self._progress.add(chunk.size, stored=chunk.size if new else 0)
 
@@ -131,7 +130,7 @@ class ChunkCopier:
             self._send(chunk)
             read_chunk(self._target, chunk, _ignore, _nothing)
         with self._lock:
-            self._verified.add(chunk.sha256)
+            self._verified.add(chunk)
 
 
 def _ignore(block: memoryview) -> None:
