@@ -427,7 +427,7 @@ def test_a_service_that_does_not_copy_is_asked_a_few_times(
     monkeypatch.setattr(chunk_copies, "_TRIALS", 1)
     keys = fill(source, tree)
     watched = Store(Watched(target.storage, lambda operation, key: None))
-    watched.storage.copy_from = lambda *arguments, **options: asked.append(1) or False  # type: ignore[method-assign, func-returns-value]
+    watched.storage.copy_from = lambda *arguments, **options: asked.append(1) or False  # type: ignore[method-assign]
     asked: list[int] = []
     result = source.copy_to(watched, keys)
     assert (result.by_service, result.sent) == (0, chunk_bytes(source) + manifest_bytes(source, keys))
