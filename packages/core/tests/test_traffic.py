@@ -82,6 +82,21 @@ def test_a_copy_between_two_buckets_does_not_pass_the_client(
     assert filecmp.cmp(tmp_path / "weights", tmp_path / "loaded" / "weights", shallow=False)
 
 
+def test_what_the_service_may_not_copy_passes_the_client(
+    remote: Store, proxy: FaultProxy, s3_server: SeaweedServer, tmp_path: Path, weights: Path
+) -> None:
+    """As where the credentials for the target have no right to read the source."""
+    key = remote.save_model(weights)["key"]
+    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    target = Store(open_storage(f"{s3_server.root}/{uuid4().hex}", client=client))
+    denied = Answer(403, "AccessDenied")
+    proxy.plan = lambda request: denied if "x-amz-copy-source" in request.headers else None
+    result = remote.copy_to(target, [key])
+    assert (result.sent, result.by_service) == (SIZE + manifest_of(remote, key), 0)
+    target.load(key, tmp_path / "loaded")
+    assert filecmp.cmp(weights, tmp_path / "loaded" / "weights", shallow=False)
+
+
 def manifest_of(store: Store, reference: str) -> int:
     return len(store.storage.get(reference))
 
