@@ -282,11 +282,11 @@ class Retain(Checkpoints):
 
 
 class Copy(Checkpoints):
-    """A model and two checkpoints, from another store."""
+    """A model and two checkpoints, from another store on the same disk or server."""
 
     def prepare(self) -> None:
         super().prepare()
-        self.source = Store(open_storage(self.work / "source"), chunk_size=CHUNK)
+        self.source = Store(open_storage(self.store.root + "-source"), chunk_size=CHUNK)
         self.keys = [
             self.source.save_model(self.tree)["key"],
             *(self.save(self.source, latest=latest) for latest in (True, False)),
@@ -304,6 +304,7 @@ class Copy(Checkpoints):
         complete = self.keys[: len(there)] == self.keys
         result = self.source.copy_to(self.store, self.keys)
         assert (result.present, result.copied) == (tuple(self.keys[: len(there)]), tuple(self.keys[len(there) :]))
+        assert result.sent == sum(len(self.store.storage.get(key)) for key in result.copied)
         found = find_latest(self.store, PLACE)
         assert found is not None
         assert found["key"] == self.keys[1]
