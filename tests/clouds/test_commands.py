@@ -40,6 +40,10 @@ def test_commands(cloud: Cloud, runner: FlowRunner, tmp_path: Path) -> None:
     assert runner.python(COMMAND, "ls", "--root", cloud.root + "/").output.count("mf.models/") == 2
     runner.python(COMMAND, "get", large, "out")
     assert (runner.work / "out" / "large.bin").read_bytes() == (tmp_path / "large.bin").read_bytes()
+    copy = f"{cloud.root}-copy"
+    result = json.loads(runner.python(COMMAND, "copy", key, "--to", copy, "--json").output)
+    assert (result["to"], result["copied"], result["by_service"]) == (copy, [key], 3 << 20)
+    runner.python(COMMAND, "check", "--read", "--root", copy)
     runner.python(COMMAND, "delete", large)
     assert key not in runner.python(COMMAND, "ls").output
     removed = json.loads(runner.python(COMMAND, "gc", "--execute", "--grace", "1s", "--exclusive", "--json").output)
@@ -60,3 +64,4 @@ def test_gc_beside_savers(cloud: Cloud, runner: FlowRunner) -> None:
     assert result["whole"] is True
     assert result["chunks removed"] > 0
     assert result["bytes reused"] > 0
+    assert result["copies"] > 0

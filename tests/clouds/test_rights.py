@@ -43,9 +43,10 @@ def limited(server: AzuriteServer, place: str, **rights: bool) -> Store:
 
 @pytest.fixture
 def azure(azurite: AzuriteServer) -> dict[str, Store]:
-    """One root for somebody who loads, somebody who saves, and somebody who deletes."""
+    """One root for somebody who loads, somebody who saves, and somebody who deletes; another for who copies from it."""
     place = uuid4().hex
     return {
+        "copier": limited(azurite, uuid4().hex, read=True, list=True, write=True, add=True),
         "reader": limited(azurite, place, read=True, list=True),
         "saver": limited(azurite, place, read=True, list=True, write=True, add=True),
         "keeper": limited(azurite, place, read=True, list=True, write=True, delete=True),
@@ -73,8 +74,9 @@ def s3(tmp_path: Path) -> Iterator[dict[str, Store]]:
         keys: dict[str, Any] = {"aws_access_key_id": server.access_key, "aws_secret_access_key": server.secret_key}
         iam = boto3.client("iam", endpoint_url=server.endpoint, region_name="us-east-1", **keys)
         stores = {}
-        for name in ("reader", "saver", "keeper"):
-            policy = policy_of_the_page(server.bucket, place)
+        for name in ("reader", "saver", "keeper", "copier"):
+            root = "copy" if name == "copier" else place
+            policy = policy_of_the_page(server.bucket, root)
             objects = policy["Statement"][0]
             assert objects["Action"] == ["s3:GetObject", "s3:PutObject"]
             if name == "reader":
@@ -83,11 +85,14 @@ def s3(tmp_path: Path) -> Iterator[dict[str, Store]]:
                 objects["Action"].append("s3:DeleteObject")
                 # moto asks for this right on the bucket where several objects are deleted with one request.
                 objects["Resource"].append(f"arn:aws:s3:::{server.bucket}")
+            if name == "copier":
+                source = f"arn:aws:s3:::{server.bucket}/{place}/*"
+                policy["Statement"].append({"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": [source]})
             iam.create_user(UserName=name)
             iam.put_user_policy(UserName=name, PolicyName="page", PolicyDocument=json.dumps(policy))
             key = iam.create_access_key(UserName=name)["AccessKey"]
             client = functools.partial(s3_client, server.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
-            stores[name] = open_store(f"{server.root}/{place}", client=client)
+            stores[name] = open_store(f"{server.root}/{root}", client=client)
         requests.post(f"{server.endpoint}/moto-api/reset-auth", data="0", timeout=10).raise_for_status()
         yield stores
 
@@ -113,6 +118,12 @@ def test_the_rights_of_the_page_are_enough(request: pytest.FixtureRequest, tmp_p
     for refused in (lambda: reader.save_model(source), lambda: saver.delete(model), lambda: reader.delete(model)):
         with pytest.raises(StorageError, match="access denied; the credentials in use lack the permission"):
             refused()
+
+    content = sum(info.size for info in reader.storage.list("mf.artifacts/chunks/"))
+    result = reader.copy_to(stores["copier"], [model, *checkpoints])
+    assert len(result.copied) == 3
+    assert result.by_service == content > 0
+    assert check(stores["copier"], read=True).ok
 
     for key in reader.list():
         keeper.delete(key)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import os
 import random
@@ -53,6 +54,47 @@ def test_equal_chunks_are_sent_once(remote: Store, proxy: FaultProxy, tmp_path: 
     (tmp_path / "zeros").write_bytes(bytes(SIZE))
     remote.save_model(tmp_path / "zeros")
     assert [request.method for request in proxy.requests if "/chunks/" in request.path].count("PUT") == 1
+
+
+@pytest.mark.parametrize("size", [64 << 20, pytest.param(1 << 30, marks=pytest.mark.long)])
+def test_a_copy_between_two_buckets_does_not_pass_the_client(
+    s3_server: SeaweedServer, proxy: FaultProxy, tmp_path: Path, size: int
+) -> None:
+    """64 chunks, as 1 GiB has: the requests are the same for each size."""
+    bucket = uuid4().hex
+    s3_server.client().create_bucket(Bucket=bucket)
+    proxied = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    roots = f"{s3_server.root}/{uuid4().hex}", f"s3://{bucket}/copy"
+    direct = [Store(open_storage(root, client=s3_server.client), chunk_size=size // 64) for root in roots]
+    source, target = (Store(open_storage(root, client=proxied)) for root in roots)
+    with (tmp_path / "weights").open("wb") as out:
+        for _ in range(64):
+            out.write(random.randbytes(size // 64))
+    key = direct[0].save_model(tmp_path / "weights")["key"]
+    assert not proxy.requests
+    result = source.copy_to(target, [key])
+    assert (result.sent, result.by_service) == (manifest_of(direct[0], key), size)
+    headers = sum(len(name) + len(value) + 4 for one in proxy.requests for name, value in one.headers.items())
+    print(f"{size >> 20} MiB: {proxy.received} bytes sent, {proxy.sent} received, {headers} of headers in", end=" ")
+    print(f"{len(proxy.requests)} requests")
+    assert proxy.received + proxy.sent + headers < 1 << 20
+    direct[1].load(key, tmp_path / "loaded")
+    assert filecmp.cmp(tmp_path / "weights", tmp_path / "loaded" / "weights", shallow=False)
+
+
+def test_what_the_service_may_not_copy_passes_the_client(
+    remote: Store, proxy: FaultProxy, s3_server: SeaweedServer, tmp_path: Path, weights: Path
+) -> None:
+    """As where the credentials for the target have no right to read the source."""
+    key = remote.save_model(weights)["key"]
+    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    target = Store(open_storage(f"{s3_server.root}/{uuid4().hex}", client=client))
+    denied = Answer(403, "AccessDenied")
+    proxy.plan = lambda request: denied if "x-amz-copy-source" in request.headers else None
+    result = remote.copy_to(target, [key])
+    assert (result.sent, result.by_service) == (SIZE + manifest_of(remote, key), 0)
+    target.load(key, tmp_path / "loaded")
+    assert filecmp.cmp(weights, tmp_path / "loaded" / "weights", shallow=False)
 
 
 def manifest_of(store: Store, reference: str) -> int:

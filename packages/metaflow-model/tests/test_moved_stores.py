@@ -55,3 +55,24 @@ def test_a_reference_is_loaded_from_where_its_store_was_moved_to(
     assert list(store.list()) == []
     assert f"{root}-before" in result.fact("error")
     assert f"{root}/" in result.fact("error")
+
+
+LOAD = """
+import json, os
+from metaflow import load_model
+from metaflow_artifacts.testing.flows import emit
+emit("loaded", open(os.path.join(load_model(json.loads(os.environ["REFERENCE"]), "here"), "file")).read())
+"""
+
+
+def test_a_model_is_loaded_from_the_store_that_it_was_copied_to(tmp_path: Path) -> None:
+    """By its key, its url there, and the reference that its save returned."""
+    runner = FlowRunner(tmp_path)
+    source = open_store(tmp_path / "source")
+    (tmp_path / "file").write_text("content")
+    saved = source.save_model(tmp_path / "file")
+    source.copy_to(open_store(runner.local_root), [saved])
+    (tmp_path / "source").rename(tmp_path / "gone")
+    for reference in (saved["key"], f"{runner.local_root}/{saved['key']}", saved):
+        result = runner.with_environment(REFERENCE=json.dumps(reference)).python(LOAD)
+        assert result.fact("loaded") == "content"

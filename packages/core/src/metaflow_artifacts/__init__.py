@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.copying import CopyResult as CopyResult
     from ._store.details import SaveDetails as SaveDetails
     from ._store.references import ParsedReference as ParsedReference
     from ._store.store import Store as Store
@@ -113,6 +114,7 @@ _WHERE = {
     "_store.ancestry": ("lineage",),
     "_store.checkpoint_writer": ("CheckpointWriter",),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
+    "_store.copying": ("CopyResult",),
     "_store.details": ("SaveDetails",),
     "_store.references": ("ParsedReference",),
     "_store.store": ("Store", "open_store"),

@@ -27,6 +27,8 @@ AFTER = {
     "gc": "`check` finds the store whole; what was kept loads right; a save of what was half removed succeeds; the "
     "next `gc` removes the rest",
     "delete": "each checkpoint loads right and can be deleted, or is gone; its number is not given again",
+    "copy": "`check` finds the store whole; it holds the oldest of the artifacts, as many as were committed; the same "
+    "copy completes it; the latest checkpoint is that of the source",
     "retain": "what was to be kept loads right; the rest is there and loads right, or is gone",
 }
 
@@ -44,7 +46,8 @@ def campaign(work: Path, scenario: str, store: str, environment: dict[str, str],
 
 
 @pytest.mark.parametrize(
-    ("scenario", "moments"), [("save", 20), ("checkpoint", 4), ("load", 20), ("gc", 10), ("delete", 2), ("retain", 8)]
+    ("scenario", "moments"),
+    [("save", 20), ("checkpoint", 4), ("load", 20), ("gc", 10), ("delete", 2), ("retain", 8), ("copy", 30)],
 )
 def test_a_kill_at_any_file_system_call_leaves_the_store_whole(
     scenario: str, moments: int, tmp_path: Path, outcomes: Outcomes
@@ -56,7 +59,7 @@ def test_a_kill_at_any_file_system_call_leaves_the_store_whole(
     outcomes.record(SECTION, f"{scenario}, at each file-system call or request to S3", AFTER[scenario])
 
 
-@pytest.mark.parametrize("scenario", ["save", "load", "gc"])
+@pytest.mark.parametrize("scenario", ["save", "load", "gc", "copy"])
 def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_path: Path, outcomes: Outcomes) -> None:
     assert campaign(tmp_path / "work", scenario, "local", {}, "--random", "15")["kills"] > 3
     outcomes.record(SECTION, f"{scenario}, at random moments", AFTER[scenario])
@@ -68,6 +71,7 @@ def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_pat
         ("save", 10),
         ("checkpoint", 5),
         ("gc", 4),
+        ("copy", 4),
         *(pytest.param(*case, marks=pytest.mark.long) for case in (("load", 4), ("delete", 8), ("retain", 5))),
     ],
 )
@@ -75,7 +79,7 @@ def test_a_kill_before_a_request_to_s3_leaves_the_store_whole(
     scenario: str, moments: int, tmp_path: Path, root: str, s3_server: SeaweedServer, outcomes: Outcomes
 ) -> None:
     # Every one takes minutes: `python -m faultlib.kills` does that.
-    step = {"save": "2", "checkpoint": "4", "load": "1", "gc": "3", "delete": "1", "retain": "5"}[scenario]
+    step = {"save": "2", "checkpoint": "4", "load": "1", "gc": "3", "delete": "1", "retain": "5", "copy": "6"}[scenario]
     result = campaign(tmp_path / "work", scenario, root, s3_server.environment(), "--step", step)
     assert result["kills"] >= moments
     assert result["finished"] > 0

@@ -31,6 +31,9 @@ class TestLocalStorage(StorageConformance):
     def storage(self, tmp_path: Path) -> Storage:
         return open_storage(tmp_path / "root")
 
+    def beside(self, storage: Storage) -> Storage:
+        return open_storage(storage.root + "-beside")
+
     def raw_put(self, storage: Storage, key: str, data: bytes) -> None:
         path = Path(storage.root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,10 @@ class S3Hooks(Suite):
     def storage(self, server: S3Server) -> Storage:
         connect = functools.partial(shared_client, "storage", *self.keys)
         return open_storage(f"{server.root}/{uuid4().hex}/p", client=connect, patience=5)
+
+    def beside(self, storage: Storage) -> Storage:
+        connect = functools.partial(shared_client, "storage", *self.keys)
+        return open_storage(f"{storage.root}-beside", client=connect, patience=5)
 
     def place(self, storage: Storage, key: str) -> dict[str, Any]:
         bucket, _, prefix = storage.root.removeprefix("s3://").partition("/")
@@ -149,6 +156,10 @@ class TestAzurite(StorageConformance):
         root = f"{azurite.root}/{uuid4().hex}/p"
         return AzureStorage(root, account_key, endpoint=azurite.endpoint)
 
+    def beside(self, storage: Storage) -> Storage:
+        assert isinstance(storage, AzureStorage)
+        return AzureStorage(f"{storage.root}-beside", account_key, endpoint=storage.address.endpoint)
+
     def name(self, storage: Storage, key: str) -> str:
         assert isinstance(storage, AzureStorage)
         return storage.address.prefix + key
@@ -189,6 +200,9 @@ class TestFakeGcs(StorageConformance):
     def storage(self, fake_gcs: FakeGcsServer) -> Storage:
         root = f"{fake_gcs.root}/{uuid4().hex}/p"
         return GcsStorage(root, anonymous, endpoint=fake_gcs.endpoint)
+
+    def beside(self, storage: Storage) -> Storage:
+        return GcsStorage(f"{storage.root}-beside", anonymous, endpoint=self.endpoint)
 
     def name(self, storage: Storage, key: str) -> str:
         return f"{storage.root.removeprefix('gs://').partition('/')[2]}/{key}"

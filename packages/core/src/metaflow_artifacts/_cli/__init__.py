@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from metaflow_artifacts import __version__
-from metaflow_artifacts._cli import reading, upkeep
+from metaflow_artifacts._cli import copying, reading, upkeep
 from metaflow_artifacts._cli.output import escape
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
 
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     reading.add_commands(command)
+    copying.add_commands(command)
     upkeep.add_commands(command)
     return top
 

@@ -13,7 +13,7 @@ from metaflow_artifacts._store.references import split_url
 from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
-__all__ = ["resolve", "store_of"]
+__all__ = ["is_pattern", "resolve", "store_of", "target_of"]
 
 _KINDS = {"s3": "s3", "gs": "gs", "https": "azure", "http": "azure"}
 """Metaflow's name of the datastore, by the scheme of a root."""
@@ -41,11 +41,25 @@ def store_of(options: argparse.Namespace) -> Store:
     return store
 
 
+def target_of(options: argparse.Namespace) -> tuple[Store, bool]:
+    """The store at `--to`, which need not exist yet, and whether it holds anything.
+
+    Raises ArtifactNotFound or InvalidInput for a text that is no root, StorageError if the store cannot be used.
+    """
+    root: str = options.to
+    store = _in_cloud(root, "--to")
+    if store is not None:
+        return store, any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/"))
+    if not root:
+        raise ArtifactNotFound(f"--to is empty; pass {_FORMS}")
+    store = open_store(root)
+    return store, _holds_a_store(store.root)
+
+
 def _open(options: argparse.Namespace) -> Store:
     root: str | None = options.root
-    with_metaflow = find_spec("metaflow") is not None
     if root is None:
-        if not with_metaflow:
+        if find_spec("metaflow") is None:
             raise StorageError(f"no store is given; pass --root: {_FORMS}")
         from metaflow_artifacts._mf.stores import default_store
 
@@ -53,22 +67,30 @@ def _open(options: argparse.Namespace) -> Store:
             return default_store()
         except StorageError as error:
             raise type(error)(f"{error}; or pass --root") from error
-    scheme = root.partition(":")[0]
-    if scheme in _KINDS and root[len(scheme) :].startswith(":"):
-        if not is_url(root) or not root[len(scheme) + 3 :].split("/")[0]:
-            raise ArtifactNotFound(f"--root {root!r} names no bucket; pass {_NAMED[scheme]}{_instead(root)}")
-        if with_metaflow:
-            # Metaflow's configuration has the endpoint, the credentials and the encryption.
-            from metaflow_artifacts._mf.datastore import store_at
-
-            return store_at(_KINDS[scheme], root)
-        return open_store(root)
+    store = _in_cloud(root, "--root")
+    if store is not None:
+        return store
     if not root:
         raise ArtifactNotFound(f"--root is empty; pass {_FORMS}")
     if not os.path.isdir(root):
         raise ArtifactNotFound(f"{root}: there is no such directory; pass the root of an existing store")
     if not _holds_a_store(root):
         raise _holds_nothing(root, _near(root))
+    return open_store(root)
+
+
+def _in_cloud(root: str, option: str) -> Store | None:
+    """The store at a URL; None if the root is a path."""
+    scheme = root.partition(":")[0]
+    if scheme not in _KINDS or not root[len(scheme) :].startswith(":"):
+        return None
+    if not is_url(root) or not root[len(scheme) + 3 :].split("/")[0]:
+        raise ArtifactNotFound(f"{option} {root!r} names no bucket; pass {_NAMED[scheme]}{_instead(root)}")
+    if find_spec("metaflow") is not None:
+        # Metaflow's configuration has the endpoint, the credentials and the encryption.
+        from metaflow_artifacts._mf.datastore import store_at
+
+        return store_at(_KINDS[scheme], root)
     return open_store(root)
 
 
@@ -107,10 +129,16 @@ def _instead(root: str) -> str:
     return f", such as {configured}, which Metaflow is configured for" if configured else ""
 
 
-def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[str]]:
+def is_pattern(key: str) -> bool:
+    """Whether a text has wildcards, which no key has."""
+    return any(character in key for character in "*?[")
+
+
+def resolve(options: argparse.Namespace, keys: list[str], *, patterns: bool = False) -> tuple[Store, list[str]]:
     """The store that a command works on, and its keys. A key may be given as the `url` of a reference, which has both.
 
-    Raises InvalidReference for a text that is not a key, InvalidInput for urls in different stores, else as `store_of`.
+    With `patterns`, each may also be a pattern (see `is_pattern`). Raises InvalidReference for a text that is neither,
+    and InvalidInput for urls in different stores, else as `store_of`.
     """
     roots, found = set(), []
     for text in keys:
@@ -125,5 +153,6 @@ def resolve(options: argparse.Namespace, keys: list[str]) -> tuple[Store, list[s
             )
         options.root = roots.pop()
     for key in found:
-        parse_key(key)
+        if not (patterns and is_pattern(key)):
+            parse_key(key)
     return (_open(options) if found else store_of(options)), found

@@ -12,6 +12,7 @@ from metaflow_artifacts._storage.azure_client import (
     Address,
     configured_endpoint,
     container_client,
+    copy_blob,
     default_credential,
     is_azure,
     parse_root,
@@ -22,7 +23,7 @@ from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage
 from metaflow_artifacts._storage.remote_errors import RequestContext
-from metaflow_artifacts._storage.remote_objects import Answer, Body, ResponseBody
+from metaflow_artifacts._storage.remote_objects import Answer, Body, Described, ResponseBody
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, StorageError
 
@@ -134,6 +135,20 @@ class AzureStorage(RemoteStorage):
         answer = client.get_blob_client(name).set_blob_metadata({})
         modified: float = answer["last_modified"].timestamp()
         return modified
+
+    def _shares_service(self, source: AzureStorage) -> bool:
+        return self.address.endpoint == source.address.endpoint
+
+    def _describe(self, client: Any, name: str) -> Described:
+        found = client.get_blob_client(name).get_blob_properties()
+        digest = found.content_settings.content_md5
+        md5 = None if digest is None else bytes(digest).hex()
+        return Described(found.size, found.etag, None, md5, found.last_modified.timestamp())
+
+    def _copy(self, client: Any, name: str, source: AzureStorage, source_name: str, found: Described) -> Described:
+        from_client = source._requests.client("read", source_name)
+        copy_blob(from_client.get_blob_client(source_name), client.get_blob_client(name), found.version)
+        return self._describe(client, name)
 
     def _delete(self, client: Any, name: str) -> object:
         return client.get_blob_client(name).delete_blob()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ __all__ = [
     "Address",
     "configured_endpoint",
     "container_client",
+    "copy_blob",
     "default_credential",
     "is_azure",
     "parse_root",
@@ -39,6 +41,7 @@ _SUFFIXES = (
     ".blob.storage.azure.net",
 )
 
+_SCOPE = "https://storage.azure.com/.default"
 _AUTHORITY = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
 
 
@@ -134,6 +137,37 @@ def container_client(
         retry_total=0,
         max_single_put_size=_ONE_PUT_BYTES,
         max_single_get_size=_ONE_GET_BYTES,
+    )
+
+
+def copy_blob(source: Any, target: Any, version: str | None) -> None:
+    """Copy a blob on the service's side, within one account, if it still has this etag.
+
+    The service reads the source with the credentials of `source`, which the request carries.
+    """
+    from azure.core import MatchConditions
+    from azure.storage.blob import BlobSasPermissions, generate_blob_sas
+
+    url: str = source.url
+    more: dict[str, Any] = {}
+    credential = source.credential
+    if hasattr(credential, "get_token"):
+        more["source_authorization"] = f"Bearer {credential.get_token(_SCOPE).token}"
+    elif hasattr(credential, "account_key"):
+        signature = generate_blob_sas(
+            credential.account_name,
+            source.container_name,
+            source.blob_name,
+            account_key=credential.account_key,
+            permission=BlobSasPermissions(read=True),
+            expiry=datetime.now(timezone.utc) + timedelta(hours=1),
+        )
+        url = f"{url}?{signature}"
+    elif hasattr(credential, "signature") and "?" not in url:
+        url = f"{url}?{credential.signature.lstrip('?')}"
+    # With one request, which is answered when the copy is there.
+    target.start_copy_from_url(
+        url, requires_sync=True, source_etag=version, source_match_condition=MatchConditions.IfNotModified, **more
     )
 
 

@@ -159,6 +159,20 @@ class Storage(ABC):
                 staged.write(block)
             staged.commit(key, sha256)
 
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+        """Copy an object of another storage to the same key here, replacing what is there, without its content passing
+        this process. Its time is now.
+
+        `sha256` is the digest that the content should have. A service that keeps a SHA-256 of its objects is asked for
+        it first; a wrong one is not copied. One that keeps another digest (MD5, CRC) shows that the copy is like the
+        source; with `strict`, that is not enough. The size must be right, too.
+
+        False where this was not done, for any reason: another service, no right to do so, no digest, an object that is
+        wrong or does not exist. The key may then hold a copy that is not verified: the caller writes the object by
+        `send`. Raises TransientStorageError.
+        """
+        return False
+
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo | None:
         """Size and time of an object, or None where the key does not exist."""

@@ -16,13 +16,14 @@ from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_errors import RequestContext
-from metaflow_artifacts._storage.remote_objects import Answer, ResponseBody
+from metaflow_artifacts._storage.remote_objects import Answer, Described, ResponseBody
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["GcsStorage"]
 
 _DESCRIBED = "name,size,updated"
+_DIGESTS = "size,generation,md5Hash,crc32c,updated"
 
 
 class GcsStorage(RemoteStorage):
@@ -120,6 +121,15 @@ class GcsStorage(RemoteStorage):
                 return modified
             raise
 
+    def _shares_service(self, source: GcsStorage) -> bool:
+        return self.server == source.server
+
+    def _describe(self, client: GcsClient, name: str) -> Described:
+        return _copyable(_described(client, name, _DIGESTS))
+
+    def _copy(self, client: GcsClient, name: str, source: GcsStorage, source_name: str, found: Described) -> Described:
+        return _copyable(client.rewrite(name, source.bucket, source_name, found.version))
+
     def _delete(self, client: GcsClient, name: str) -> object:
         return client.object("DELETE", name)
 
@@ -179,8 +189,14 @@ class _Service(Service):
         return status_of(error) == 416
 
 
-def _described(client: GcsClient, name: str) -> Any:
-    return client.object("GET", name, params={"fields": _DESCRIBED}).json()
+def _described(client: GcsClient, name: str, fields: str = _DESCRIBED) -> Any:
+    return client.object("GET", name, params={"fields": fields}).json()
+
+
+def _copyable(found: Any) -> Described:
+    # Objects that were composed of others have no MD5.
+    digest = found.get("md5Hash") or found.get("crc32c")
+    return Described(int(found["size"]), found.get("generation"), None, digest, _time(found["updated"]))
 
 
 def _time(text: str) -> float:

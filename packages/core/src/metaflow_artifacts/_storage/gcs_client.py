@@ -63,15 +63,22 @@ class GcsClient:
         """The answer to a question about the bucket."""
         return self._send("GET", f"/storage/v1/b/{self._bucket}{more}", **options).json()
 
-    def rewrite(self, name: str) -> Any:
-        """Copy an object onto itself; the answer describes the new version."""
-        params: dict[str, str] = {}
+    def rewrite(
+        self, name: str, bucket: str | None = None, source: str | None = None, generation: str | None = None
+    ) -> Any:
+        """Copy an object onto itself, or the object `source` of another bucket, if it is of this generation.
+
+        The answer describes the new version.
+        """
+        first = self._bucket if bucket is None else quote(bucket, safe="")
+        begin = f"/storage/v1/b/{first}/o/{quote(source or name, safe='')}"
+        target = f"/rewriteTo/b/{self._bucket}/o/{quote(name, safe='')}"
+        params = {} if generation is None else {"ifSourceGenerationMatch": generation}
         while True:
-            target = f"/rewriteTo/b/{self._bucket}/o/{quote(name, safe='')}"
-            answer = self.object("POST", name, target, params=params).json()
+            answer = self._send("POST", begin + target, params=params).json()
             if answer.get("done"):
                 return answer["resource"]
-            params = {"rewriteToken": answer["rewriteToken"]}
+            params["rewriteToken"] = answer["rewriteToken"]
 
     def upload(self, name: str, data: memoryview | Outgoing, params: dict[str, str]) -> None:
         """Write an object with one request."""

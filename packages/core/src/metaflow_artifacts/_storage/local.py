@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import math
 import os
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.local_claims import Claim, uptime
 from metaflow_artifacts._storage.local_errors import DENIED, MISSING, NO_LINKS, NO_LOCKS, REASONS, raise_error
 from metaflow_artifacts._storage.local_files import (
@@ -25,10 +27,11 @@ from metaflow_artifacts._storage.local_files import (
 )
 from metaflow_artifacts._storage.local_walk import refuse_broken_links, walk
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix
-from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
 __all__ = ["LocalStorage"]
 
+_BLOCK_BYTES = 512 << 10
 _CLOCK_SECONDS = 5.0
 """How long a measured difference between the file system's clock and this machine's is used."""
 _SETTLE_SECONDS = 60.0
@@ -136,6 +139,26 @@ class LocalStorage(Storage):
     def stage(self, size: int) -> Iterator[_StagedFile]:
         with self._temporary_file(self.root) as file:
             yield _StagedFile(self, file)
+
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+        """See Storage. The file system shares the content of the two files where it can, and copies it elsewhere.
+
+        A hard link would share the time too. The content is read and hashed before it gets its name.
+        """
+        target = self._path(key, writing=True)
+        if not isinstance(source, LocalStorage):
+            return False
+        try:
+            with source.open(key) as reader, self._temporary_file(target) as file:
+                if not file.copy(reader, size) or _digest(file.name) != sha256:
+                    return False
+                file.finish(target, sync=self._sync)
+                self._put_in_place(os.replace, file.name, target)
+        except TransientStorageError:
+            raise
+        except (StorageError, ArtifactNotFound):
+            return False
+        return True
 
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
@@ -331,6 +354,17 @@ class _StagedFile:
         target = self._storage._path(key, writing=True)
         self._file.finish(target, sync=self._storage._sync)
         self._storage._put_in_place(os.replace, self._file.name, target)
+
+
+def _digest(path: str) -> bytes:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            check()
+            digest.update(block[:count])
+    return digest.digest()
 
 
 def _is_same_file(name: str, target: str) -> bool:

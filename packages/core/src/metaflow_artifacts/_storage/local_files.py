@@ -32,7 +32,7 @@ class FileReader:
     """Reads an open file from `start` to `end`."""
 
     def __init__(self, fd: int, path: str, start: int, end: int) -> None:
-        self._fd = fd
+        self.fd = fd
         self._path = path
         self._position = start
         self.remaining = max(0, end - start)
@@ -46,7 +46,7 @@ class FileReader:
         wanted = min(len(buffer), self.remaining)
         try:
             while done < wanted:
-                count = os.preadv(self._fd, [buffer[done:wanted]], self._position)
+                count = os.preadv(self.fd, [buffer[done:wanted]], self._position)
                 if not count:
                     # The file became shorter since it was opened, which no writer of a store does.
                     self.remaining = done
@@ -78,6 +78,19 @@ class TemporaryFile:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
             raise_error(error, "write", target)
+
+    def copy(self, source: FileReader, size: int) -> bool:
+        """Append what is left of another file, without reading it here, if that is `size` bytes and the system can."""
+        if source.remaining != size or not hasattr(os, "copy_file_range"):
+            return False
+        done = 0
+        try:
+            while done < size and (count := os.copy_file_range(source.fd, self._fd, size - done, done)):
+                done += count
+        except OSError:
+            # File systems of which one cannot do this, or a full disk: writing it will show.
+            return False
+        return done == size
 
     def finish(self, target: str, *, sync: bool) -> None:
         """Close the file; with `sync`, its content is on the disk then. Raises StorageError where that fails."""

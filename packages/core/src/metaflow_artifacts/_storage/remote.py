@@ -15,7 +15,7 @@ from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
 from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
 from metaflow_artifacts._storage.remote_deletes import Deletes
-from metaflow_artifacts._storage.remote_objects import Answer, ObjectReader, StagedObject, memory
+from metaflow_artifacts._storage.remote_objects import Answer, Described, ObjectReader, StagedObject, memory
 from metaflow_artifacts._storage.remote_requests import Requests, Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
@@ -23,6 +23,10 @@ __all__ = ["RemoteStorage", "be_quiet", "path_of"]
 
 MOST_THREADS = 64
 """Concurrent requests of a kind of transfer, where they are faster than fewer."""
+
+
+_YOUNG_S = 1800.0
+"""The largest age of a copy that was just made: what clocks may differ by, and the time that the request takes."""
 
 
 class RemoteStorage(Storage):
@@ -84,6 +88,21 @@ class RemoteStorage(Storage):
     @abstractmethod
     def _renew(self, client: Any, name: str, after: float) -> float | None:
         """Set the object's time to now. The new time, if the answer has it."""
+
+    @abstractmethod
+    def _shares_service(self, source: Any) -> bool:
+        """Whether another storage of this class is on the same service, so that a request can name objects of both."""
+
+    @abstractmethod
+    def _describe(self, client: Any, name: str) -> Described:
+        """Size, version and digests of an object."""
+
+    @abstractmethod
+    def _copy(self, client: Any, name: str, source: Any, source_name: str, found: Described) -> Described:
+        """Copy an object of another storage on the same service, if it still is the version that was `found`.
+
+        Returns what the service says about the copy.
+        """
 
     @abstractmethod
     def _delete(self, client: Any, name: str) -> object:
@@ -154,6 +173,36 @@ class RemoteStorage(Storage):
 
     def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
         self._send(key, Outgoing(size, sha256, blocks), sha256)
+
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+        check_key(key, writing=True)
+        if not isinstance(source, RemoteStorage) or type(source) is not type(self):
+            return False
+        name = source._prefix + key
+        try:
+            if not self._shares_service(source):
+                return False
+            found = source._requests.make("read", key, lambda client: source._describe(client, name))
+            if found.size != size or found.sha256 not in (None, sha256):
+                return False
+            if found.sha256 is None and (strict or found.digest is None):
+                return False
+            copied = self._requests.make(
+                "copy", key, lambda client: self._copy(client, self._prefix + key, source, name, found)
+            )
+            return copied.is_like(found, sha256) and self._is_young(key, copied.modified)
+        except TransientStorageError:
+            raise
+        except (StorageError, ArtifactNotFound):
+            # The caller reads and writes the object, which shows what is wrong with either.
+            return False
+
+    def _is_young(self, key: str, modified: float | None) -> bool:
+        """Whether a copy has a time of its own. A server that keeps the source's time would have gc take it away."""
+        if modified is None:
+            info = self.stat(key)
+            modified = 0.0 if info is None else info.modified
+        return modified > self.now() - _YOUNG_S
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)

@@ -13,7 +13,7 @@ from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.remote_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
 
-__all__ = ["Answer", "Body", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
+__all__ = ["Answer", "Body", "Described", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
 
 # One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
 # 50 kB/s is fast enough.
@@ -39,6 +39,28 @@ class Answer:
     """What names this version of the object in a further request."""
     ranged: bool
     """Whether the server gave the range that was asked for, not the whole object."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a server says about an object without its content."""
+
+    size: int | None
+    """In bytes; None where the answer does not have it."""
+    version: str | None
+    """As that of an Answer."""
+    sha256: bytes | None
+    """The digest of its content, where the service keeps one."""
+    digest: str | None
+    """Another digest of its content and nothing else, such as MD5, in the service's own form."""
+    modified: float | None
+    """When it was written, in seconds since the epoch; None where the answer does not have it."""
+
+    def is_like(self, source: Described, sha256: bytes) -> bool:
+        """Whether this copy of `source` has been shown to have its content, or that of the digest `sha256`."""
+        if self.size not in (None, source.size):
+            return False
+        return self.sha256 == sha256 or (self.digest is not None and self.digest == source.digest)
 
 
 class ResponseBody:

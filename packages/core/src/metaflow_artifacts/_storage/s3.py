@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from base64 import b64encode
+import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
-from metaflow_artifacts._storage.remote_objects import Answer, Body
+from metaflow_artifacts._storage.remote_objects import Answer, Body, Described
 from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client
 from metaflow_artifacts._storage.s3_client import portable as portable_client
 from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
@@ -37,6 +38,9 @@ _AWS_HOSTS = (
     ".csp.hci.ic.gov",
 )
 
+
+_SHA256 = re.compile(r"[A-Za-z0-9+/]{43}=")
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 _NOT_TO_COPY = frozenset({"AccessDenied", "InvalidObjectState"})
 """Answers for an object with another's key, or in an archive, which can be replaced all the same."""
@@ -141,6 +145,31 @@ class S3Storage(RemoteStorage):
         # Some servers answer with fractions of a second, which the stored time does not have.
         return None if modified is None else int(modified.timestamp())
 
+    def _shares_service(self, source: S3Storage) -> bool:
+        mine, theirs = (urlsplit(storage.server).hostname or "" for storage in (self, source))
+        return self.server == source.server or any(
+            mine.endswith(suffix) and theirs.endswith(suffix) for suffix in _AWS_HOSTS
+        )
+
+    def _describe(self, client: Any, name: str) -> Described:
+        answer = client.head_object(Bucket=self.bucket, Key=name, ChecksumMode="ENABLED")
+        return _described(answer, answer["ContentLength"])
+
+    def _copy(self, client: Any, name: str, source: S3Storage, source_name: str, found: Described) -> Described:
+        answer = client.copy_object(
+            Bucket=self.bucket,
+            Key=name,
+            CopySource={"Bucket": source.bucket, "Key": source_name},
+            CopySourceIfMatch=found.version,
+            ChecksumAlgorithm="SHA256",
+            **self._written,
+        )
+        made = _described(answer.get("CopyObjectResult", {}), None)
+        if made.digest == found.digest or made.sha256 is not None:
+            return made
+        # Some servers say more about an object than about a copy.
+        return self._describe(client, name)
+
     def _is_unsupported(self, error: BaseException | None) -> bool:
         return is_unsupported(error)
 
@@ -193,6 +222,20 @@ class S3Storage(RemoteStorage):
         except StorageError as error:
             if code_of(error.__cause__) != "AccessDenied":
                 raise
+
+
+def _described(answer: Any, size: int | None) -> Described:
+    tag = str(answer.get("ETag") or "")
+    sha256 = str(answer.get("ChecksumSHA256") or "")
+    return Described(
+        size,
+        tag or None,
+        # Not of an object that was sent in parts: that is a digest of digests.
+        b64decode(sha256) if _SHA256.fullmatch(sha256) else None,
+        # Nor is the tag then an MD5; some servers answer without its quotes.
+        tag.strip('"') if _MD5.fullmatch(tag.strip('"')) else None,
+        answer["LastModified"].timestamp() if "LastModified" in answer else None,
+    )
 
 
 def _head(where: dict[str, str], client: Any) -> Any:

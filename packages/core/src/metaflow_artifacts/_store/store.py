@@ -33,6 +33,7 @@ from metaflow_artifacts._format.manifest import (
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._store.copying import CopyResult, copy_artifacts, raise_first
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
@@ -218,28 +219,32 @@ class Store:
         Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, CorruptArtifact if the
         manifest is damaged, StorageError if the datastore fails.
         """
+        return self.manifest_and_bytes(reference)[0]
+
+    def manifest_and_bytes(self, reference: Reference) -> tuple[Manifest, bytes]:
+        """As `manifest`, with the bytes that are stored."""
         parsed = ParsedReference.of(reference)
         key = parsed.key
-        manifest = self._decoded(key)
+        manifest, data = self._decoded(key)
         if manifest.artifact["key"] != key:
             raise CorruptArtifact(
                 f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
             )
         _demand_same(parsed, manifest.artifact)
-        return manifest
+        return manifest, data
 
-    def _decoded(self, key: str) -> Manifest:
+    def _decoded(self, key: str) -> tuple[Manifest, bytes]:
         data = self._read(key, MAX_BYTES + 1)
         for _ in range(_READ_ATTEMPTS):
             try:
-                return decode(data, key)
+                return decode(data, key), data
             except CorruptArtifact:
                 # Corruption in transit differs between reads; corruption at rest does not.
                 again = self._read(key, MAX_BYTES + 1)
                 if again == data:
                     raise
                 data = again
-        return decode(data, key)
+        return decode(data, key), data
 
     def _read(self, key: str, length: int) -> bytes:
         try:
@@ -339,6 +344,28 @@ class Store:
             if manifest.inline is not None:
                 return manifest.inline[file.offset + start : file.offset + end]
             return read_range(self.storage, manifest.chunks, file, start, end)
+
+    def copy_to(
+        self,
+        target: Store,
+        references: Iterable[Reference],
+        *,
+        lineage: bool = False,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> CopyResult:
+        """Copy artifacts to another store: same keys, dates, metadata and parents. What is there is not sent again.
+
+        Between two buckets of one service, and on one file system, the content does not pass this process. With
+        `lineage`, the artifacts that they were made from are copied too. With `verify`, all content is read and
+        verified at the target. The oldest artifact comes first. A copy that was interrupted goes on when it is
+        repeated. Where an artifact cannot be copied, the others are, and then this raises: ArtifactNotFound or
+        CorruptArtifact if it is not whole here, StorageError if its key belongs to another artifact there. Also raises
+        InvalidReference, InvalidInput if both are one store, and StorageError if a storage fails.
+        """
+        result, failures = copy_artifacts(self, target, references, lineage, verify, progress or Progress())
+        raise_first(failures)
+        return result
 
     def list(self, prefix: str = MODEL_ARTIFACTS) -> Iterator[str]:
         """The keys of all artifacts that start with `prefix`, in any order; by default those of models."""

@@ -38,6 +38,10 @@ class Suite:
         """An empty storage, whose root no other test uses."""
         raise NotImplementedError
 
+    def beside(self, storage: Storage) -> Storage:
+        """An empty storage on the same service, whose root no other test uses; the raw hooks reach it too."""
+        raise NotImplementedError
+
     def raw_put(self, storage: Storage, key: str, data: bytes) -> None:
         """Write an object without the storage."""
         raise NotImplementedError

@@ -189,6 +189,67 @@ class ObjectTests(Suite):
             storage.send("a/b", len(data), hashlib.sha256(data).digest(), blocks)
         assert self.raw_keys(storage) == set()
 
+    @pytest.mark.parametrize("size", [0, 10, 5 << 20])
+    def test_a_copy_is_the_object(self, storage: Storage, size: int) -> None:
+        other = self.beside(storage)
+        data = hashlib.sha256(b"seed").digest() * (size // 32) + b"x" * (size % 32)
+        storage.send("a/b", size, hashlib.sha256(data).digest(), lambda: in_blocks(data))
+        self.raw_put(other, "a/b", b"another")
+        assert other.copy_from(storage, "a/b", size, hashlib.sha256(data).digest())
+        assert self.raw_get(other, "a/b") == data
+        assert self.raw_keys(other) == {"a/b"}
+        self.raw_put(storage, "a/b", b"another")
+        storage.delete(["a/b"])
+        assert self.raw_get(other, "a/b") == data
+
+    def test_a_copy_has_the_time_of_the_copying(self, storage: Storage) -> None:
+        other = self.beside(storage)
+        storage.put("a/b", b"content")
+        first = storage.stat("a/b")
+        assert first is not None
+        deadline = time.monotonic() + 30
+        modified = first.modified
+        while modified <= first.modified and time.monotonic() < deadline:
+            time.sleep(0.2)
+            assert other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+            copied = other.stat("a/b")
+            assert copied is not None
+            modified = copied.modified
+        assert modified > first.modified
+
+    def test_a_renewal_leaves_the_time_of_a_copy_alone(self, storage: Storage) -> None:
+        other = self.beside(storage)
+        storage.put("a/b", b"content")
+        assert other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        copied, first = other.stat("a/b"), storage.stat("a/b")
+        assert copied is not None
+        assert first is not None
+        deadline = time.monotonic() + 30
+        while not storage.touch("a/b", first.modified) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert other.stat("a/b") == about(copied)
+
+    def test_what_is_not_there_is_not_copied(self, storage: Storage) -> None:
+        other = self.beside(storage)
+        storage.put("a/other", b"content")
+        assert not other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        assert self.raw_keys(other) == set()
+
+    def test_an_object_of_another_size_is_not_copied(self, storage: Storage) -> None:
+        other = self.beside(storage)
+        storage.put("a/b", b"contents")
+        assert not other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        assert self.raw_keys(other) == set()
+
+    def test_an_object_with_another_digest_is_not_copied(self, storage: Storage) -> None:
+        """With `strict`, also where the service has no SHA-256 that would show it."""
+        other = self.beside(storage)
+        storage.put("a/b", b"another")
+        self.raw_put(storage, "a/c", b"another")
+        for key in ("a/b", "a/c"):
+            assert not other.copy_from(storage, key, 7, hashlib.sha256(b"content").digest(), strict=True)
+        assert self.raw_keys(other) == set()
+
     def test_stat_gives_size_and_time(self, storage: Storage) -> None:
         # S3 has whole seconds, and the clock of a server may differ.
         before = time.time() - 60

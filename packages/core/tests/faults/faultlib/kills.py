@@ -27,7 +27,7 @@ from faultlib.outcomes import content
 from faultlib.watched import Watched
 from metaflow_artifacts import ArtifactNotFound, Store
 from metaflow_artifacts._format.keys import CheckpointPlace
-from metaflow_artifacts._layout import GC_MARKS
+from metaflow_artifacts._layout import CHECKPOINTS, GC_MARKS, MODEL_ARTIFACTS, TOMBSTONES, checkpoint_prefix
 from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer import gc_marks
@@ -39,7 +39,7 @@ from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_ret
 CHUNK = 64 << 10
 PLACE = CheckpointPlace("F", "s", "0" * 12, "1" * 12)
 
-_CALLS = ("open", "write", "replace", "rename", "link", "unlink", "utime", "mkdir", "rmdir")
+_CALLS = ("open", "write", "copy_file_range", "replace", "rename", "link", "unlink", "utime", "mkdir", "rmdir")
 
 
 class Scenario:
@@ -281,7 +281,43 @@ class Retain(Checkpoints):
         return len(left) == 1
 
 
-SCENARIOS = {one.__name__.lower(): one for one in (Save, Checkpoint, Load, Gc, Delete, Retain)}
+class Copy(Checkpoints):
+    """A model and two checkpoints, from another store on the same disk or server."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.source = Store(open_storage(self.store.root + "-source"), chunk_size=CHUNK)
+        self.keys = [
+            self.source.save_model(self.tree)["key"],
+            *(self.save(self.source, latest=latest) for latest in (True, False)),
+        ]
+        self.note(*self.keys[1:])
+
+    def act(self, store: Store) -> None:
+        self.source.copy_to(store, self.keys)
+
+    def after(self) -> bool:
+        prefixes = (MODEL_ARTIFACTS, checkpoint_prefix(CHECKPOINTS))
+        there = {key for prefix in prefixes for key in self.store.list(prefix)} - {self.other}
+        # The state is an older one of the source.
+        assert there == set(self.keys[: len(there)])
+        complete = self.keys[: len(there)] == self.keys
+        result = self.source.copy_to(self.store, self.keys)
+        assert (result.present, result.copied) == (tuple(self.keys[: len(there)]), tuple(self.keys[len(there) :]))
+        assert result.sent == sum(len(self.store.storage.get(key)) for key in result.copied)
+        found = find_latest(self.store, PLACE)
+        assert found is not None
+        assert found["key"] == self.keys[1]
+        assert {info.key for info in self.store.storage.list(PLACE.prefix(TOMBSTONES))} == self.tombstones()
+        for key in self.keys:
+            self.load(key)
+        # The highest number last: its tombstone is what remains.
+        for key in self.keys:
+            self.store.delete(key)
+        return complete
+
+
+SCENARIOS = {one.__name__.lower(): one for one in (Save, Checkpoint, Load, Gc, Delete, Retain, Copy)}
 
 
 class Countdown:

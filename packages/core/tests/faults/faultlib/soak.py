@@ -1,4 +1,4 @@
-"""Savers in a loop beside a gc in a loop: not one load may fail. Run as a program:
+"""Savers and copies in a loop beside a gc in a loop: not one load may fail. Run as a program:
 
     PYTHONPATH=packages/core/tests/faults python -m faultlib.soak ROOT [--seconds 60] [--savers 10]
 
@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from metaflow_artifacts import Store
-from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage import LocalStorage, open_storage
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import gc
@@ -35,19 +35,25 @@ def piece(number: int) -> bytes:
 
 
 def saver(store: Store, number: int, end: float, pieces: int) -> Counter[str]:
-    """Save, load at once, load an older one, delete the oldest; until the time `end`."""
+    """Save, or copy from another store, load at once, load an older one, delete the oldest; until the time `end`."""
     choose = random.Random(number)
     done: Counter[str] = Counter()
     kept: list[tuple[str, list[int]]] = []
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory, "source"), Path(directory, "target")
+        beside = Store(LocalStorage(Path(directory, "beside")), chunk_size=CHUNK)
         while time.monotonic() < end:
             numbers = [choose.randrange(pieces) for _ in range(choose.randint(3, 6))]
             source.write_bytes(b"".join(map(piece, numbers)))
             progress = Progress()
-            kept.append((store.save_model(source, progress=progress)["key"], numbers))
-            done["saves"] += 1
-            done["bytes reused"] += progress.total - progress.stored
+            if choose.random() < 0.5:
+                kept.append((store.save_model(source, progress=progress)["key"], numbers))
+                done["saves"] += 1
+                done["bytes reused"] += progress.total - progress.stored
+            else:
+                kept.append((beside.save_model(source)["key"], numbers))
+                assert beside.copy_to(store, [kept[-1][0]]).copied
+                done["copies"] += 1
             for key, expected in (kept[-1], choose.choice(kept)):
                 store.load(key, target)
                 assert (target / "source").read_bytes() == b"".join(map(piece, expected)), key

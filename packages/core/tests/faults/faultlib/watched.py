@@ -54,6 +54,10 @@ class ForwardingStorage(Storage):
         self.before("stat", key)
         return self.inner.stat(key)
 
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+        self.before("copy_from", key)
+        return self.inner.copy_from(source, key, size, sha256, strict=strict)
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         self.before("list", prefix)
         return self.inner.list(prefix)
