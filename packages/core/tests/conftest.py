@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,7 +12,9 @@ import pytest
 from hypothesis import settings
 
 from metaflow_artifacts import Store
+from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts.testing.faults import FaultProxy
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 # `faultlib`, for tests in any directory below: with import-mode importlib, tests are no packages.
@@ -40,3 +44,31 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK_SIZE)
     server: SeaweedServer = request.getfixturevalue("s3_server")
     return Store(open_storage(f"{server.root}/{uuid4().hex}", client=server.client), chunk_size=CHUNK_SIZE)
+
+
+@pytest.fixture
+def place() -> CheckpointPlace:
+    """A place of checkpoints that no other test uses."""
+    return CheckpointPlace("F", "train", "a" * 12, uuid4().hex[:12])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A small file to save."""
+    path = tmp_path / "state"
+    path.write_text("state")
+    return path
+
+
+@pytest.fixture
+def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
+    """Counts the requests to SeaweedFS."""
+    with FaultProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def remote(s3_server: SeaweedServer, proxy: FaultProxy) -> Store:
+    """An empty store on SeaweedFS, behind the proxy."""
+    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    return Store(open_storage(f"{s3_server.root}/{uuid4().hex}", client=client), chunk_size=CHUNK_SIZE)

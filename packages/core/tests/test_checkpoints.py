@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from faultlib.newest import find_latest
@@ -22,18 +21,6 @@ from metaflow_artifacts._store.details import SaveDetails
 
 PATHSPEC = "F/1/train/2"
 ID = "0123abcd"
-
-
-@pytest.fixture
-def place() -> CheckpointPlace:
-    return CheckpointPlace("F", "train", "a" * 12, uuid4().hex[:12])
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "state"
-    path.write_text("state")
-    return path
 
 
 def writer(store: Store, place: CheckpointPlace, attempt: int = 0, pathspec: str = PATHSPEC) -> CheckpointWriter:

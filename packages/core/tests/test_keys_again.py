@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from faultlib.memory import MemoryStorage
@@ -27,18 +26,6 @@ from metaflow_artifacts import (
 from metaflow_artifacts._storage import LocalStorage
 
 PATHSPEC = "F/1/train/2"
-
-
-@pytest.fixture
-def place() -> CheckpointPlace:
-    return CheckpointPlace("F", "train", "a" * 12, uuid4().hex[:12])
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "state"
-    path.write_text("state")
-    return path
 
 
 def writer(store: Store, place: CheckpointPlace, attempt: int = 0) -> CheckpointWriter:

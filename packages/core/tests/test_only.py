@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from metaflow_artifacts import CorruptArtifact, Store
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Segment
-from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._transfer.packs import runs
 from metaflow_artifacts.testing.faults import Damage, FaultProxy, once
-from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CHUNK = 64 << 10
 SMALL = 1000
 """Bytes of a packed file. A pack holds at most a quarter of a chunk."""
-
-
-@pytest.fixture
-def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_server.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def remote(s3_server: SeaweedServer, proxy: FaultProxy) -> Store:
-    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
-    return Store(open_storage(f"{s3_server.root}/{uuid4().hex}", client=client), chunk_size=CHUNK)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import functools
 import os
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,18 +27,6 @@ CHUNK = 64 << 10
 SIZE = 64 * CHUNK
 MIB = SIZE >> 10
 """What 1 MiB is to 1 GiB."""
-
-
-@pytest.fixture
-def proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_server.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def remote(s3_server: SeaweedServer, proxy: FaultProxy) -> Store:
-    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
-    return Store(open_storage(f"{s3_server.root}/{uuid4().hex}", client=client), chunk_size=CHUNK)
 
 
 @pytest.fixture
