@@ -7,6 +7,7 @@ servers here compare no digests. What is read is always verified.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import random
 import re
@@ -262,3 +263,18 @@ def test_a_token_that_is_refused_is_renewed_once(fake_gcs: FakeGcsServer) -> Non
         assert credentials.renewals == 2
         proxy.plan = lambda request: Answer(401, "revoked")
         assert "refused the credentials" in failing(lambda: storage.get("a"))
+
+
+def test_what_the_sdk_sends_again_is_sent_whole(azurite: AzuriteServer) -> None:
+    """After a redirection, as after a challenge for a token of another tenant, it sends the same request once more."""
+    data = os.urandom(1 << 20)
+    with FaultProxy(azurite.endpoint) as proxy:
+        account = f"{proxy.endpoint}/devstoreaccount1"
+        storage = AzureStorage(f"{account}/{azurite.bucket}/{uuid4().hex}", account_key, endpoint=account, patience=3)
+        again = ("Location", f"{proxy.endpoint}/elsewhere")
+        proxy.plan = lambda request: (
+            Answer(201, "", body="") if request.path == "/elsewhere" else Answer(307, "", headers=(again,))
+        )
+        storage.put("a", data)
+        storage.send("b", len(data), hashlib.sha256(data).digest(), lambda: (block for block in [memoryview(data)]))
+        assert [request.size for request in proxy.requests] == [len(data)] * 4

@@ -111,7 +111,6 @@ def container_client(
     only; StorageError is raised for another. An answer is waited for at most `patience` seconds.
     """
     import requests
-    from azure.core.pipeline.transport import RequestsTransport
     from azure.storage.blob import ContainerClient
     from requests.adapters import HTTPAdapter
 
@@ -128,16 +127,25 @@ def container_client(
         address.endpoint,
         address.container,
         credential=credential,
-        transport=RequestsTransport(
-            session=session,
-            session_owner=False,
-            connection_timeout=_CONNECT_SECONDS,
-            read_timeout=min(_READ_SECONDS, patience),
-        ),
+        transport=_transport(session, min(_READ_SECONDS, patience)),
         retry_total=0,
         max_single_put_size=_ONE_PUT_BYTES,
         max_single_get_size=_ONE_GET_BYTES,
     )
+
+
+def _transport(session: Any, patience: float) -> Any:
+    from azure.core.pipeline.transport import RequestsTransport
+
+    class Transport(RequestsTransport):  # type: ignore[misc]
+        def send(self, request: Any, **options: Any) -> Any:
+            # The SDK sends a request again after a challenge or a redirection, and what was sent of its body stays
+            # read.
+            if hasattr(request.data, "seek"):
+                request.data.seek(0)
+            return super().send(request, **options)
+
+    return Transport(session=session, session_owner=False, connection_timeout=_CONNECT_SECONDS, read_timeout=patience)
 
 
 def copy_blob(source: Any, target: Any, version: str | None) -> None:

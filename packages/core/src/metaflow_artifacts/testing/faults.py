@@ -58,6 +58,7 @@ class Answer:
     code: str
     message: str = "as the test ordered"
     body: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class FaultProxy:
         if isinstance(fault, Answer):
             error = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
             text = (error if fault.body is None else fault.body).encode()
-            return self._answer(client, request, fault.status, [("Content-Type", "application/xml")], text)
+            headers = [("Content-Type", "application/xml"), *fault.headers]
+            return self._answer(client, request, fault.status, headers, text)
         at = fault.at if isinstance(fault, Damage) and fault.sent else getattr(fault, "damage", None)
         body = body if at is None else _damaged(body, at)
         if isinstance(fault, Strip):
