@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_artifacts import CorruptArtifact, Store
+from metaflow_artifacts import ArtifactNotFound, CorruptArtifact, Store, open_store
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Segment
 from metaflow_artifacts._transfer.chunks import chunk_key
@@ -101,3 +101,16 @@ def test_runs(sizes: list[int], wanted: set[int], expected: list[tuple[int, list
     # Another writer may leave digests out.
     without = [FileEntry(str(number), size, 0o644, 0) for number, size in enumerate(sizes)]
     assert runs(Chunk("0" * 64, sum(sizes)), parts, without, wanted) is None
+
+
+def test_a_path_with_brackets_is_a_pattern_for_itself(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("model[1].bin", "model1.bin"):
+        (tree / name).write_text(name)
+    store = open_store(tmp_path / "store")
+    saved = store.save_model(tree)
+    store.load(saved, tmp_path / "out", only="model[1].bin")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model[1].bin"]
+    with pytest.raises(ArtifactNotFound, match=r"the whole path, without \./; `sub/\*` for all in a directory"):
+        store.load(saved, tmp_path / "out", only="./model1.bin")

@@ -8,15 +8,18 @@ import os
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metaflow_artifacts import ModelArtifact, Store, TargetError
+from metaflow_artifacts import ModelArtifact, StorageError, Store, TargetError
 from metaflow_artifacts._storage import LocalStorage
-from metaflow_artifacts._transfer import reuse, staging
+from metaflow_artifacts._store import loading as store_loading
+from metaflow_artifacts._store.loading import load_id
+from metaflow_artifacts._transfer import loading, reuse, staging
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages, make_stage
 
@@ -116,8 +119,9 @@ def _replace(path: Path) -> None:
 
 
 def _link(path: Path) -> None:
-    path.rename(path.parent.parent.parent / "elsewhere")
-    path.symlink_to(path.parent.parent.parent / "elsewhere")
+    elsewhere = next(parent for parent in path.parents if parent.name == "target").with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def _pipe(path: Path) -> None:
@@ -188,7 +192,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_fetched(
     store.load(saved, target, progress=progress)
     assert changed.is_set()
     assert content(target) == fresh
-    assert progress.done == progress.total == SIZE * 2 + PACKED
+    assert progress.done == progress.total == SIZE + PACKED
 
 
 def test_a_piece_that_changes_before_it_is_copied_is_fetched(
@@ -233,6 +237,27 @@ def test_another_version_of_a_file_is_not_hashed_to_its_end(
     assert content(target) == fresh
 
 
+def test_a_file_that_changes_while_another_one_is_fetched_again_is_fetched_too(
+    store: Store,
+    saved: ModelArtifact,
+    target: Path,
+    fresh: dict[str, tuple[bytes, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(store, saved, target)
+    fetch = loading.fetch_chunks
+    changing = [target / "sub" / "weights", target / "1.txt"]
+
+    def fetch_chunks(*arguments: Any) -> None:
+        fetch(*arguments)
+        if changing:
+            damage(changing.pop())
+
+    monkeypatch.setattr(store_loading, "fetch_chunks", fetch_chunks)
+    assert load(store, saved, target) == PACKED - 1000
+    assert content(target) == fresh
+
+
 def test_of_a_pack_the_changed_file_is_fetched(store: Store, saved: ModelArtifact, target: Path, tree: Path) -> None:
     load(store, saved, target)
     before = inodes(target)
@@ -246,10 +271,10 @@ def test_of_a_pack_the_changed_file_is_fetched(store: Store, saved: ModelArtifac
 # Private directories of loads that were killed.
 
 
-def left(target: Path, tree: Path) -> Path:
+def left(target: Path, tree: Path, saved: ModelArtifact, only: str | None = None) -> Path:
     """The files in the private directory that a killed load has left in `target`, with all of `tree`."""
     target.mkdir(exist_ok=True)
-    stage = make_stage(str(target))
+    stage = make_stage(str(target), load_id(saved["key"], only))
     fill(stage, tree)
     stage.leave()
     return Path(stage.files)
@@ -300,7 +325,7 @@ def test_what_a_killed_load_left_is_used_where_it_is_right(
     change: Callable[[Path], object],
     found: int,
 ) -> None:
-    change(left(target, tree) / "sub" / "weights")
+    change(left(target, tree, saved) / "sub" / "weights")
     assert load(store, saved, target) == found + PACKED
     assert content(target) == fresh
 
@@ -310,34 +335,92 @@ def test_pieces_of_several_killed_loads_and_of_the_target_make_a_file(
 ) -> None:
     load(store, saved, target)
     damage(target / "sub" / "weights", 0)
-    _hole(left(target, tree) / "sub" / "weights")
-    (left(target, tree) / "sub" / "weights").unlink()
+    _hole(left(target, tree, saved) / "sub" / "weights")
+    (left(target, tree, saved) / "sub" / "weights").unlink()
     assert load(store, saved, target) == SIZE + PACKED
     assert content(target) == fresh
 
 
-def test_some_files_of_what_a_killed_load_left(store: Store, saved: ModelArtifact, tree: Path, target: Path) -> None:
-    left(target, tree)
-    assert load(store, saved, target, only=["1.*", "sub/*"]) == SIZE + 1000
-    assert sorted(content(target)) == ["1.txt", "sub/weights"]
-    assert load(store, saved, target, only="*.txt") == 1000
-    assert load(store, saved, target) == SIZE + PACKED
-
-
-def test_what_a_load_of_another_artifact_left_is_removed(
-    store: Store, saved: ModelArtifact, target: Path, tmp_path: Path, fresh: dict[str, tuple[bytes, int]]
+def test_what_the_load_of_a_part_left_is_for_the_same_part(
+    store: Store, saved: ModelArtifact, tree: Path, target: Path
 ) -> None:
-    (tmp_path / "other" / "sub").mkdir(parents=True)
-    (tmp_path / "other" / "sub" / "weights").write_bytes(os.urandom(SIZE))
-    (tmp_path / "other" / "more").write_text("more")
-    left(target, tmp_path / "other")
-    assert load(store, saved, target) == 0
-    assert content(target) == fresh
-    left(target, tmp_path / "other")
-    # Content that is in the manifest needs nothing, and clears up as well.
-    small = store.save_model(tmp_path / "other" / "more")
-    load(store, small, target)
+    left(target, tree, saved)
+    left(target, tree, saved, "*.txt")
+    assert load(store, saved, target, only="*.txt") == PACKED
+    assert [name for name in content(target) if "/" not in name] == ["0.txt", "1.txt", "2.txt"]
+    assert load(store, saved, target, only="sub/*") == 0
+    assert load(store, saved, target) == SIZE + PACKED
     assert stages(target) == []
+
+
+def test_what_another_load_left_stays_for_a_day(
+    store: Store, saved: ModelArtifact, tree: Path, target: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").write_text("more")
+    others = [store.save_model(tmp_path / "more"), store.save_model(tree / "sub")]
+    stage = left(target, tree, saved).parent
+    for other in others:
+        load(store, other, target)
+    assert stages(target) == [stage.name]
+    assert load(store, saved, target) == SIZE + PACKED
+    assert stages(target) == []
+
+    stage = left(target, tree, saved).parent
+    yesterday = time.time() - 25 * 3600
+    os.utime(stage, (yesterday, yesterday))
+    load(store, others[0], target)
+    assert stages(target) == []
+
+
+@pytest.mark.parametrize("error", [StorageError, KeyboardInterrupt, TargetError])
+def test_a_load_that_fails_keeps_what_a_killed_one_left(
+    store: Store, saved: ModelArtifact, tree: Path, target: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    damage(left(target, tree, saved) / "sub" / "weights")
+
+    def fail(*args: object) -> None:
+        raise error("the token has expired")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "read_chunk", fail)
+        with pytest.raises(error):
+            load(store, saved, target)
+    # A disk that is full gets its room back.
+    assert load(store, saved, target) == (0 if error is TargetError else SIZE - CHUNK + PACKED)
+
+
+def test_what_others_have_made_is_not_removed(store: Store, saved: ModelArtifact, target: Path) -> None:
+    for name in ("mine", "abcdefgh"):
+        (target / f"{STAGING_PREFIX}{name}").mkdir(parents=True)
+    strange = target / f"{STAGING_PREFIX}12345678"
+    strange.mkdir()
+    for name in ("lock-local", "precious"):
+        (strange / name).touch()
+    load(store, saved, target)
+    # An empty directory of that name is what a load leaves that is killed at its begin.
+    assert sorted(stages(target)) == [strange.name, f"{STAGING_PREFIX}mine"]
+    assert (strange / "precious").exists()
+
+
+def test_a_forked_child_keeps_no_lock(target: Path) -> None:
+    target.mkdir()
+    stage = make_stage(str(target))
+    child_lives, parent_lives = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(parent_lives[1])
+        os.write(child_lives[1], b".")
+        os.read(parent_lives[0], 1)
+        os._exit(0)
+    try:
+        os.read(child_lives[0], 1)
+        stage.leave()
+        (found,) = left_stages(str(target))
+        found.remove()
+    finally:
+        for end in (*child_lives, *parent_lives):
+            os.close(end)
+        os.waitpid(child, 0)
 
 
 def test_a_load_that_runs_keeps_its_private_directory(
@@ -363,9 +446,9 @@ def test_a_load_that_runs_keeps_its_private_directory(
 
 
 def test_a_lock_that_another_load_has_removed_meanwhile_is_not_had(
-    tree: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+    saved: ModelArtifact, tree: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = left(target, tree).parent
+    stage = left(target, tree, saved).parent
     (lock,) = stage.glob("lock-*")
     real = fcntl.flock
 
@@ -381,7 +464,7 @@ def test_a_lock_that_another_load_has_removed_meanwhile_is_not_had(
 def test_many_loads_at_once_into_one_directory(
     store: Store, saved: ModelArtifact, tree: Path, target: Path, fresh: dict[str, tuple[bytes, int]]
 ) -> None:
-    left(target, tree)
+    left(target, tree, saved)
     errors: list[BaseException] = []
     barrier = threading.Barrier(6)
 
@@ -410,13 +493,13 @@ def test_what_another_machine_may_have_left_is_not_touched(
     """Where the file system is local, it was this machine, before it was started again."""
     monkeypatch.setattr(staging, "_kernel", lambda: "before")
     monkeypatch.setattr(staging, "_is_local", lambda path: True)
-    left(target, tree)
+    left(target, tree, saved)
     monkeypatch.setattr(staging, "_kernel", lambda: "now")
     assert load(store, saved, target) == SIZE + PACKED
     shutil.rmtree(target)
     monkeypatch.setattr(staging, "_kernel", lambda: "another")
     monkeypatch.setattr(staging, "_is_local", lambda path: False)
-    stage = left(target, tree).parent
+    stage = left(target, tree, saved).parent
     monkeypatch.setattr(staging, "_kernel", lambda: "now")
     assert load(store, saved, target) == 0
     assert stages(target) == [stage.name]
@@ -431,7 +514,7 @@ def test_without_locks_nothing_is_taken_over(
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", flock)
-        stage = left(target, tree).parent
+        stage = left(target, tree, saved).parent
         assert os.listdir(stage) == ["files"]
         assert load(store, saved, target) == 0
         assert stages(target) == [stage.name]
@@ -442,7 +525,7 @@ def test_without_locks_nothing_is_taken_over(
 def test_a_load_that_was_killed_before_it_began_leaves_nothing(
     store: Store, saved: ModelArtifact, target: Path
 ) -> None:
-    (target / f"{STAGING_PREFIX}empty").mkdir(parents=True)
+    (target / f"{STAGING_PREFIX}emptyone").mkdir(parents=True)
     load(store, saved, target)
     assert stages(target) == []
 

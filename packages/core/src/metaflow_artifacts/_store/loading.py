@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts._store.selection import Patterns, select
+from metaflow_artifacts._store.selection import Patterns, patterns_of, select
 from metaflow_artifacts._transfer.loading import fetch_chunks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import leftovers
 from metaflow_artifacts._transfer.target import make_tree, open_target, write_file
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TargetError
 
-__all__ = ["load_files", "naming"]
+__all__ = ["load_files", "load_id", "naming"]
 
 
 def load_files(
@@ -25,7 +25,8 @@ def load_files(
     wanted = select(manifest, only)
     files = manifest.files
     progress.start(sum(files[number].size for number in wanted))
-    with naming(manifest), open_target(path) as target:
+    load = load_id(manifest.artifact["key"], only)
+    with naming(manifest), open_target(path, load) as target:
         stage = target.stage
         make_tree(stage.files, (files[number].path for number in sorted(wanted)), manifest.dirs if only is None else ())
         content = memoryview(manifest.inline or b"")
@@ -35,11 +36,18 @@ def load_files(
                 write_file(stage.files, file, content[file.offset : file.offset + file.size])
                 progress.add(file.size)
         stored = wanted if manifest.chunks else set()
-        with leftovers(target, files, manifest.chunks, stored, progress) as found:
+        with leftovers(target, load, files, manifest.chunks, stored, progress) as found:
             fetch_chunks(storage, files, manifest.chunks, stage, stored - found.in_place, progress, found)
-            changed = found.changed()
-        progress.more(sum(files[number].size for number in changed))
-        fetch_chunks(storage, files, manifest.chunks, stage, changed, progress)
+            # Others may change while these are fetched.
+            while changed := found.changed():
+                found.in_place -= changed
+                progress.lose(sum(files[number].size for number in changed))
+                fetch_chunks(storage, files, manifest.chunks, stage, changed, progress)
+
+
+def load_id(key: str, only: Patterns | None) -> str:
+    """Equal for a load and the same load, done again."""
+    return f"{key} {patterns_of(only)}"
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._text import count_text
@@ -15,6 +16,7 @@ __all__ = ["Patterns", "patterns_of", "select"]
 Patterns = str | Sequence[str]
 """A pattern for paths of files, or several: `*` and `?` are wildcards, and match `/` too; `[ab]` is one of two."""
 
+_WILD = re.compile(r"[*?[]")
 _NAMED_FILES = 5
 """How many files an error names."""
 
@@ -42,16 +44,26 @@ def select(manifest: Manifest, only: Patterns | None) -> set[int]:
         return set(range(len(manifest.files)))
     wanted: set[int] = set()
     vain = []
+    numbers = {file.path: number for number, file in enumerate(manifest.files)}
     for pattern in patterns:
-        found = {number for number, file in enumerate(manifest.files) if fnmatchcase(file.path, pattern)}
+        # A path is a pattern for itself, also where it has brackets.
+        found = {numbers[pattern]} if pattern in numbers else _matching(manifest, pattern)
         wanted |= found
         if not found:
             vain.append(pattern)
     if vain:
         raise ArtifactNotFound(
-            f"{manifest.artifact['key']}: has no file that matches {' or '.join(map(repr, vain))}; {_files(manifest)}"
+            f"{manifest.artifact['key']}: has no file that matches {' or '.join(map(repr, vain))}; {_files(manifest)} "
+            "(a pattern is for the whole path, without ./; `sub/*` for all in a directory)"
         )
     return wanted
+
+
+def _matching(manifest: Manifest, pattern: str) -> set[int]:
+    if not _WILD.search(pattern):
+        return set()
+    match = re.compile(translate(pattern)).match
+    return {number for number, file in enumerate(manifest.files) if match(file.path)}
 
 
 def _files(manifest: Manifest) -> str:

@@ -56,6 +56,7 @@ def fetch_chunks(
         def run() -> None:
             with stage.used():
                 if found is not None and found.fill(chunk, mine, wanted):
+                    stage.holds_content = True
                     progress.add(size, found=size)
                     return
                 if alone is None:

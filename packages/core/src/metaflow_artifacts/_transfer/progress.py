@@ -36,6 +36,12 @@ class Progress:
         with self._lock:
             self.total += total
 
+    def lose(self, found: int) -> None:
+        """Take this many bytes back that were found at the target: they changed since, and are fetched."""
+        with self._lock:
+            self.done -= found
+            self.found -= found
+
     def add(self, done: int, stored: int = 0, found: int = 0) -> None:
         """Add to `done`; `stored` of these bytes were written to the store, `found` were at the target."""
         with self._lock:

@@ -37,15 +37,23 @@ _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXE
 _THREADS = min(4, os.cpu_count() or 1)
 _MOST_MISSES = 4
 """After how many wrong pieces in a row the rest of a file of the target is not hashed: it may be another version."""
+_MOST_WRONG = 256
+"""How many more pieces may be wrong than right before nothing more is hashed: all may be of another version."""
 
 
 @contextmanager
 def leftovers(
-    target: Target, files: Sequence[FileEntry], chunks: Sequence[Chunk], wanted: set[int], progress: Progress
+    target: Target,
+    load: str,
+    files: Sequence[FileEntry],
+    chunks: Sequence[Chunk],
+    wanted: set[int],
+    progress: Progress,
 ) -> Iterator[Leftovers]:
     """What is there already of the files with the numbers in `wanted`, whose directories the stage has.
 
-    Private directories of killed loads are removed from the target. Raises TargetError.
+    Private directories of killed loads are removed from the target: those of this `load`, and old ones. Raises
+    TargetError.
     """
     try:
         top = os.open(target.path, _DIRECTORY) if _CAN_LOOK else None
@@ -56,7 +64,7 @@ def leftovers(
         yield found
         return
     try:
-        found.look(top, wanted, progress)
+        found.look(top, load, wanted, progress)
         yield found
     finally:
         os.close(top)
@@ -87,6 +95,13 @@ class _Status:
         return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
+@dataclass(frozen=True)
+class _Youngest:
+    """The time of the last change to a file, as `wait_for_tick` takes it."""
+
+    mtime_ns: int
+
+
 class Leftovers:
     """The pieces of an artifact that are there already."""
 
@@ -104,25 +119,31 @@ class Leftovers:
         """File and start of the pieces that the target has."""
         self._misses: Counter[int] = Counter()
         """Pieces of a file of the target that were wrong since the last one that was right, about."""
+        self._wrong = 0
+        """All pieces of the target that were wrong, about."""
         self._taken: set[int] = set()
         """Files in the stage that a killed load has written to."""
         self._modes: dict[int, int] = {}
 
-    def look(self, top: int, wanted: set[int], progress: Progress) -> None:
+    def look(self, top: int, load: str, wanted: set[int], progress: Progress) -> None:
         """Find what is there. `top` is a descriptor of the target, and stays open while this object is used."""
         self._top = top
         candidates = self._candidates(wanted)
         # A write within the same tick as the last one would not show in the times.
-        wait_for_tick(self._seen.values())
+        wait_for_tick(_Youngest(max(status.mtime_ns, status.ctime_ns)) for status in self._seen.values())
         in_threads(_THREADS, self._comparisons())
         self.in_place = candidates & self._complete()
         size = sum(self._files[number].size for number in self.in_place)
         progress.add(size, found=size)
         for stage in left_stages(self._target.path):
             try:
-                self._take_over(stage, wanted - self.in_place)
+                same = stage.is_of(load)
+                if same:
+                    self._take_over(stage, wanted - self.in_place)
+                if same or stage.is_outdated():
+                    stage.clear()
             finally:
-                stage.remove()
+                stage.leave()
 
     def changed(self) -> set[int]:
         """The files in place that are not what they were when they were hashed."""
@@ -185,7 +206,7 @@ class Leftovers:
 
     def _compare(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
-            if self._misses[piece.file] >= _MOST_MISSES:
+            if self._misses[piece.file] >= _MOST_MISSES or self._wrong > _MOST_WRONG + len(self._equal):
                 continue
             with contextlib.suppress(OSError), _opened(self._top, self._files[piece.file].path) as file:
                 if _digest(file, piece) == piece.sha256:
@@ -193,6 +214,7 @@ class Leftovers:
                     self._misses[piece.file] = 0
                     continue
             self._misses[piece.file] += 1
+            self._wrong += 1
 
     def _complete(self) -> set[int]:
         """The files of which the target has every piece."""
@@ -230,6 +252,7 @@ class Leftovers:
             if number in self._taken and os.stat(location).st_blocks >= info.st_blocks:
                 return
             os.rename(name, location, src_dir_fd=directory)
+        self._stage.holds_content = self._stage.inherits = True
         self._taken.add(number)
         os.chmod(location, self._new_mode(file.mode))
         if info.st_size > file.size:

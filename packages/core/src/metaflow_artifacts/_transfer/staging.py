@@ -5,7 +5,8 @@ ends. So a directory whose lock can be had is nobody's. Some network file system
 outside of local file systems, the name of the file says which kernel keeps the lock, and what others have made is left
 alone. Where there is no flock, there is no such file, and nobody takes the directory.
 
-    .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>
+    .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>-<device>
+    .metaflow_artifacts_ab12cd34/load-1f0c…    which load it is: the same one, done again, uses the files
     .metaflow_artifacts_ab12cd34/files/        the files of the artifact
 """
 
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import re
 import tempfile
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 
 from metaflow_artifacts._transfer.removal import remove_tree
@@ -33,9 +37,17 @@ STAGING_PREFIX = ".metaflow_artifacts_"
 """How the name of a private directory begins."""
 
 _FILES = "files"
+_MADE = re.compile(re.escape(STAGING_PREFIX) + r"[a-z0-9_]{8}")
+_CONTENT = re.compile(r"files|mode|lock-[A-Za-z0-9-]+|load-[0-9a-f]+")
+"""What may be in a private directory. A directory with anything else was made by somebody else."""
+_KEPT_S = 24 * 3600.0
+"""Seconds for which what another load has left is kept: until then, that load may be done again."""
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "zfs", "tmpfs", "overlay"})
 """File systems that one kernel alone has mounted."""
 _OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+_stages: weakref.WeakSet[Stage] = weakref.WeakSet()
 
 
 class Stage:
@@ -45,11 +57,26 @@ class Stage:
         self.files = os.path.join(path, _FILES)
         """The directory with the files of the artifact."""
         self.holds_content = False
-        """Whether a part of the artifact is in it, and was verified."""
+        """Whether a part of the artifact is in it that the same load, done again, can use."""
+        self.inherits = False
+        """Whether a part of that comes from a load that was killed."""
         self._path = path
         self._lock = lock
         self._users = 1
         self._counting = threading.Lock()
+        _stages.add(self)
+
+    def is_of(self, load: str) -> bool:
+        """Whether it was made by that load (see `make_stage`)."""
+        return bool(load) and os.path.lexists(os.path.join(self._path, _mark(load)))
+
+    def is_outdated(self) -> bool:
+        """Whether it is so old that the load that has left it will hardly be done again, or is of no known load."""
+        try:
+            known = any(name.startswith("load-") for name in os.listdir(self._path))
+            return not known or time.time() - os.stat(self._path).st_mtime > _KEPT_S
+        except OSError:
+            return False
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -70,24 +97,51 @@ class Stage:
             lock, self._lock = self._lock, None
         os.close(lock)
 
-    def remove(self) -> None:
+    def clear(self) -> None:
         """Remove the directory. What cannot be removed stays, and nothing is raised."""
         # The lock goes last: without it, nobody would remove what is left where this is killed.
         remove_tree(self.files)
         remove_tree(self._path)
+
+    def remove(self) -> None:
+        """`clear` and `leave`."""
+        self.clear()
         self.leave()
 
 
-def make_stage(target: str) -> Stage:
-    """A new private directory in the directory `target`. Raises OSError."""
+def _forget() -> None:
+    """In a forked child: close its copies of the locks, which would outlive the parent with it."""
+    for stage in list(_stages):
+        if stage._lock is not None:
+            with contextlib.suppress(OSError):
+                os.close(stage._lock)
+            stage._lock = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _mark(load: str) -> str:
+    return f"load-{hashlib.sha256(load.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
+
+
+def make_stage(target: str, load: str = "") -> Stage:
+    """A new private directory in the directory `target`. `load` says what is loaded; an equal text is the same load.
+
+    Raises OSError.
+    """
     name = _lock_name(target)
     while True:
         path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
         try:
             lock = _take(os.path.join(path, name), os.O_CREAT | os.O_EXCL)
             if lock is not None:
-                os.mkdir(os.path.join(path, _FILES))
-                return Stage(path, lock)
+                stage = Stage(path, lock)
+                os.mkdir(stage.files)
+                if load:
+                    os.close(os.open(os.path.join(path, _mark(load)), os.O_CREAT | os.O_WRONLY, 0o600))
+                return stage
         except _NoLocks:
             os.mkdir(os.path.join(path, _FILES))
             with contextlib.suppress(OSError):
@@ -122,10 +176,12 @@ def left_stages(target: str) -> Iterator[Stage]:
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Whether it is a private directory of this user."""
-    if not entry.name.startswith(STAGING_PREFIX) or not entry.is_dir(follow_symlinks=False):
+    if not _MADE.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
         return False
     try:
-        return not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        if hasattr(os, "geteuid") and entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+            return False
+        return all(_CONTENT.fullmatch(name) for name in os.listdir(entry.path))
     except OSError:
         return False
 
@@ -163,7 +219,8 @@ def _take(location: str, flags: int) -> int | None:
 
 
 def _lock_name(target: str) -> str:
-    return f"lock-{'local' if _is_local(target) else _kernel()}"
+    # Two mounts of one network file system do not share their locks on every system.
+    return "lock-local" if _is_local(target) else f"lock-{_kernel()}-{os.stat(target).st_dev}"
 
 
 def _is_local(path: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from metaflow_artifacts._format.manifest import FileEntry
 from metaflow_artifacts._transfer.staging import Stage, make_stage
-from metaflow_artifacts.errors import InvalidInput, TargetError
+from metaflow_artifacts.errors import InvalidInput, StorageError, TargetError
 
 __all__ = [
     "Target",
@@ -64,8 +64,8 @@ class Target:
 
 
 @contextmanager
-def open_target(path: str | os.PathLike[str]) -> Iterator[Target]:
-    """As `staged_target`, for loads that also look at what is in the target."""
+def open_target(path: str | os.PathLike[str], load: str = "") -> Iterator[Target]:
+    """As `staged_target`, for loads that also look at what is in the target; for `load` see `make_stage`."""
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInput(f"path to load into: expected str or PathLike, found {type(path).__name__}")
     target = os.fspath(path)
@@ -74,18 +74,20 @@ def open_target(path: str | os.PathLike[str]) -> Iterator[Target]:
     made = _make(target)
     try:
         with _wording(target):
-            stage = make_stage(target)
+            stage = make_stage(target, load)
         try:
             yield Target(target, stage)
             with _wording(target):
                 for step in list(_moves(stage.files, target)):
                     os.replace(*step)
         except BaseException as error:
-            # What an interrupt leaves is for the same load, done again. Errors leave the target as it was.
-            if isinstance(error, Exception) or not stage.holds_content:
-                stage.remove()
-            else:
+            # What an interrupt leaves is for the same load, done again. Errors leave the target as it was, which
+            # includes what a killed load has left there.
+            kept = stage.inherits if isinstance(error, StorageError) else not isinstance(error, Exception)
+            if kept and stage.holds_content:
                 stage.leave()
+            else:
+                stage.remove()
             raise
         stage.remove()
     except BaseException:

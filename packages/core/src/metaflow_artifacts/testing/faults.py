@@ -222,8 +222,8 @@ class FaultProxy:
         if isinstance(fault, Answer):
             error = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
             text = (error if fault.body is None else fault.body).encode()
-            headers = [("Content-Type", "application/xml"), *fault.headers]
-            return self._answer(client, request, fault.status, headers, text)
+            kind = ("Content-Type", "application/xml")
+            return self._answer(client, request, fault.status, [kind, *fault.headers], text)
         at = fault.at if isinstance(fault, Damage) and fault.sent else getattr(fault, "damage", None)
         body = body if at is None else _damaged(body, at)
         if isinstance(fault, Strip):

@@ -180,7 +180,8 @@ class Checkpoint:
             the whole content of `directory`.
         only : str or list of str, default None
             A pattern for the paths of the files to load, or several: `*.safetensors`, `tokenizer/*`. `*` and `?` are
-            wildcards, and match `/` too. Each must match a file. By default, all files are loaded.
+            wildcards, and match `/` too. Each must match a file. By default, all files are loaded. Without `path`,
+            `current.checkpoint.directory` then holds this part alone, and so does what is saved from it next.
 
         Returns
         -------
