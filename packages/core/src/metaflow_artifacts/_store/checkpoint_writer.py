@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
 from typing import Any
 
 from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
@@ -13,6 +12,7 @@ from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.content import Content
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts.errors import InvalidInput, StorageError
 
@@ -59,7 +59,7 @@ class CheckpointWriter:
 
     def save(
         self,
-        path: str | PathLike[str],
+        path: Content,
         name: str = DEFAULT_NAME,
         metadata: Mapping[str, Any] | None = None,
         *,
@@ -68,7 +68,7 @@ class CheckpointWriter:
         latest: bool = True,
         progress: Progress | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as the next checkpoint. Raises as `Store.save_checkpoint`."""
+        """Save a file, directory or mapping as the next checkpoint. Raises as `Store.save_checkpoint`."""
         details = self.details(label, metadata, parents, latest)
         artifact = self.store.save_checkpoint(path, self.keys(name), details, progress=progress)
         self.saved(artifact, latest)

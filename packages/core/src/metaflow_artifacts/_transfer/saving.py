@@ -26,9 +26,11 @@ from metaflow_artifacts._transfer.source import (
     BLOCK_BYTES,
     FILE_ATTEMPTS,
     Changed,
+    MemorySource,
     OpenSource,
     is_young,
     keeps_changing,
+    opened_source,
     wait_for_tick,
 )
 from metaflow_artifacts._transfer.width import width_of
@@ -69,7 +71,7 @@ class _GroupSave:
 
     group: Group
     chunks: list[Chunk | None]
-    shared: OpenSource | None
+    shared: OpenSource | MemorySource | None
     """The file of a group that is one file in several chunks, or that is sent from the file: all its jobs read it."""
     sent: bool = False
     """Whether chunks are sent from the file."""
@@ -82,7 +84,6 @@ class _Saver:
         self, storage: Storage, source: Source, chunk_size: int, progress: Progress, refresh_after: float
     ) -> None:
         self.storage = storage
-        self.source = source
         self.files = source.files
         self._rounds: Counter[int] = Counter()
         self.chunk_size = chunk_size
@@ -128,13 +129,13 @@ class _Saver:
                 raise keeps_changing(self.files[number])
         # Reading stopped at the first file of a pack that had changed; the others may have changed too.
         for number in save.group.files:
-            self.files[number] = look_again(self.files[number], self.source)
+            self.files[number] = look_again(self.files[number])
         groups = self._plan(save.group.files)
         self.progress.more(sum(size for group in groups for size in group.sizes))
         return groups
 
-    def _open(self, number: int, parts: int = 1) -> OpenSource:
-        return OpenSource(self.files[number], number, parts, may_grow=self._rounds[number] == FILE_ATTEMPTS - 1)
+    def _open(self, number: int, parts: int = 1) -> OpenSource | MemorySource:
+        return opened_source(self.files[number], number, parts, may_grow=self._rounds[number] == FILE_ATTEMPTS - 1)
 
     def _begin(self, group: Group) -> _GroupSave:
         chunks = len(group.sizes)

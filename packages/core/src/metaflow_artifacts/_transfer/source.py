@@ -23,9 +23,11 @@ __all__ = [
     "BLOCK_BYTES",
     "FILE_ATTEMPTS",
     "Changed",
+    "MemorySource",
     "OpenSource",
     "is_young",
     "keeps_changing",
+    "opened_source",
     "read_inline",
     "wait_for_tick",
 ]
@@ -177,6 +179,35 @@ class OpenSource:
         return SourceError(f"cannot read {self._file.location!r}: {error.strerror}")
 
 
+class MemorySource:
+    """Content in memory that nobody writes to, read as an `OpenSource` is."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._content = memoryview(content)
+
+    def blocks(self, start: int, length: int, buffer: memoryview) -> Generator[memoryview, None, None]:
+        """The bytes of one part, block by block; `buffer` is not needed."""
+        for at in range(start, start + length, BLOCK_BYTES):
+            yield self._content[at : min(at + BLOCK_BYTES, start + length)]
+
+    def finish(self, start: int, length: int, sha256: str) -> None:
+        """Nothing can have changed."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def opened_source(
+    file: SourceFile, number: int, parts: int = 1, *, may_grow: bool = False
+) -> OpenSource | MemorySource:
+    """The content of a file for reading; the arguments are those of `OpenSource`."""
+    if file.content is not None:
+        return MemorySource(file.content)
+    return OpenSource(file, number, parts, may_grow=may_grow)
+
+
 def _is_young(file: _Timed, now_ns: int) -> bool:
     age = now_ns - file.mtime_ns
     return -_COARSE_NS < age < (_TICK_NS if file.mtime_ns % 1_000_000_000 else _COARSE_NS)
@@ -215,7 +246,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
                 rounds[number] += 1
                 if rounds[number] == FILE_ATTEMPTS:
                     raise keeps_changing(file) from None
-                source.files[number] = look_again(file, source)
+                source.files[number] = look_again(file)
                 break
         else:
             return b"".join(contents[number] for number in range(len(source.files)))
@@ -225,7 +256,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
 def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
     if file.gone:
         return b""
-    opened = OpenSource(file, number, may_grow=may_grow)
+    opened = opened_source(file, number, may_grow=may_grow)
     young = _is_young(file, time.time_ns())
     try:
         content = _read(opened, file.size)
@@ -238,5 +269,5 @@ def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
     return content
 
 
-def _read(opened: OpenSource, size: int) -> bytes:
+def _read(opened: OpenSource | MemorySource, size: int) -> bytes:
     return b"".join(map(bytes, opened.blocks(0, size, memoryview(bytearray(size or 1)))))

@@ -86,14 +86,14 @@ class Checkpoint:
     @in_flow
     def save(
         self,
-        path: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         *arguments: str | Mapping[str, Any] | bool | None,
         metadata: Mapping[str, Any] | None = None,
         latest: bool | None = None,
         name: str | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as the next checkpoint of the task, and return the reference to it.
+        """Save files, or contents in memory, as the next checkpoint of the task, and return the reference to it.
 
         When this returns, the checkpoint can be listed and loaded. A save that is interrupted is never listed or
         loaded. After `path`, the arguments may be given by position in any order: both `save(path, name, metadata,
@@ -101,8 +101,9 @@ class Checkpoint:
 
         Parameters
         ----------
-        path : str or os.PathLike, default None
-            The file or directory to save; by default `directory`.
+        path : str, os.PathLike or Mapping[str, bytes or str or os.PathLike], default None
+            The file or directory to save; by default `directory`. Or a mapping of the paths of files in the checkpoint
+            to their contents, each a bytes-like object, or the path of a file or directory.
         metadata : Mapping[str, Any], default None
             A dict that is stored with the checkpoint. Values that JSON cannot hold become texts, with a warning.
         latest : bool, default True

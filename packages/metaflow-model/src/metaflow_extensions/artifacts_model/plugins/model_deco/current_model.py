@@ -71,20 +71,21 @@ class CurrentModel:
     @in_flow
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Mapping[str, Any],
         label: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as a model, and return the reference to it.
+        """Save a file, a directory or contents in memory as a model, and return the reference to it.
 
         Keep the reference in an artifact (`self.x`) and load it with `@model(load=["x"])`. The keys of everything that
         the task has loaded become the `parents` of the model. If the save raises an error, no model is stored.
 
         Parameters
         ----------
-        path : str or os.PathLike
-            The file or directory to save.
+        path : str, os.PathLike or Mapping[str, bytes or str or os.PathLike]
+            The file or directory to save; or a mapping of the paths of files in the model to their contents, each a
+            bytes-like object, or the path of a file or directory.
         label : str, default None
             A name for the model, which its key begins with; by default, and if it is empty, the names of the flow and
             the step.
