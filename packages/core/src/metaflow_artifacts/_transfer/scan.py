@@ -59,12 +59,12 @@ class Source:
         return sum(file.size for file in self.files)
 
 
-def scan(path: str | os.PathLike[str]) -> Source:
+def scan(path: str | os.PathLike[str], *, warns: bool = True) -> Source:
     """Find everything below `path`; links are followed, a file becomes a directory holding it under its name.
 
     Directories of loads that were killed (`.metaflow_artifacts_…`) are left out. So are pipes, sockets, devices and
-    dangling links, with one ArtifactWarning that names them. Raises SourceError for a path that does not exist
-    or cannot be read, and for a link to a directory above it.
+    dangling links, with one ArtifactWarning that names them (none with `warns=False`). Raises SourceError for a path
+    that does not exist or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInput(f"path to save: expected str or PathLike, found {type(path).__name__}")
@@ -87,7 +87,8 @@ def scan(path: str | os.PathLike[str]) -> Source:
         raise SourceError(f"cannot save {location!r}: it is {_kind(info.st_mode)}, neither a file nor a directory")
     source.files.sort(key=lambda file: os.fsencode(file.path))
     source.dirs.sort(key=os.fsencode)
-    _warn(location, source.skipped)
+    if warns:
+        _warn(location, source.skipped)
     return source
 
 
