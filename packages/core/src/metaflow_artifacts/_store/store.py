@@ -33,6 +33,7 @@ from metaflow_artifacts._format.manifest import (
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._store.background_models import BackgroundModels
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts, raise_first
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
@@ -81,7 +82,7 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
     return Store(open_storage(root, client=client))
 
 
-class Store:
+class Store(BackgroundModels):
     """Artifacts below one datastore root. Safe to use from several threads and processes at once.
 
     It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
