@@ -21,6 +21,7 @@ from typing import Literal
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._store.pending import PendingSave
 from metaflow_artifacts._transfer.content import Content, source_of
+from metaflow_artifacts._transfer.engine import in_background
 from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, Snapshot, take_snapshot
@@ -174,7 +175,8 @@ class BackgroundSaves:
                     self._has_worker = False
                     return
                 job = self._running = self._waiting.popleft()
-            outcome = job.run()
+            with in_background():
+                outcome = job.run()
             with self._lock:
                 self._running = None
                 job.pending._finish(outcome)

@@ -12,22 +12,29 @@ an engine of its own.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 from metaflow_artifacts._storage.job import Cancelled, Job, current
 from metaflow_artifacts._transfer.width import Width
 
-__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "engine"]
+__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "be_nice", "engine", "in_background"]
 
 BUDGET_BYTES = 256 << 20
 """The memory of all calls that run."""
 MOST_THREADS = 64
+
+BACKGROUND_BYTES = 48 << 20
+"""The memory of calls in the background; it is in addition to `BUDGET_BYTES`."""
+BACKGROUND_THREADS = 4
+"""Each thread that wants the interpreter's lock takes it from the training (decision 14)."""
+BACKGROUND_NICE = 10
 
 _IDLE_S = 10.0
 """After how long without a call a thread ends."""
@@ -44,9 +51,11 @@ Call = tuple[int, Callable[[], None]]
 class Engine:
     """Makes the calls of many transfers, in threads that all of them share."""
 
-    def __init__(self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS) -> None:
+    def __init__(self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS, nice: int = 0) -> None:
+        """`nice` is what is added to the priority of its threads, where the system has one for each thread."""
         self._budget = budget
         self._most_threads = most_threads
+        self._nice = nice
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._groups: deque[Group] = deque()
@@ -175,6 +184,7 @@ class Engine:
 
     def _serve(self) -> None:
         """What each thread does."""
+        be_nice(self._nice)
         while True:
             with self._lock:
                 while (group := self._choice()) is None:
@@ -355,16 +365,39 @@ class Group:
 
 
 _engine = Engine()
+_background = Engine(BACKGROUND_BYTES, BACKGROUND_THREADS, BACKGROUND_NICE)
+_local = threading.local()
 
 
 def _renew() -> None:
-    global _engine
+    global _engine, _background, _local
     _engine = Engine()
+    _background = Engine(BACKGROUND_BYTES, BACKGROUND_THREADS, BACKGROUND_NICE)
+    _local = threading.local()
 
 
 os.register_at_fork(after_in_child=_renew)
 
 
 def engine() -> Engine:
-    """The engine of this process."""
-    return _engine
+    """The engine of this process; for a thread that works in the background, the one for that."""
+    return _background if getattr(_local, "in_background", False) else _engine
+
+
+@contextmanager
+def in_background() -> Iterator[None]:
+    """What this thread transfers in the block leaves the processor to others: few threads, of a low priority."""
+    before = getattr(_local, "in_background", False)
+    _local.in_background = True
+    try:
+        yield
+    finally:
+        _local.in_background = before
+
+
+def be_nice(nice: int) -> None:
+    """Add to the priority of this thread, where the system has one for each thread."""
+    if nice and sys.platform == "linux":
+        with suppress(OSError):
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
