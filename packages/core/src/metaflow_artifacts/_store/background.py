@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from metaflow_artifacts._format.reference import ModelArtifact
@@ -63,9 +63,9 @@ class _Job:
     pending: PendingSave
     snapshot: Snapshot
     store: Storing
-    began: float = field(default_factory=time.monotonic)
 
     def run(self) -> ModelArtifact | BaseException:
+        self.pending._begin()
         try:
             reference = self.store(self.snapshot.source)
         except BaseException as error:

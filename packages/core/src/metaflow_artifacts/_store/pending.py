@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 from metaflow_artifacts._format.reference import ModelArtifact
@@ -27,6 +28,7 @@ class PendingSave:
         self._is_seen = False
         self.seconds_waited = 0.0
         """How long the call of `save_async` took."""
+        self._began = 0.0
 
     def __repr__(self) -> str:
         if not self._is_done:
@@ -71,6 +73,14 @@ class PendingSave:
             )
         if not self._finished.wait(timeout):
             raise SaveTimeout(f"the save is not done after {timeout} seconds; it goes on")
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def seconds_storing(self) -> float:
+        """How long the worker has stored it so far; asked for while it does."""
+        return time.monotonic() - self._began
 
     def _finish(self, outcome: ModelArtifact | BaseException) -> None:
         """Set the outcome. Only the worker calls this, and once."""
