@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,13 +57,19 @@ def numpy_step() -> Callable[[], object]:
 LOOPS = {"python": python_step, "numpy": numpy_step}
 
 
-def rate(step: Callable[[], object], until: Callable[[], bool]) -> tuple[int, float]:
-    """How many steps were made until then, and in how many seconds."""
-    begin, count = time.perf_counter(), 0
+def queued() -> float:
+    """Seconds that this thread has waited for a processor, which others had."""
+    thread = threading.get_native_id()
+    return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+
+
+def rate(step: Callable[[], object], until: Callable[[], bool]) -> tuple[int, float, float]:
+    """How many steps were made until then, in how many seconds, and in how many of them a processor was missing."""
+    begin, before, count = time.perf_counter(), queued(), 0
     while not until():
         step()
         count += 1
-    return count, time.perf_counter() - begin
+    return count, time.perf_counter() - begin, queued() - before
 
 
 def calls(root: str, work: Path, mib: int, rounds: int) -> dict[str, float]:
@@ -110,7 +117,7 @@ def steps(root: str, work: Path, mib: int, rounds: int, loop: str) -> dict[str, 
     from metaflow_artifacts import open_store
 
     store, step, path = open_store(root), LOOPS[loop](), work / "state.bin"
-    alone, beside = [0, 0.0], [0, 0.0]
+    alone, beside = [0.0] * 3, [0.0] * 3
     write(path, 16)
     store.save_model(path)
     for _ in range(rounds):
@@ -118,10 +125,15 @@ def steps(root: str, work: Path, mib: int, rounds: int, loop: str) -> dict[str, 
         end = time.perf_counter() + 2
         for total, until in ((alone, lambda end=end: time.perf_counter() > end), (beside, None)):
             pending = store.save_model_async(path) if until is None else None
-            count, spent = rate(step, until or pending.done)  # type: ignore[union-attr]
-            total[0] += count
-            total[1] += spent
-    return {"alone": alone[0] / alone[1], "beside": beside[0] / beside[1], "seconds": beside[1] / rounds}
+            for index, value in enumerate(rate(step, until or pending.done)):  # type: ignore[union-attr]
+                total[index] += value
+    return {
+        "alone": alone[0] / alone[1],
+        "beside": beside[0] / beside[1],
+        "seconds": beside[1] / rounds,
+        "alone on a free core": alone[0] / (alone[1] - alone[2]),
+        "beside on a free core": beside[0] / (beside[1] - beside[2]),
+    }
 
 
 def epochs(root: str, work: Path, mib: int, loop: str) -> dict[str, float]:
@@ -220,6 +232,8 @@ def main() -> None:
                     got = run("steps", root, env, options, cores, loop)
                     note = f"{got['alone']:.0f} and {got['beside']:.0f} steps/s, stored in {got['seconds']:.1f} s"
                     line(f"{where}, {loop}: steps beside a save", got["beside"] / got["alone"], "at least 0.95", note)
+                    free = got["beside on a free core"] / got["alone on a free core"]
+                    line(f"{where}, {loop}: the same, while it had a core", free, "at least 0.95")
                 if options.only in (None, "epochs") and where == "link":
                     got = run("epochs", root, env, options, cores, str(options.epoch_mib), loop)
                     note = f"{got['without']:.1f} and {got['with']:.1f} s, of which {got['waited']:.2f} s waited"
