@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from metaflow import FlowSpec, catch, checkpoint, current, model, retry, step
-from metaflow_artifacts.plugin import default_store
 
+from metaflow_artifacts.plugin import default_store
 from metaflow_artifacts.testing.flows import emit
 
 BIG = 3 << 20

@@ -12,29 +12,23 @@ an engine of its own.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
-from metaflow_artifacts._storage.job import Cancelled, Job, current
+from metaflow_artifacts._storage.job import SEND_BYTES, Cancelled, Job, current
 from metaflow_artifacts._transfer.width import Width
 
-__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "be_nice", "engine", "in_background"]
+__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "Manners", "engine", "in_background"]
 
 BUDGET_BYTES = 256 << 20
 """The memory of all calls that run."""
 MOST_THREADS = 64
-
-BACKGROUND_BYTES = 48 << 20
-"""The memory of calls in the background; it is in addition to `BUDGET_BYTES`."""
-BACKGROUND_THREADS = 4
-"""Each thread that wants the interpreter's lock takes it from the training (decision 14)."""
-BACKGROUND_NICE = 10
 
 _IDLE_S = 10.0
 """After how long without a call a thread ends."""
@@ -48,14 +42,25 @@ Call = tuple[int, Callable[[], None]]
 """The bytes of memory that a call needs, and the call."""
 
 
+@dataclass(frozen=True)
+class Manners:
+    """How an engine treats the other threads of the process."""
+
+    block_bytes: int = 512 << 10
+    """How much is read, hashed and written at a time: so little that it stays in the processor's cache."""
+    send_bytes: int = SEND_BYTES
+    """How much is given to a socket at a time."""
+
+
 class Engine:
     """Makes the calls of many transfers, in threads that all of them share."""
 
-    def __init__(self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS, nice: int = 0) -> None:
-        """`nice` is what is added to the priority of its threads, where the system has one for each thread."""
+    def __init__(
+        self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS, manners: Manners | None = None
+    ) -> None:
         self._budget = budget
         self._most_threads = most_threads
-        self._nice = nice
+        self.manners = manners or Manners()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._groups: deque[Group] = deque()
@@ -107,7 +112,7 @@ class Engine:
 
     def _run_here(self, need: int, call: Callable[[], None], width: Width) -> None:
         """Make one call in the caller's thread."""
-        with self._memory(need), Job(width.slow_down).working():
+        with self._memory(need), Job(width.slow_down, self.manners.send_bytes).working():
             call()
 
     @contextmanager
@@ -184,7 +189,7 @@ class Engine:
 
     def _serve(self) -> None:
         """What each thread does."""
-        be_nice(self._nice)
+        _local.engine = self
         while True:
             with self._lock:
                 while (group := self._choice()) is None:
@@ -279,7 +284,7 @@ class Group:
         self.running = 0
         self.changed = threading.Condition(engine._lock)
         self._engine = engine
-        self._job = Job(width.slow_down)
+        self._job = Job(width.slow_down, engine.manners.send_bytes)
         self._error: BaseException | None = None
 
     def add(self, need: int, call: Callable[[], None]) -> None:
@@ -364,15 +369,23 @@ class Group:
                 self.changed.wait(None if end is None else end - time.monotonic())
 
 
-_engine = Engine()
-_background = Engine(BACKGROUND_BYTES, BACKGROUND_THREADS, BACKGROUND_NICE)
+def _background_engine() -> Engine:
+    """The one for saves in the background (decision 14); its memory is in addition to that of the other one.
+
+    Each block that is read, hashed or sent takes the interpreter's lock from the training: so blocks are large, and few
+    threads work. Their priority is that of others: a thread that holds this lock and waits for a processor holds up the
+    training.
+    """
+    return Engine(64 << 20, 4, Manners(block_bytes=4 << 20, send_bytes=1 << 20))
+
+
+_engine, _background = Engine(), _background_engine()
 _local = threading.local()
 
 
 def _renew() -> None:
     global _engine, _background, _local
-    _engine = Engine()
-    _background = Engine(BACKGROUND_BYTES, BACKGROUND_THREADS, BACKGROUND_NICE)
+    _engine, _background = Engine(), _background_engine()
     _local = threading.local()
 
 
@@ -380,24 +393,16 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def engine() -> Engine:
-    """The engine of this process; for a thread that works in the background, the one for that."""
-    return _background if getattr(_local, "in_background", False) else _engine
+    """The engine that this thread belongs to; that of this process for all others."""
+    return getattr(_local, "engine", None) or _engine
 
 
 @contextmanager
 def in_background() -> Iterator[None]:
-    """What this thread transfers in the block leaves the processor to others: few threads, of a low priority."""
-    before = getattr(_local, "in_background", False)
-    _local.in_background = True
+    """What this thread transfers in the block leaves the processor to others: few threads, large blocks."""
+    before = getattr(_local, "engine", None)
+    _local.engine = _background
     try:
         yield
     finally:
-        _local.in_background = before
-
-
-def be_nice(nice: int) -> None:
-    """Add to the priority of this thread, where the system has one for each thread."""
-    if nice and sys.platform == "linux":
-        with suppress(OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
+        _local.engine = before

@@ -23,7 +23,6 @@ from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts._transfer.source import (
-    BLOCK_BYTES,
     FILE_ATTEMPTS,
     Changed,
     MemorySource,
@@ -94,6 +93,7 @@ class _Saver:
         self._lock = threading.Lock()
         self._small_files_lock = threading.Lock()
         self._width = width_of(storage, "save")
+        self._block_bytes = engine().manners.block_bytes
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
         self._expect_new = True
 
@@ -167,7 +167,7 @@ class _Saver:
             held = 0
             if self.storage.stages_in_memory and not save.sent:
                 held = save.group.sizes[index]
-            yield BLOCK_BYTES + held, self._job(save, index, here)
+            yield self._block_bytes + held, self._job(save, index, here)
 
     def _job(self, save: _GroupSave, index: int, parts: list[Segment]) -> Callable[[], None]:
         def run() -> None:
@@ -224,7 +224,7 @@ class _Saver:
         assert opened is not None
 
         def blocks() -> Generator[memoryview, None, None]:
-            buffer = memoryview(bytearray(min(chunk.size, BLOCK_BYTES)))
+            buffer = memoryview(bytearray(min(chunk.size, self._block_bytes)))
             for block in opened.blocks(part.start, part.length, buffer):
                 self._width.moved(len(block))
                 yield block
@@ -252,7 +252,7 @@ class _Saver:
         self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]
     ) -> Chunk:
         digest = hashlib.sha256()
-        buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
+        buffer = memoryview(bytearray(min(size, self._block_bytes)))
         for part in parts:
             opened = save.shared or self._open(part.file)
             own = hashlib.sha256()

@@ -208,9 +208,10 @@ class MemorySource:
         self._content = memoryview(content)
 
     def blocks(self, start: int, length: int, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """The bytes of one part, block by block; `buffer` is not needed."""
-        for at in range(start, start + length, BLOCK_BYTES):
-            yield self._content[at : min(at + BLOCK_BYTES, start + length)]
+        """The bytes of one part, in blocks of the length of `buffer`."""
+        step = len(buffer) or 1
+        for at in range(start, start + length, step):
+            yield self._content[at : min(at + step, start + length)]
 
     def finish(self, start: int, length: int, sha256: str) -> None:
         """Nothing can have changed."""
