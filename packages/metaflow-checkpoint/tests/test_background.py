@@ -25,6 +25,7 @@ def test_saves_in_the_background(runner: FlowRunner, flows: Path) -> None:
 
     assert result.fact("seen") == "StorageError"
     assert "a file lies where a directory is needed" in result.fact("failure")
+    assert "a save in the background of a subprocess failed: StorageError: " in result.fact("failure elsewhere")
     assert (runner.work / "end").exists()
     assert runner.leftovers(".metaflow_artifacts_") == []
 

@@ -87,6 +87,14 @@ class BackgroundFlow(FlowSpec):
         except Exception as error:
             emit("seen", type(error).__name__)
         self.kept = current.checkpoint.save_async({"a": os.urandom(BIG)})
+        self.next(self.subprocess_fails)
+
+    @catch(var="failure_elsewhere")
+    @checkpoint
+    @step
+    def subprocess_fails(self):
+        code = "from metaflow import Checkpoint; Checkpoint().save_async({'a': bytes(3_000_000)})"
+        subprocess.run([sys.executable, "-c", code], check=True)
         self.next(self.end)
 
     @step
@@ -94,6 +102,7 @@ class BackgroundFlow(FlowSpec):
         os.remove(os.path.join(default_store().root, "mf.artifacts"))
         shutil.move("aside", os.path.join(default_store().root, "mf.artifacts"))
         emit("failure", str(self.failure.exception))
+        emit("failure elsewhere", str(self.failure_elsewhere.exception))
         with open("end", "w"):
             pass
 

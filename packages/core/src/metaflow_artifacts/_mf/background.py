@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from metaflow_artifacts._format.reference import ModelArtifact
@@ -15,6 +15,7 @@ from metaflow_artifacts._mf.preemption import running_preemption, watch_for_pree
 from metaflow_artifacts._store.background import OnBusy, SaveOptions, background_saves
 from metaflow_artifacts._store.pending import PendingSave
 from metaflow_artifacts._text import count_text, duration_text
+from metaflow_artifacts.errors import StorageError
 
 __all__ = ["AFTER_FAILURE_S", "TaskSave", "save_options", "with_pending_saves"]
 
@@ -34,18 +35,24 @@ class TaskSave(PendingSave):
 
 
 def save_options(
-    log: Log, consume: bool, on_busy: OnBusy, temp_root: str | os.PathLike[str] | None = None
+    log: Log,
+    consume: bool,
+    on_busy: OnBusy,
+    temp_root: str | os.PathLike[str] | None = None,
+    note_unseen: Callable[[BaseException], None] = lambda error: None,
 ) -> SaveOptions:
     """The options of a save in the background of a task. From now on, SIGTERM does not cost what is pending."""
     watch_for_preemption(log)
-    return SaveOptions(consume, on_busy, temp_root, log.warning)
+    return SaveOptions(consume, on_busy, temp_root, log.warning, note_unseen)
 
 
-def with_pending_saves(step_function: Callable[..., Any], log: Log) -> Callable[..., Any]:
+def with_pending_saves(
+    step_function: Callable[..., Any], log: Log, elsewhere: Callable[[], Sequence[str]] = tuple
+) -> Callable[..., Any]:
     """The function of a step, which ends when all that was handed over is stored. For `task_decorate`.
 
     A save that failed fails the step with its own error. Where the step's code has failed, what is pending is stored
-    within `AFTER_FAILURE_S`.
+    within `AFTER_FAILURE_S`. `elsewhere` returns the errors of saves of subprocesses that these have not seen.
     """
 
     @functools.wraps(step_function)
@@ -53,7 +60,7 @@ def with_pending_saves(step_function: Callable[..., Any], log: Log) -> Callable[
         try:
             try:
                 result = step_function(*args, **kwargs)
-                _store_all(log)
+                _store_all(log, elsewhere)
             except BaseException:
                 _store_what_is_left(log)
                 raise
@@ -66,7 +73,7 @@ def with_pending_saves(step_function: Callable[..., Any], log: Log) -> Callable[
     return wrapper
 
 
-def _store_all(log: Log) -> None:
+def _store_all(log: Log, elsewhere: Callable[[], Sequence[str]]) -> None:
     saves = background_saves()
     count, begin = saves.pending, time.monotonic()
     saves.settle()
@@ -74,6 +81,7 @@ def _store_all(log: Log) -> None:
     if waited >= _LOGGED_S:
         log(f"The step waited {duration_text(waited)} at its end for {count_text(count, 'save')} in the background")
     failures = saves.take_failures()
+    failures += [StorageError(f"a save in the background of a subprocess failed: {text}") for text in elsewhere()]
     for error in failures[1:]:
         log.warning(f"another save in the background failed: {error}")
     if failures:

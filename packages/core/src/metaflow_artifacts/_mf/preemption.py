@@ -110,7 +110,7 @@ class Preemption:
 
         Where the signal came and the step was given no time, the process ends now as it would have.
         """
-        if not self.is_of_this_process or self._writer < 0:
+        if not self.is_of_this_process or threading.current_thread() is not threading.main_thread():
             return
         with self._lock:
             self._left.set()

@@ -50,6 +50,8 @@ class SaveOptions:
     """Where a snapshot is made if the source's own file system cannot be written to."""
     tell: Callable[[str], None] = warn
     """Called once with a sentence where saves cannot be made in the background."""
+    note_unseen: Callable[[BaseException], None] = lambda error: None
+    """Called at the end of the process with the error of the save, if nobody has asked for it."""
 
     def check(self) -> None:
         """Raise InvalidInput for a value that is not known."""
@@ -63,6 +65,7 @@ class _Job:
     pending: PendingSave
     snapshot: Snapshot
     store: Storing
+    note_unseen: Callable[[BaseException], None]
 
     def run(self) -> ModelArtifact | BaseException:
         self.pending._begin()
@@ -75,6 +78,13 @@ class _Job:
             return error
         self.snapshot.close()
         return reference
+
+
+_NOTHING = Snapshot(Source())
+
+
+def _nothing(source: Source) -> ModelArtifact:
+    raise NotImplementedError
 
 
 class BackgroundSaves:
@@ -93,7 +103,7 @@ class BackgroundSaves:
         self._is_abandoned = False
         self._handed_over: list[tuple[Hashable, PendingSave]] = []
         """Since the last `wait`."""
-        self._failed: list[PendingSave] = []
+        self._failed: list[_Job] = []
         self._has_told = False
         self.seconds_waited = 0.0
         """How long callers have waited for saves: while they handed them over, and until others were stored."""
@@ -122,7 +132,7 @@ class BackgroundSaves:
             except NoSnapshot as error:
                 snapshot, reason = _Foreground(content, options.consume), str(error)
             try:
-                job = _Job(group, pending, snapshot, begin())
+                job = _Job(group, pending, snapshot, begin(), options.note_unseen)
             except BaseException:
                 snapshot.give_back()
                 raise
@@ -181,7 +191,8 @@ class BackgroundSaves:
                 self._running = None
                 job.pending._finish(outcome)
                 if isinstance(outcome, BaseException):
-                    self._failed.append(job.pending)
+                    job.snapshot, job.store = _NOTHING, _nothing
+                    self._failed.append(job)
                 self._changed.notify_all()
             del job, outcome
 
@@ -226,9 +237,12 @@ class BackgroundSaves:
 
     def take_failures(self) -> list[BaseException]:
         """The errors of saves that failed, if nobody has asked for them; each is returned once."""
+        return [error for error, _ in self._take_failures()]
+
+    def _take_failures(self) -> list[tuple[BaseException, Callable[[BaseException], None]]]:
         with self._lock:
             failed, self._failed = self._failed, []
-        return [error for pending in failed if (error := pending.take_error()) is not None]
+        return [(error, job.note_unseen) for job in failed if (error := job.pending.take_error()) is not None]
 
     def close_when_done(self, timeout: float) -> bool:
         """Wait until nothing is pending, `timeout` seconds at most, and take nothing over then. Whether all is stored.
@@ -255,8 +269,9 @@ class BackgroundSaves:
         if self._process != os.getpid() or self._is_abandoned:
             return
         self.settle()
-        for error in self.take_failures():
+        for error, note in self._take_failures():
             print(f"a save in the background failed: {type(error).__name__}: {error}", file=sys.stderr)
+            note(error)
 
 
 def _kind(group: Hashable) -> object:

@@ -222,7 +222,9 @@ class Checkpoint:
             label=f"{task.flow}_{task.step}",
             parents=journal.parents(),
             latest=may_be_latest,
-            options=save_options(self._log or Log("checkpoint"), consume, on_busy, self._temp_dir_root),
+            options=save_options(
+                self._log or Log("checkpoint"), consume, on_busy, self._temp_dir_root, journal.note_failure
+            ),
             progress=progress,
             pending=pending,
             finish=finish,

@@ -49,6 +49,10 @@ class CurrentCheckpoint(Checkpoint):
             task.pathspec, task.attempt, policy, self._own_journal.another().new_saves, self._in_the_background
         )
 
+    def failures_elsewhere(self) -> list[str]:
+        """The errors of saves in the background of subprocesses, which these have not seen."""
+        return self._own_journal.failures()
+
     def _in_the_background(self) -> tuple[int, float]:
         return self.pending, self.seconds_waited
 

@@ -21,6 +21,7 @@ __all__ = ["Journal"]
 
 _SAVES = "saves.jsonl"
 _PARENTS = "parents.jsonl"
+_FAILURES = "failures.jsonl"
 _NUMBERS = "next_number"
 _FIELD = "journal"
 
@@ -84,6 +85,14 @@ class Journal:
     ) -> None:
         entry = {**artifact, "seconds": seconds, "stored": progress.stored, "latest": bool(latest), **more}
         self._append_lines(_SAVES, [json.dumps(entry, separators=(",", ":"))])
+
+    def note_failure(self, error: BaseException) -> None:
+        """Enter the error of a save in the background that nobody has seen in this process."""
+        self._append_lines(_FAILURES, [json.dumps(f"{type(error).__name__}: {error}")])
+
+    def failures(self) -> list[str]:
+        """The errors of saves that the task's processes have entered."""
+        return [json.loads(line) for line in self._lines(_FAILURES, 0)[0]]
 
     def _append_lines(self, name: str, lines: list[str]) -> None:
         if self._directory is None or not lines:
