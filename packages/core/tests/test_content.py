@@ -26,7 +26,7 @@ def test_contents_and_paths_come_back(store: Store, tmp_path: Path, size: int) -
     tree = tmp_path / "tree"
     (tree / "a").mkdir(parents=True)
     (tree / "a" / "b.bin").write_bytes(data[::-1])
-    given = {
+    given: dict[str, Any] = {
         "state.json": b"{}",
         "weights/0.bin": data,
         "weights/1.bin": bytearray(data),
