@@ -203,9 +203,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.step:
         name, root, work, *rest = options.step
-        given: tuple[Any, ...] = (root, Path(work), int(rest.pop(0)) if name == "epochs" else options.mib)
-        given = given if name == "epochs" else (*given, options.rounds)
-        print(json.dumps({"calls": calls, "steps": steps, "epochs": epochs}[name](*given, *rest)))
+        if name == "calls":
+            got = calls(root, Path(work), options.mib, options.rounds)
+        elif name == "steps":
+            got = steps(root, Path(work), options.mib, options.rounds, rest[0])
+        else:
+            got = epochs(root, Path(work), int(rest[0]), rest[1])
+        print(json.dumps(got))
         return
     cores = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:

@@ -92,13 +92,14 @@ class BackgroundSaves:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        # A signal's handler may save, and interrupt a thread that holds these.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         """Held by the call that hands a save over, so that the order of numbers is that of the queue."""
         self._waiting: deque[_Job] = deque()
         self._running: _Job | None = None
-        self._has_worker = False
+        self._worker: threading.Thread | None = None
         self._is_closed = False
         self._is_abandoned = False
         self._handed_over: list[tuple[Hashable, PendingSave]] = []
@@ -158,33 +159,45 @@ class BackgroundSaves:
 
     def _add(self, job: _Job, on_busy: OnBusy) -> None:
         with self._lock:
+            # It may have been closed since there was room.
+            self._changed.wait_for(lambda: not self._is_closed)
             old = self._replaceable(job.group, on_busy)
             if old is not None:
                 self._waiting.remove(old)
             self._waiting.append(job)
             self._handed_over.append((job.group, job.pending))
             self._changed.notify_all()
-            starts = not self._has_worker
-            self._has_worker = True
         if old is not None:
             old.snapshot.close()
             old.pending._finish(SaveReplaced("a later save with on_busy='replace' has taken the place of this one"))
-        if starts:
-            _wait_at_exit()
+        _wait_at_exit()
+        self._ensure_worker()
+
+    def _ensure_worker(self) -> None:
+        """Start the worker if there is something to do and none. An interrupt may have come before it was started."""
+        with self._lock:
+            if not self._waiting or (self._worker is not None and self._worker.is_alive()):
+                return
             try:
-                threading.Thread(target=self._work, name="metaflow-artifacts-saves", daemon=True).start()
+                worker = threading.Thread(target=self._work, name="metaflow-artifacts-saves", daemon=True)
+                worker.start()
+                self._worker = worker
+                return
             except RuntimeError:
                 # The interpreter ends, or the system has no thread left.
-                self._work(idle_s=0)
+                pass
+        self._work(idle_s=0)
 
     def _work(self, idle_s: float = _IDLE_S) -> None:
         """What the worker does."""
         while True:
             with self._lock:
                 if not self._changed.wait_for(lambda: self._waiting, idle_s):
-                    self._has_worker = False
+                    # Before the lock is released: whoever adds something now starts another one.
+                    self._worker = None
                     return
-                job = self._running = self._waiting.popleft()
+                self._running = job = self._waiting.popleft()
+                self._changed.notify_all()
             with in_background():
                 outcome = job.run()
             with self._lock:
@@ -199,12 +212,14 @@ class BackgroundSaves:
     @property
     def pending(self) -> int:
         """How many saves are not done."""
-        return len(self._waiting) + (self._running is not None)
+        with self._lock:
+            return len(self._waiting) + (self._running is not None)
 
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending, `timeout` seconds at most; whether that is so."""
         if not self.pending:
             return True
+        self._ensure_worker()
         start = time.monotonic()
         try:
             with self._lock:
