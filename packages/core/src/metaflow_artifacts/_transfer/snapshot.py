@@ -30,7 +30,7 @@ from metaflow_artifacts._transfer.source import (
     unreadable,
     wait_for_tick,
 )
-from metaflow_artifacts._transfer.target import STAGING_PREFIX
+from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 
 __all__ = ["NoSnapshot", "Snapshot", "take_snapshot"]
 
