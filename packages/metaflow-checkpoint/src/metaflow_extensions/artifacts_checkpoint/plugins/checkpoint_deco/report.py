@@ -39,6 +39,10 @@ _KEPT_POINTS = 8
 """A name with at most this many points keeps all of them when the timeline is thinned out."""
 
 
+def _none_pending() -> tuple[int, float]:
+    return 0, 0.0
+
+
 class Report(CardReport):
     """Collects what the card shows. Its size stays below a limit, however many checkpoints are saved.
 
@@ -55,7 +59,7 @@ class Report(CardReport):
         attempt: int,
         policy: str,
         new_saves: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
-        background: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
+        background: Callable[[], tuple[int, float]] = _none_pending,
     ) -> None:
         self.pathspec = pathspec
         self.begin = time.time()
