@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,13 +53,19 @@ ROOTS = {"azure": "{endpoint}/devstoreaccount1/artifacts"}
 
 
 class Link:
-    """A link to the server at `endpoint`, on a free port of 127.0.0.1. `peak` counts the most open connections."""
+    """A link to the server at `endpoint`, on a free port of 127.0.0.1. `peak` counts the most open connections.
 
-    def __init__(self, endpoint: str, rate: float, latency: float) -> None:
+    `rate` is in bytes a second: of each connection, or of all together where it is `shared`.
+    """
+
+    def __init__(self, endpoint: str, rate: float, latency: float, *, shared: bool = False) -> None:
         parts = urlsplit(endpoint)
         self.far = parts.hostname or "", parts.port or 80
         self.rate = rate
         self.latency = latency
+        self.shared = shared
+        self.free_at = {False: 0.0, True: 0.0}
+        """When a shared link has passed on all that came from each end."""
         self.open = self.peak = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -92,6 +99,7 @@ class _Side(asyncio.Protocol):
         self.answers = False
         """Whether the next data are the begin of an answer."""
         self.early: list[bytes] = []
+        self.underway: deque[bytes] = deque()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -119,16 +127,21 @@ class _Side(asyncio.Protocol):
             self.free_at = max(self.free_at, now + self.link.latency)
         # A full link is a reader that does not read: what is sent then waits at its sender.
         begin = max(self.free_at, now)
-        self.free_at = begin + len(data) / self.link.rate
+        if self.link.shared:
+            begin = max(begin, self.link.free_at[self.is_near])
+        self.free_at = self.link.free_at[self.is_near] = begin + len(data) / self.link.rate
+        # What waits for its time goes first, even where the loop is late.
+        self.underway.append(data)
         if begin > now:
-            self.loop.call_at(begin, self._pass_on, data)
+            self.loop.call_at(begin, self._pass_on)
         else:
-            self._pass_on(data)
+            self._pass_on()
         if self.free_at > now + 0.001:
             self.transport.pause_reading()
             self.loop.call_at(self.free_at, self._resume)
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self) -> None:
+        data = self.underway.popleft()
         if self.other is None:
             self.early.append(data)
         else:
@@ -141,7 +154,8 @@ class _Side(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.link.open -= self.is_near
         if self.other is not None:
-            self.loop.call_at(max(self.free_at, self.loop.time()), self.other.transport.close)
+            # After the last data, whose time is the same.
+            self.loop.call_at(max(self.free_at, self.loop.time()) + 0.001, self.other.transport.close)
 
 
 def store_at(service: str, root: str) -> Store:

@@ -344,7 +344,7 @@ def test_small_content_is_read_twice_where_a_write_would_not_move_the_time(
 ) -> None:
     monkeypatch.setattr(source, "os", FrozenTimes(path.stat().st_ctime_ns))
     monkeypatch.setattr(source, "time", FakeTime(1_700_000_000_504_000_000))
-    monkeypatch.setattr(source, "look_again", lambda file, source: file)
+    monkeypatch.setattr(source, "look_again", lambda file: file)
     after = b"B" * path.stat().st_size
     interfere(lambda: rewrite(path, after))
     assert saved_state(store, path, tmp_path) == after

@@ -62,7 +62,7 @@ def test_saves_are_added_up_and_listed_newest_first(report: Report) -> None:
     report.add([save(0), save(1, latest=False)])
     report.add([save(2)])
     data = report.data("done")
-    assert data["total"] == {"count": 3, "size": 9 << 30, "stored": 3 << 20, "seconds": 0.75}
+    assert data["total"] == {"count": 3, "size": 9 << 30, "stored": 3 << 20, "seconds": 0.75, "background": 0}
     assert [row["version_id"] for row in data["rows"]] == [2, 1, 0]
     html = page(report, "done")
     assert "9 GiB" in html
@@ -87,3 +87,18 @@ def test_what_the_journal_has_is_taken_in_once() -> None:
 )
 def test_a_task_that_saved_nothing_says_so(report: Report, state: str, text: str) -> None:
     assert text in page(report, state)
+
+
+def test_saves_in_the_background_cost_what_the_step_waited() -> None:
+    background = [2, 1.5]
+    report = Report("Flow/1/train/2", 0, "fresh", background=lambda: (int(background[0]), background[1]))
+    assert report.changed()
+    assert not report.changed()
+    assert "2 saves in the background not stored yet" in "".join(report.parts("running"))
+    report.add([save(0), {**save(1), "background": True}])
+    background[:] = [0, 1.75]
+    assert report.changed()
+    page = "".join(report.parts("done"))
+    assert "<b>2 s</b><span>the step waited for saves</span>" in page
+    assert "1 save of these in the background" in page
+    assert "not stored yet" not in page

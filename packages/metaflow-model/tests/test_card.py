@@ -82,7 +82,7 @@ def test_what_is_noted_counts_once_and_is_listed_newest_first(report: Report) ->
     assert "<b>2</b><span>models</span>" in page
     assert "<b>2 MiB</b><span>content saved</span>" in page
     assert "<b>1 KiB</b><span>new bytes stored</span>" in page
-    assert "<b>0.5 s</b><span>spent on saving</span>" in page
+    assert "<b>0.5 s</b><span>the step waited for saves</span>" in page
     assert "<b>1.5 s</b><span>spent on loading</span>" in page
     assert page.index("key of 3") < page.index("key of 1")
     assert "<code>/tmp/base</code>" in page

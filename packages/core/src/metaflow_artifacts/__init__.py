@@ -32,6 +32,12 @@ from .errors import (
     LaterFormat as LaterFormat,
 )
 from .errors import (
+    SaveReplaced as SaveReplaced,
+)
+from .errors import (
+    SaveTimeout as SaveTimeout,
+)
+from .errors import (
     SourceError as SourceError,
 )
 from .errors import (
@@ -73,11 +79,13 @@ if TYPE_CHECKING:
     from ._storage import Storage as Storage
     from ._storage import open_storage as open_storage
     from ._store.ancestry import lineage as lineage
+    from ._store.background import SaveOptions as SaveOptions
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
     from ._store.copying import CopyResult as CopyResult
     from ._store.details import SaveDetails as SaveDetails
+    from ._store.pending import PendingSave as PendingSave
     from ._store.references import ParsedReference as ParsedReference
     from ._store.store import Store as Store
     from ._store.store import open_store as open_store
@@ -112,10 +120,12 @@ _WHERE = {
     "_format.reference": ("ModelArtifact", "is_model_artifact", "parse_reference", "validate_reference"),
     "_storage": ("ObjectInfo", "Reader", "Staged", "Storage", "open_storage"),
     "_store.ancestry": ("lineage",),
+    "_store.background": ("SaveOptions",),
     "_store.checkpoint_writer": ("CheckpointWriter",),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints"),
     "_store.copying": ("CopyResult",),
     "_store.details": ("SaveDetails",),
+    "_store.pending": ("PendingSave",),
     "_store.references": ("ParsedReference",),
     "_store.store": ("Store", "open_store"),
     "_transfer.progress": ("Progress",),

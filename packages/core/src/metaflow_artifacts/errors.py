@@ -13,7 +13,9 @@ ArtifactError
 ├── TargetError (OSError)           the directory to load into cannot be written
 ├── StorageError                    the datastore refused or cannot be reached
 │   └── TransientStorageError       ... and the same call may succeed if it is repeated
-└── UsageError (RuntimeError)       a call that cannot work where it was made
+├── UsageError (RuntimeError)       a call that cannot work where it was made
+├── SaveReplaced                    a save in the background was replaced by a later one, as that one asked for
+└── SaveTimeout (TimeoutError)      a save in the background is not done yet
 ```
 
 ArtifactWarning (UserWarning) is not an error: the call succeeded, except for the part that the message names.
@@ -37,6 +39,8 @@ __all__ = [
     "InvalidInput",
     "InvalidReference",
     "LaterFormat",
+    "SaveReplaced",
+    "SaveTimeout",
     "SourceError",
     "SourceNotFound",
     "StorageError",
@@ -97,6 +101,14 @@ class TransientStorageError(StorageError):
 
 class UsageError(ArtifactError, RuntimeError):
     """A call made where it cannot work, such as saving a checkpoint outside of a task."""
+
+
+class SaveReplaced(ArtifactError):
+    """A save in the background was not begun: a later one with `on_busy="replace"` has taken its place."""
+
+
+class SaveTimeout(ArtifactError, TimeoutError):
+    """A save in the background is not done after the seconds that the caller wanted to wait. It goes on."""
 
 
 class ArtifactWarning(UserWarning):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ._format.reference import ModelArtifact as ModelArtifact
     from ._format.reference import with_older_names as with_older_names
     from ._mf.arguments import ArgumentReader as ArgumentReader
+    from ._mf.background import TaskSave as TaskSave
+    from ._mf.background import save_options as save_options
+    from ._mf.background import with_pending_saves as with_pending_saves
     from ._mf.card import Html as Html
     from ._mf.card import TimelinePoint as TimelinePoint
     from ._mf.card import code as code
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
     from ._mf.loaded import loaded_keys as loaded_keys
     from ._mf.loaded import note_loaded as note_loaded
     from ._mf.log import Log as Log
+    from ._mf.preemption import is_preempted as is_preempted
+    from ._mf.preemption import watch_for_preemption as watch_for_preemption
     from ._mf.stores import default_store as default_store
     from ._mf.stores import store_for as store_for
     from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from ._mf.task import TaskIdentity as TaskIdentity
     from ._storage.base import ObjectInfo as ObjectInfo
     from ._storage.base import Storage as Storage
+    from ._store.background import background_saves as background_saves
     from ._store.checkpoint_writer import DEFAULT_NAME as DEFAULT_NAME
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
@@ -71,6 +77,7 @@ if TYPE_CHECKING:
     from ._store.checkpoints import task_of as task_of
     from ._store.choices import Choice as Choice
     from ._store.choices import GangChoice as GangChoice
+    from ._store.pending import PendingSave as PendingSave
     from ._store.references import ParsedReference as ParsedReference
     from ._store.selection import patterns_of as patterns_of
     from ._store.store import Store as Store
@@ -112,6 +119,7 @@ _WHERE = {
     "_format.plan": ("is_packed", "plan", "segments"),
     "_format.reference": ("ModelArtifact", "with_older_names"),
     "_mf.arguments": ("ArgumentReader",),
+    "_mf.background": ("TaskSave", "save_options", "with_pending_saves"),
     "_mf.card": (
         "Html",
         "TimelinePoint",
@@ -133,12 +141,15 @@ _WHERE = {
     "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
     "_mf.live_card": ("CardReport", "LiveCard", "has_card", "shown_on"),
     "_mf.log": ("Log",),
+    "_mf.preemption": ("is_preempted", "watch_for_preemption"),
     "_mf.stores": ("default_store", "store_for"),
     "_mf.task": ("ENVIRONMENT_VARIABLE", "NotRegistered", "TaskIdentity"),
     "_storage.base": ("ObjectInfo", "Storage"),
+    "_store.background": ("background_saves",),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "task_of"),
     "_store.choices": ("Choice", "GangChoice"),
+    "_store.pending": ("PendingSave",),
     "_store.references": ("ParsedReference",),
     "_store.selection": ("patterns_of",),
     "_store.store": ("Store",),

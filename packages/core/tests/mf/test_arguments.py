@@ -16,7 +16,7 @@ from metaflow_artifacts._mf.arguments import ArgumentReader, read_text
 
 class Deco(StepDecorator):
     name = "deco"
-    defaults = {"load": None, "policy": "fresh", "root": None, "card": True, "effort": False}  # noqa: RUF012
+    defaults = {"load": None, "policy": "fresh", "root": None, "card": True, "effort": False, "grace": None}  # noqa: RUF012
 
 
 Decorator: Any = Deco
@@ -117,3 +117,15 @@ def test_a_task_reads_what_the_command_line_gave() -> None:
     assert (given.flag("card"), given.flag("effort")) == (False, True)
     assert given.choice("policy", ("fresh", "none")) == "none"
     assert given.path("root") is None
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, None), ("null", None), (20, 20.0), ("30", 30.0), (0.5, 0.5)])
+def test_seconds(given: object, seconds: float | None) -> None:
+    assert reader(grace=given).seconds("grace") == seconds
+    assert through_the_command_line(grace=given).seconds("grace") == seconds
+
+
+@pytest.mark.parametrize("given", [0, -1, "soon", True, "inf", "nan", [20]])
+def test_what_is_no_number_of_seconds(given: object) -> None:
+    with pytest.raises(UsageError, match=r"^step train: @deco\(grace=.*expected a number of seconds above 0"):
+        reader(grace=given).seconds("grace")

@@ -13,14 +13,13 @@ import binascii
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any, NoReturn, TypeGuard, cast
 
 from metaflow_artifacts._format.floats import with_floats, without_floats
+from metaflow_artifacts._format.paths import path_problem, tree_problem
 from metaflow_artifacts._format.reference import MAX_DEPTH, ModelArtifact, depth, validate_reference
 from metaflow_artifacts.errors import CorruptArtifact, LaterFormat, SourceError, UnsupportedFormat
 
@@ -49,7 +48,6 @@ MAX_BYTES = 256 << 20
 """A manifest of more bytes is neither written nor read. This is enough for about 1.5 million files."""
 
 _MAX_SIZE = 1 << 62
-_MAX_PATH = 4096
 _MAX_PARSED = 512 << 20
 """Most bytes of memory that parsing may take, estimated from the number of brackets, quotes and commas."""
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -65,7 +63,6 @@ _BEFORE_CHUNKS = b',"chunks":'
 _FIXED = ("format", "version", "head_bytes", "head_sha256", "chunks_bytes", "chunks_sha256", "head", "chunks")
 FRONT_BYTES = 4096
 """Bytes to read of a manifest at first: they contain the head, unless the metadata is large."""
-_WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,33 +434,10 @@ def _inline(wire: dict[str, Any], chunks: Sequence[Chunk], size: int) -> bytes |
 
 
 def _check_path(path: str, where: str) -> None:
-    if len(path) > _MAX_PATH:
-        raise _Bad(f"{where}: a path of {len(path)} characters, at most {_MAX_PATH} are allowed")
-    parts = path.split("/")
-    if "" in parts or "." in parts or ".." in parts or "\0" in path:
-        raise _Bad(f"{where}: {path!r} is not a relative, normalised path")
-    try:
-        same = path.isascii() or os.fsdecode(os.fsencode(path)) == path
-    except UnicodeEncodeError:
-        same = False
-    if not same:
-        raise _Bad(f"{where}: {path!r} is not encoded as the format demands")
-    if os.name == "nt" and any(
-        _WINDOWS_DEVICES.fullmatch(part) or set(part) & set('\\:*?"<>|') or part[-1] in " ." for part in parts
-    ):
-        raise _Bad(f"{where}: {path!r} cannot be a name on this system")
+    if problem := path_problem(path):
+        raise _Bad(f"{where}: {problem}")
 
 
 def _check_tree(files: list[str], dirs: list[str]) -> None:
-    ordered = [os.fsencode(path) for path in files]
-    if any(a >= b for a, b in pairwise(ordered)):
-        raise _Bad("files: not in the order of their paths, or twice the same")
-    names = set(files)
-    if len(set(dirs)) != len(dirs) or not names.isdisjoint(dirs):
-        raise _Bad("dirs: one twice, or one that is a file too")
-    parents: set[str] = set()
-    for path in [*files, *dirs]:
-        for parent in accumulate(path.split("/")[:-1], "{}/{}".format):
-            parents.add(parent)
-    if not parents.isdisjoint(names) or not parents.isdisjoint(dirs):
-        raise _Bad("files: one is a directory of another, or an empty directory is not empty")
+    if problem := tree_problem(files, dirs):
+        raise _Bad(problem)

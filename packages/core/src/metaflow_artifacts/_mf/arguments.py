@@ -78,6 +78,17 @@ class ArgumentReader:
             raise self.error(name, f"expected a path (str or os.PathLike), found {type(value).__name__}{way_out}")
         return path
 
+    def seconds(self, name: str) -> float | None:
+        """An argument that is a positive number of seconds; None for none."""
+        value = self._plain(name)
+        if value is None:
+            return None
+        with contextlib.suppress(ValueError, TypeError):
+            seconds = float(value)
+            if 0 < seconds < float("inf") and not isinstance(value, bool):
+                return seconds
+        raise self.error(name, "expected a number of seconds above 0")
+
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         """An argument that is one of a few texts; the default for None."""
         value = self._plain(name)

@@ -14,7 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["Cancelled", "Job", "check", "current", "pause", "slow_down", "tracked"]
+__all__ = ["SEND_BYTES", "Cancelled", "Job", "check", "current", "pause", "slow_down", "tracked"]
+
+
+SEND_BYTES = 256 << 10
+"""One call to send() must end within the connect timeout, however much it sends. With this size, a link of 50 kB/s is
+fast enough."""
 
 
 class Cancelled(Exception):
@@ -24,8 +29,10 @@ class Cancelled(Exception):
 class Job:
     """Work of several threads that is stopped as a whole. `on_slow_down` is called when a server asks for that."""
 
-    def __init__(self, on_slow_down: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_slow_down: Callable[[], None] = lambda: None, send_bytes: int = SEND_BYTES) -> None:
         self.on_slow_down = on_slow_down
+        self.send_bytes = send_bytes
+        """How much one call of send() is given."""
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[int, Any] = {}

@@ -6,16 +6,12 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Generator
 
-from metaflow_artifacts._storage.job import check
+from metaflow_artifacts._storage.job import SEND_BYTES, check, current
 
 __all__ = ["Blocks", "ContentChanged", "Outgoing", "verified"]
 
 Blocks = Callable[[], Generator[memoryview, None, None]]
 """Gives content from its begin, block by block, at each call; a block need not outlive the next one."""
-
-_SEND_BYTES = 256 << 10
-"""One call to send() must end within the connect timeout, however much it sends. With this size, a link of 50 kB/s is
-fast enough."""
 
 
 class ContentChanged(Exception):
@@ -78,7 +74,9 @@ class Outgoing:
             except BaseException as error:
                 self.failure = error
                 raise
-        piece, self._block = self._block[:_SEND_BYTES], self._block[_SEND_BYTES:]
+        job = current()
+        count = SEND_BYTES if job is None else job.send_bytes
+        piece, self._block = self._block[:count], self._block[count:]
         self._position += len(piece)
         return piece
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
 from typing import Any
 
 from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, encode_part, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.background import SaveOptions, Storing, background_saves
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.numbering import highest_number
+from metaflow_artifacts._store.pending import PendingSave
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.content import Content
 from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts.errors import InvalidInput, StorageError
 
 __all__ = ["DEFAULT_NAME", "CheckpointWriter"]
@@ -54,12 +57,14 @@ class CheckpointWriter:
         self.pathspec = pathspec
         self.gang = gang
         self._next = start
+        self._asks = start is None or gang is not None
+        """Whether a number may need a request."""
         self._draw_here = draw
         self._lock = threading.Lock()
 
     def save(
         self,
-        path: str | PathLike[str],
+        path: Content,
         name: str = DEFAULT_NAME,
         metadata: Mapping[str, Any] | None = None,
         *,
@@ -68,11 +73,53 @@ class CheckpointWriter:
         latest: bool = True,
         progress: Progress | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as the next checkpoint. Raises as `Store.save_checkpoint`."""
+        """Save a file, directory or mapping as the next checkpoint. Raises as `Store.save_checkpoint`.
+
+        Where saves in the background are pending, this one is made after them.
+        """
+        background_saves().settle()
         details = self.details(label, metadata, parents, latest)
         artifact = self.store.save_checkpoint(path, self.keys(name), details, progress=progress)
         self.saved(artifact, latest)
         return artifact
+
+    def save_async(
+        self,
+        content: Content,
+        name: str = DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        label: str,
+        parents: Sequence[str] = (),
+        latest: bool = True,
+        options: SaveOptions | None = None,
+        progress: Progress | None = None,
+        pending: PendingSave | None = None,
+        finish: Callable[[ModelArtifact], ModelArtifact] = lambda artifact: artifact,
+    ) -> PendingSave:
+        """As `save`, in the background: this returns as soon as the content may be changed again.
+
+        The number is drawn now, and without a request where there is a `draw`. `finish` is called in the worker with
+        the reference, and returns the one that the caller gets. Raises InvalidInput for a name, metadata or content
+        that breaks a rule, SourceError for what cannot be read; other errors are those of the PendingSave that is
+        returned: `pending`, or a new one.
+        """
+        encode_part(name, "name")
+        details = self.details(label, metadata, parents, latest).normalised()
+
+        def begin() -> Storing:
+            # Where the store is asked for the number, the worker asks. It makes the saves in the order of the calls.
+            drawn = None if self._asks else self.keys(name)
+
+            def store(source: Source) -> ModelArtifact:
+                artifact = self.store.save_checkpoint(source, drawn or self.keys(name), details, progress=progress)
+                self.saved(artifact, latest)
+                return finish(artifact)
+
+            return store
+
+        group = "checkpoint", str(self.place), self.id, name
+        return background_saves().submit(content, begin, options or SaveOptions(), group=group, pending=pending)
 
     def details(
         self, label: str, metadata: Mapping[str, Any] | None = None, parents: Sequence[str] = (), latest: bool = True

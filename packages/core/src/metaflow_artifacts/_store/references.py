@@ -10,6 +10,7 @@ from typing import Any
 from metaflow_artifacts._format.keys import CheckpointKey, ModelKey, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES
+from metaflow_artifacts._store.pending import PendingSave
 from metaflow_artifacts.errors import InvalidReference
 
 __all__ = ["ParsedReference", "Reference", "key_of", "root_of", "split_url"]
@@ -32,7 +33,13 @@ class ParsedReference:
         """What a reference says. Raises InvalidReference for neither a key, nor a url, nor what a save returned."""
         if isinstance(reference, ParsedReference):
             return reference
+        if isinstance(reference, PendingSave):
+            reference = reference.result()
         if isinstance(reference, Mapping):
+            if set(reference) == {"error"}:
+                raise InvalidReference(
+                    f"nothing can be loaded: this stands for a save in the background that failed: {reference['error']}"
+                )
             artifact = parse_reference(reference)
             key, url = artifact["key"], artifact["url"]
             return cls(key, parse_key(key), artifact, url[: -len(key) - 1] if url.endswith("/" + key) else None)
@@ -47,8 +54,8 @@ class ParsedReference:
         return cls(key, parse_key(key), None, root)
 
 
-Reference = str | Mapping[str, Any] | ParsedReference
-"""A key, a url (`<root>/<key>`), the dict that a save returned, or one of them parsed."""
+Reference = str | Mapping[str, Any] | ParsedReference | PendingSave
+"""A key, a url (`<root>/<key>`), the dict that a save returned, one of them parsed, or what `save_async` returned."""
 
 
 def split_url(text: str) -> tuple[str | None, str]:

@@ -33,6 +33,7 @@ from metaflow_artifacts._format.manifest import (
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._store.background_models import BackgroundModels
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts, raise_first
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
@@ -41,10 +42,11 @@ from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
 from metaflow_artifacts._store.selection import Patterns, patterns_of
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
+from metaflow_artifacts._transfer.content import Content, source_of
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
-from metaflow_artifacts._transfer.scan import Source, scan
+from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.source import read_inline
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import (
@@ -80,7 +82,7 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
     return Store(open_storage(root, client=client))
 
 
-class Store:
+class Store(BackgroundModels):
     """Artifacts below one datastore root. Safe to use from several threads and processes at once.
 
     It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
@@ -102,7 +104,7 @@ class Store:
 
     def save_model(
         self,
-        path: str | os.PathLike[str],
+        path: Content,
         label: str = "model",
         metadata: Mapping[str, Any] | None = None,
         *,
@@ -112,7 +114,7 @@ class Store:
         gang: str | None = None,
         progress: Progress | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as a new model and return the reference to it.
+        """Save a file, a directory, or a mapping of relative path to bytes or path, as a new model; its reference.
 
         `metadata` is kept with it; `pathspec`, `attempt` and `gang` say which task saved it, `parents` are the keys of
         the artifacts that it was made from. Raises InvalidInput for a label or metadata that break a rule, SourceError
@@ -120,23 +122,23 @@ class Store:
         """
         key = ModelKey.new(label)
         details = SaveDetails(label, metadata, pathspec, attempt, parents, gang=gang).normalised()
-        return self._save(scan(path), [(str(key), details.reference("model", key.uuid))], True, progress)
+        return self._save(source_of(path), [(str(key), details.reference("model", key.uuid))], True, progress)
 
     def save_checkpoint(
         self,
-        path: str | os.PathLike[str],
+        path: Content,
         keys: Iterator[CheckpointKey],
         details: SaveDetails,
         *,
         progress: Progress | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as a checkpoint under the first of `keys` that is free.
+        """Save a file, directory or mapping as a checkpoint under the first of `keys` that is free.
 
         See `CheckpointWriter`, which numbers the keys and gives the details. Raises as `save_model`.
         """
         candidates = _checkpoints(keys, details)
         self.storage.require_put_if_absent()
-        return self._save(scan(path), candidates, details.latest, progress)
+        return self._save(source_of(path), candidates, details.latest, progress)
 
     def commit_checkpoint(
         self,

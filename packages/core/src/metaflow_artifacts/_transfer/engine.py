@@ -17,13 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
-from metaflow_artifacts._storage.job import Cancelled, Job, current
+from metaflow_artifacts._storage.job import SEND_BYTES, Cancelled, Job, current
 from metaflow_artifacts._transfer.width import Width
 
-__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "engine"]
+__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "Manners", "engine", "in_background"]
 
 BUDGET_BYTES = 256 << 20
 """The memory of all calls that run."""
@@ -41,12 +42,25 @@ Call = tuple[int, Callable[[], None]]
 """The bytes of memory that a call needs, and the call."""
 
 
+@dataclass(frozen=True)
+class Manners:
+    """How an engine treats the other threads of the process."""
+
+    block_bytes: int = 512 << 10
+    """How much is read, hashed and written at a time: so little that it stays in the processor's cache."""
+    send_bytes: int = SEND_BYTES
+    """How much is given to a socket at a time."""
+
+
 class Engine:
     """Makes the calls of many transfers, in threads that all of them share."""
 
-    def __init__(self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS) -> None:
+    def __init__(
+        self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS, manners: Manners | None = None
+    ) -> None:
         self._budget = budget
         self._most_threads = most_threads
+        self.manners = manners or Manners()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._groups: deque[Group] = deque()
@@ -98,7 +112,7 @@ class Engine:
 
     def _run_here(self, need: int, call: Callable[[], None], width: Width) -> None:
         """Make one call in the caller's thread."""
-        with self._memory(need), Job(width.slow_down).working():
+        with self._memory(need), Job(width.slow_down, self.manners.send_bytes).working():
             call()
 
     @contextmanager
@@ -175,6 +189,7 @@ class Engine:
 
     def _serve(self) -> None:
         """What each thread does."""
+        _local.engine = self
         while True:
             with self._lock:
                 while (group := self._choice()) is None:
@@ -269,7 +284,7 @@ class Group:
         self.running = 0
         self.changed = threading.Condition(engine._lock)
         self._engine = engine
-        self._job = Job(width.slow_down)
+        self._job = Job(width.slow_down, engine.manners.send_bytes)
         self._error: BaseException | None = None
 
     def add(self, need: int, call: Callable[[], None]) -> None:
@@ -354,17 +369,40 @@ class Group:
                 self.changed.wait(None if end is None else end - time.monotonic())
 
 
-_engine = Engine()
+def _background_engine() -> Engine:
+    """The one for saves in the background (decision 14); its memory is in addition to that of the other one.
+
+    Each block that is read, hashed or sent takes the interpreter's lock from the training: so blocks are large, and few
+    threads work. Their priority is that of others: a thread that holds this lock and waits for a processor holds up the
+    training.
+    """
+    return Engine(64 << 20, 4, Manners(block_bytes=4 << 20, send_bytes=1 << 20))
+
+
+_engine, _background = Engine(), _background_engine()
+_local = threading.local()
 
 
 def _renew() -> None:
-    global _engine
-    _engine = Engine()
+    global _engine, _background, _local
+    _engine, _background = Engine(), _background_engine()
+    _local = threading.local()
 
 
 os.register_at_fork(after_in_child=_renew)
 
 
 def engine() -> Engine:
-    """The engine of this process."""
-    return _engine
+    """The engine that this thread belongs to; that of this process for all others."""
+    return getattr(_local, "engine", None) or _engine
+
+
+@contextmanager
+def in_background() -> Iterator[None]:
+    """What this thread transfers in the block leaves the processor to others: few threads, large blocks."""
+    before = getattr(_local, "engine", None)
+    _local.engine = _background
+    try:
+        yield
+    finally:
+        _local.engine = before

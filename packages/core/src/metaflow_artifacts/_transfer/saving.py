@@ -23,12 +23,13 @@ from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts._transfer.source import (
-    BLOCK_BYTES,
     FILE_ATTEMPTS,
     Changed,
+    MemorySource,
     OpenSource,
     is_young,
     keeps_changing,
+    opened_source,
     wait_for_tick,
 )
 from metaflow_artifacts._transfer.width import width_of
@@ -69,7 +70,7 @@ class _GroupSave:
 
     group: Group
     chunks: list[Chunk | None]
-    shared: OpenSource | None
+    shared: OpenSource | MemorySource | None
     """The file of a group that is one file in several chunks, or that is sent from the file: all its jobs read it."""
     sent: bool = False
     """Whether chunks are sent from the file."""
@@ -82,7 +83,6 @@ class _Saver:
         self, storage: Storage, source: Source, chunk_size: int, progress: Progress, refresh_after: float
     ) -> None:
         self.storage = storage
-        self.source = source
         self.files = source.files
         self._rounds: Counter[int] = Counter()
         self.chunk_size = chunk_size
@@ -93,6 +93,7 @@ class _Saver:
         self._lock = threading.Lock()
         self._small_files_lock = threading.Lock()
         self._width = width_of(storage, "save")
+        self._block_bytes = engine().manners.block_bytes
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
         self._expect_new = True
 
@@ -128,13 +129,13 @@ class _Saver:
                 raise keeps_changing(self.files[number])
         # Reading stopped at the first file of a pack that had changed; the others may have changed too.
         for number in save.group.files:
-            self.files[number] = look_again(self.files[number], self.source)
+            self.files[number] = look_again(self.files[number])
         groups = self._plan(save.group.files)
         self.progress.more(sum(size for group in groups for size in group.sizes))
         return groups
 
-    def _open(self, number: int, parts: int = 1) -> OpenSource:
-        return OpenSource(self.files[number], number, parts, may_grow=self._rounds[number] == FILE_ATTEMPTS - 1)
+    def _open(self, number: int, parts: int = 1) -> OpenSource | MemorySource:
+        return opened_source(self.files[number], number, parts, may_grow=self._rounds[number] == FILE_ATTEMPTS - 1)
 
     def _begin(self, group: Group) -> _GroupSave:
         chunks = len(group.sizes)
@@ -166,7 +167,7 @@ class _Saver:
             held = 0
             if self.storage.stages_in_memory and not save.sent:
                 held = save.group.sizes[index]
-            yield BLOCK_BYTES + held, self._job(save, index, here)
+            yield self._block_bytes + held, self._job(save, index, here)
 
     def _job(self, save: _GroupSave, index: int, parts: list[Segment]) -> Callable[[], None]:
         def run() -> None:
@@ -223,7 +224,7 @@ class _Saver:
         assert opened is not None
 
         def blocks() -> Generator[memoryview, None, None]:
-            buffer = memoryview(bytearray(min(chunk.size, BLOCK_BYTES)))
+            buffer = memoryview(bytearray(min(chunk.size, self._block_bytes)))
             for block in opened.blocks(part.start, part.length, buffer):
                 self._width.moved(len(block))
                 yield block
@@ -251,7 +252,7 @@ class _Saver:
         self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]
     ) -> Chunk:
         digest = hashlib.sha256()
-        buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
+        buffer = memoryview(bytearray(min(size, self._block_bytes)))
         for part in parts:
             opened = save.shared or self._open(part.file)
             own = hashlib.sha256()

@@ -38,6 +38,10 @@ class SourceFile:
     """How many names it has."""
     gone: bool = False
     """Whether it was removed since the walk: it is left out, as if it had been removed before."""
+    named: bool = False
+    """Whether the caller named this file itself: it cannot be left out."""
+    content: bytes | memoryview | None = None
+    """Its content, where it is in memory and in no file; nobody writes to it."""
 
 
 @dataclass
@@ -48,8 +52,6 @@ class Source:
     dirs: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """What is left out, with the reason: pipes, sockets, devices, dangling links."""
-    is_file: bool = False
-    """Whether the path to save is itself a file."""
 
     @property
     def size(self) -> int:
@@ -57,12 +59,12 @@ class Source:
         return sum(file.size for file in self.files)
 
 
-def scan(path: str | os.PathLike[str]) -> Source:
+def scan(path: str | os.PathLike[str], *, warns: bool = True) -> Source:
     """Find everything below `path`; links are followed, a file becomes a directory holding it under its name.
 
     Directories of loads that were killed (`.metaflow_artifacts_…`) are left out. So are pipes, sockets, devices and
-    dangling links, with one ArtifactWarning that names them. Raises SourceError for a path that does not exist
-    or cannot be read, and for a link to a directory above it.
+    dangling links, with one ArtifactWarning that names them (none with `warns=False`). Raises SourceError for a path
+    that does not exist or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInput(f"path to save: expected str or PathLike, found {type(path).__name__}")
@@ -80,25 +82,27 @@ def scan(path: str | os.PathLike[str]) -> Source:
         # A directory that is saved empty has no entry: an artifact without files is that directory.
         source.dirs = [name for name in source.dirs if name]
     elif stat.S_ISREG(info.st_mode):
-        source.files.append(_file(os.path.basename(os.path.abspath(location)), location, info))
-        source.is_file = True
+        source.files.append(_file(os.path.basename(os.path.abspath(location)), location, info, named=True))
     else:
         raise SourceError(f"cannot save {location!r}: it is {_kind(info.st_mode)}, neither a file nor a directory")
     source.files.sort(key=lambda file: os.fsencode(file.path))
     source.dirs.sort(key=os.fsencode)
-    _warn(location, source.skipped)
+    if warns:
+        _warn(location, source.skipped)
     return source
 
 
-def look_again(file: SourceFile, source: Source) -> SourceFile:
+def look_again(file: SourceFile) -> SourceFile:
     """The file as it is now; `gone` where a file of a directory does not exist any more.
 
-    Raises SourceError where it cannot be read, and where the one file to save does not exist any more.
+    Raises SourceError where it cannot be read, and where a file that the caller named does not exist any more.
     """
+    if file.content is not None:
+        return file
     try:
         info = os.stat(file.location)
     except FileNotFoundError as error:
-        if not source.is_file:
+        if not file.named:
             # As a temporary file that was renamed.
             return replace(file, size=0, gone=True)
         raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
@@ -106,7 +110,7 @@ def look_again(file: SourceFile, source: Source) -> SourceFile:
         raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
     if not stat.S_ISREG(info.st_mode):
         raise SourceError(f"{file.location!r} became {_kind(info.st_mode)} while it was saved; save again")
-    return _file(file.path, file.location, info)
+    return _file(file.path, file.location, info, named=file.named)
 
 
 def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:
@@ -164,11 +168,10 @@ def _stat(location: str, source: Source) -> os.stat_result | None:
         return None
 
 
-def _file(path: str, location: str, info: os.stat_result) -> SourceFile:
+def _file(path: str, location: str, info: os.stat_result, *, named: bool = False) -> SourceFile:
     mode = stat.S_IMODE(info.st_mode)
-    return SourceFile(
-        path, location, info.st_size, mode, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_nlink
-    )
+    times = info.st_mtime_ns, info.st_ctime_ns
+    return SourceFile(path, location, info.st_size, mode, *times, info.st_ino, info.st_nlink, named=named)
 
 
 def _kind(mode: int) -> str:

@@ -23,10 +23,16 @@ __all__ = [
     "BLOCK_BYTES",
     "FILE_ATTEMPTS",
     "Changed",
+    "MemorySource",
     "OpenSource",
+    "has_grown",
+    "is_unchanged",
     "is_young",
     "keeps_changing",
+    "open_for_reading",
+    "opened_source",
     "read_inline",
+    "unreadable",
     "wait_for_tick",
 ]
 
@@ -62,6 +68,34 @@ def keeps_changing(file: SourceFile) -> SourceError:
         f"{file.location!r} was changed while it was saved, {FILE_ATTEMPTS} times in a row; save it when nothing writes"
         " to it, or save a copy"
     )
+
+
+def is_unchanged(file: SourceFile, now: os.stat_result) -> bool:
+    """Whether a file has still the content that the walk found, by its status `now`."""
+    same = now.st_size == file.size and now.st_mtime_ns == file.mtime_ns
+    # A hard link, or a rename of another file to this path, changes ctime and not the content.
+    renamed = now.st_nlink != file.links
+    return same and (now.st_ctime_ns == file.ctime_ns or renamed)
+
+
+def has_grown(file: SourceFile, now: os.stat_result) -> bool:
+    """Whether it is the file that the walk found, and larger, as a log that is written to."""
+    return now.st_size > file.size and now.st_ino == file.inode
+
+
+def open_for_reading(file: SourceFile, number: int) -> int:
+    """A descriptor of a file. Raises Changed where it is missing, SourceError where it cannot be read."""
+    try:
+        return os.open(file.location, _READ)
+    except FileNotFoundError as error:
+        raise Changed(number) from error
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: SourceFile, error: OSError) -> SourceError:
+    """The error for a file that cannot be read."""
+    return SourceError(f"cannot read {file.location!r}: {error.strerror}")
 
 
 _NO_LOCK = nullcontext()
@@ -101,7 +135,7 @@ class OpenSource:
                 try:
                     count = os.preadv(self._fd, [buffer[: min(end - at, len(buffer))]], at)
                 except OSError as error:
-                    raise self._unreadable(error) from error
+                    raise unreadable(self._file, error) from error
                 if not count:
                     raise Changed(self._number)
                 yield buffer[:count]
@@ -141,26 +175,17 @@ class OpenSource:
     def _open(self) -> None:
         if self._closed:
             raise Changed(self._number)
-        try:
-            self._fd = os.open(self._file.location, _READ)
-        except FileNotFoundError as error:
-            raise Changed(self._number) from error
-        except OSError as error:
-            raise self._unreadable(error) from error
+        self._fd = open_for_reading(self._file, self._number)
 
     def _demand_same(self) -> None:
         file = self._file
         try:
             now = os.fstat(self._fd)
         except OSError as error:
-            raise self._unreadable(error) from error
-        if self._may_grow and now.st_size > file.size and now.st_ino == file.inode:
+            raise unreadable(self._file, error) from error
+        if self._may_grow and has_grown(file, now):
             self._demand_same_beginning()
-            return
-        same = now.st_size == file.size and now.st_mtime_ns == file.mtime_ns
-        # A hard link, or a rename of another file to this path, changes ctime and not the content.
-        renamed = now.st_nlink != file.links
-        if not same or (now.st_ctime_ns != file.ctime_ns and not renamed):
+        elif not is_unchanged(file, now):
             raise Changed(self._number)
 
     def _demand_same_beginning(self) -> None:
@@ -173,8 +198,35 @@ class OpenSource:
             if digest.hexdigest() != sha256:
                 raise Changed(self._number)
 
-    def _unreadable(self, error: OSError) -> SourceError:
-        return SourceError(f"cannot read {self._file.location!r}: {error.strerror}")
+
+class MemorySource:
+    """Content in memory that nobody writes to, read as an `OpenSource` is."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._content = memoryview(content)
+
+    def blocks(self, start: int, length: int, buffer: memoryview) -> Generator[memoryview, None, None]:
+        """The bytes of one part, in blocks of the length of `buffer`."""
+        step = len(buffer) or 1
+        for at in range(start, start + length, step):
+            yield self._content[at : min(at + step, start + length)]
+
+    def finish(self, start: int, length: int, sha256: str) -> None:
+        """Nothing can have changed."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def opened_source(
+    file: SourceFile, number: int, parts: int = 1, *, may_grow: bool = False
+) -> OpenSource | MemorySource:
+    """The content of a file for reading; the arguments are those of `OpenSource`."""
+    if file.content is not None:
+        return MemorySource(file.content)
+    return OpenSource(file, number, parts, may_grow=may_grow)
 
 
 def _is_young(file: _Timed, now_ns: int) -> bool:
@@ -215,7 +267,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
                 rounds[number] += 1
                 if rounds[number] == FILE_ATTEMPTS:
                     raise keeps_changing(file) from None
-                source.files[number] = look_again(file, source)
+                source.files[number] = look_again(file)
                 break
         else:
             return b"".join(contents[number] for number in range(len(source.files)))
@@ -225,7 +277,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
 def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
     if file.gone:
         return b""
-    opened = OpenSource(file, number, may_grow=may_grow)
+    opened = opened_source(file, number, may_grow=may_grow)
     young = _is_young(file, time.time_ns())
     try:
         content = _read(opened, file.size)
@@ -238,5 +290,5 @@ def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
     return content
 
 
-def _read(opened: OpenSource, size: int) -> bytes:
+def _read(opened: OpenSource | MemorySource, size: int) -> bytes:
     return b"".join(map(bytes, opened.blocks(0, size, memoryview(bytearray(size or 1)))))

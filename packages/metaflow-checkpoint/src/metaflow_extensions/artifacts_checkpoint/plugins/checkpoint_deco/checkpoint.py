@@ -6,7 +6,7 @@ import builtins
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
 
@@ -17,7 +17,7 @@ from .errors import NoDirectory, NoTask
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
-    from metaflow_artifacts.plugin import ModelArtifact, ParsedReference, TaskIdentity
+    from metaflow_artifacts.plugin import Log, ModelArtifact, ParsedReference, PendingSave, TaskIdentity
 
     from .journal import Journal
 
@@ -54,6 +54,8 @@ class Checkpoint:
         from metaflow_artifacts.plugin import TemporaryDirectories
 
         refuse_foreign_decorators()
+        self._log: Log | None = None
+        self._temp_dir_root = temp_dir_root
         self._temporary = TemporaryDirectories(temp_dir_root)
         self._directory = self._temporary.new(PREFIX) if init_dir else None
 
@@ -86,14 +88,14 @@ class Checkpoint:
     @in_flow
     def save(
         self,
-        path: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         *arguments: str | Mapping[str, Any] | bool | None,
         metadata: Mapping[str, Any] | None = None,
         latest: bool | None = None,
         name: str | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as the next checkpoint of the task, and return the reference to it.
+        """Save files, or contents in memory, as the next checkpoint of the task, and return the reference to it.
 
         When this returns, the checkpoint can be listed and loaded. A save that is interrupted is never listed or
         loaded. After `path`, the arguments may be given by position in any order: both `save(path, name, metadata,
@@ -101,8 +103,9 @@ class Checkpoint:
 
         Parameters
         ----------
-        path : str or os.PathLike, default None
-            The file or directory to save; by default `directory`.
+        path : str, os.PathLike or Mapping[str, bytes or str or os.PathLike], default None
+            The file or directory to save; by default `directory`. Or a mapping of the paths of files in the checkpoint
+            to their contents, each a bytes-like object, or the path of a file or directory.
         metadata : Mapping[str, Any], default None
             A dict that is stored with the checkpoint. Values that JSON cannot hold become texts, with a warning.
         latest : bool, default True
@@ -157,6 +160,127 @@ class Checkpoint:
             )
             enter(artifact, may_be_latest)
         return with_older_names(artifact)
+
+    @in_flow
+    def save_async(
+        self,
+        path: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        *arguments: str | Mapping[str, Any] | bool | None,
+        metadata: Mapping[str, Any] | None = None,
+        latest: bool | None = None,
+        name: str | None = None,
+        consume: bool = False,
+        on_busy: Literal["wait", "replace"] = "wait",
+    ) -> PendingSave:
+        """Save in the background: this returns as soon as the files may be changed again.
+
+        What is saved is the state of the call. The checkpoints of a task are stored in the order of the calls, one
+        after the other; a later `save` is made after them. The step ends when all are stored, and fails where one of
+        them failed, unless its error was asked for. A process that called this does not end before all is stored.
+
+        Parameters
+        ----------
+        path, metadata, latest, name
+            As for `save`.
+        consume : bool, default False
+            Whether the files are given away: they are moved and not copied, and are gone when this returns.
+            `directory` is empty then.
+        on_busy : str, default 'wait'
+            What to do where one save is being stored and another one waits: `wait` for the first of them, or
+            `replace` the one that waits, if it has the same name.
+
+        Returns
+        -------
+        PendingSave
+            `done()`, `result(timeout=None)`, which waits for the reference, and `exception(timeout=None)`. Kept in an
+            artifact (`self.x`), it becomes the reference.
+
+        Raises
+        ------
+        NoTask, NoDirectory, SourceError, InvalidInput, UsageError
+            As `save`. What fails later is the error of the PendingSave, such as StorageError.
+        """
+        from metaflow_artifacts.plugin import DEFAULT_NAME, Log, Progress, TaskSave, save_options, with_older_names
+
+        from .arguments import save_arguments
+        from .writer import writer_of
+
+        task = self._task("save_async")
+        given = save_arguments(arguments, name=name, metadata=metadata, latest=latest)
+        may_be_latest = given.latest is not False
+        own = self._own_directory("save_async") if path is None else None
+        journal, progress, pending = self._journal(), Progress(), TaskSave()
+
+        def finish(artifact: ModelArtifact) -> ModelArtifact:
+            journal.enter_stored(artifact, may_be_latest, progress, pending.seconds_storing)
+            return with_older_names(artifact)
+
+        writer_of(task, journal).save_async(
+            cast("Mapping[str, Any]", own if path is None else path),
+            given.name or DEFAULT_NAME,
+            given.metadata,
+            label=f"{task.flow}_{task.step}",
+            parents=journal.parents(),
+            latest=may_be_latest,
+            options=save_options(
+                self._log or Log("checkpoint"), consume, on_busy, self._temp_dir_root, journal.note_failure
+            ),
+            progress=progress,
+            pending=pending,
+            finish=finish,
+        )
+        if own is not None:
+            os.makedirs(own, mode=0o700, exist_ok=True)
+        return pending
+
+    @in_flow
+    def wait(self, timeout: float | None = None) -> builtins.list[ModelArtifact]:
+        """Wait until all that `save_async` was called for in this process is stored.
+
+        Parameters
+        ----------
+        timeout : float, default None
+            Seconds to wait at most.
+
+        Returns
+        -------
+        list of ModelArtifact
+            The references to the checkpoints that were handed over since the last call, in the order of the calls.
+
+        Raises
+        ------
+        SaveTimeout
+            If that takes longer.
+        ArtifactError
+            The error of the first of them that failed.
+        """
+        from metaflow_artifacts.plugin import background_saves
+
+        return background_saves().wait(timeout, kind="checkpoint")
+
+    @property
+    def pending(self) -> int:
+        """How many saves in the background of this process are not stored yet."""
+        from metaflow_artifacts.plugin import background_saves
+
+        return background_saves().pending
+
+    @property
+    def seconds_waited(self) -> float:
+        """How many seconds this process has waited for its saves in the background."""
+        from metaflow_artifacts.plugin import background_saves
+
+        return background_saves().seconds_waited
+
+    @property
+    def preempted(self) -> bool:
+        """Whether this process has received SIGTERM, and `@checkpoint(preempt_grace=…)` gives the step time to leave.
+
+        It is known too, from the first call of `save_async` in the main thread on, without `preempt_grace`.
+        """
+        from metaflow_artifacts.plugin import is_preempted
+
+        return is_preempted()
 
     @in_flow
     def load(

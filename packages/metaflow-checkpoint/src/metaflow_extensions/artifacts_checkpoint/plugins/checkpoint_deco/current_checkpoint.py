@@ -40,12 +40,21 @@ class CurrentCheckpoint(Checkpoint):
         super().__init__(temp_dir_root, init_dir=True)
         self._identity = task
         self._policy = policy
-        self._log = log
+        self._log: Log = log
         self._info: CheckpointInfo | None = None
         self._journal_directory = TemporaryDirectories()
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
         self._own_journal.export(task)
-        self.report = Report(task.pathspec, task.attempt, policy, self._own_journal.another().new_saves)
+        self.report = Report(
+            task.pathspec, task.attempt, policy, self._own_journal.another().new_saves, self._in_the_background
+        )
+
+    def failures_elsewhere(self) -> list[str]:
+        """The errors of saves in the background of subprocesses, which these have not seen."""
+        return self._own_journal.failures()
+
+    def _in_the_background(self) -> tuple[int, float]:
+        return self.pending, self.seconds_waited
 
     def __getstate__(self) -> dict[str, Any]:
         # Another thread writes to the report, which is for the card of this process.

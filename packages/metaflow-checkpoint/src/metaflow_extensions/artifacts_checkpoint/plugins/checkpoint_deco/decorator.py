@@ -54,6 +54,11 @@ class CheckpointDecorator(StepDecorator):
         In a `@parallel` step, whether each node has checkpoints of its own, and resumes from its own newest one. By
         default, all nodes share theirs, and in each attempt all of them load the same one, whichever node saved it and
         whenever they start.
+    preempt_grace : float, default None
+        Seconds that the step has after SIGTERM, to save and to leave: `current.checkpoint.preempted` becomes true. The
+        process ends after that as it would have, and at once at a second signal. Without it, SIGTERM ends the process
+        when what `save_async` has taken over is stored, after 25 seconds at most. The signal must reach the Python
+        process of the task: Kubernetes and AWS Batch do not send it there.
     show_card : bool, default True
         Whether a step that has a card (`@card`, `--with card`) gets another one, which shows its checkpoints.
 
@@ -69,7 +74,13 @@ class CheckpointDecorator(StepDecorator):
     """
 
     name = "checkpoint"
-    defaults = {"load_policy": "fresh", "temp_dir_root": None, "per_node": False, "show_card": True}  # noqa: RUF012
+    defaults = {  # noqa: RUF012
+        "load_policy": "fresh",
+        "temp_dir_root": None,
+        "per_node": False,
+        "show_card": True,
+        "preempt_grace": None,
+    }
 
     _checkpoint: CurrentCheckpoint | None = None
     _card: LiveCard | None = None
@@ -96,6 +107,7 @@ class CheckpointDecorator(StepDecorator):
         self.attributes["load_policy"] = self._policy = check_policy(self.attributes["load_policy"], step_name)
         self._temp_dir_root = given.path("temp_dir_root")
         self._per_node = given.flag("per_node")
+        self._preempt_grace = given.seconds("preempt_grace")
         self._flow_datastore = flow_datastore
         self._log = Log("checkpoint", logger)
         self._has_card = has_card(decorators, given.flag("show_card"))
@@ -118,7 +130,7 @@ class CheckpointDecorator(StepDecorator):
         if retry_count > max_user_code_retries:
             # @catch runs this attempt, without the step's code.
             return
-        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on
+        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on, watch_for_preemption
 
         from .current_checkpoint import CurrentCheckpoint
 
@@ -130,6 +142,8 @@ class CheckpointDecorator(StepDecorator):
             self._card = LiveCard(self._checkpoint.report, self._flow_datastore, self._log.warning)
         with shown_on(self._card):
             self._checkpoint.load_first()
+        if self._preempt_grace is not None:
+            watch_for_preemption(self._log, self._preempt_grace)
 
     def task_decorate(
         self,
@@ -140,7 +154,12 @@ class CheckpointDecorator(StepDecorator):
         max_user_code_retries: int,
         ubf_context: str | None,
     ) -> Callable[..., Any]:
-        return self._card.wrap(step_func) if self._card is not None else step_func
+        if self._checkpoint is None:
+            return step_func
+        from metaflow_artifacts.plugin import with_pending_saves
+
+        waiting = with_pending_saves(step_func, self._log, self._checkpoint.failures_elsewhere)
+        return self._card.wrap(waiting) if self._card is not None else waiting
 
     def task_finished(
         self,

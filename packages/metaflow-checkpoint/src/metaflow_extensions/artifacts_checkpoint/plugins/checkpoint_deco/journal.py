@@ -21,6 +21,7 @@ __all__ = ["Journal"]
 
 _SAVES = "saves.jsonl"
 _PARENTS = "parents.jsonl"
+_FAILURES = "failures.jsonl"
 _NUMBERS = "next_number"
 _FIELD = "journal"
 
@@ -71,11 +72,27 @@ class Journal:
         start = time.monotonic()
 
         def enter(artifact: Mapping[str, Any], latest: bool) -> None:
-            seconds = time.monotonic() - start
-            entry = {**artifact, "seconds": seconds, "stored": progress.stored, "latest": bool(latest)}
-            self._append_lines(_SAVES, [json.dumps(entry, separators=(",", ":"))])
+            self._enter(artifact, latest, progress, time.monotonic() - start)
 
         yield enter
+
+    def enter_stored(self, artifact: Mapping[str, Any], latest: bool, progress: Progress, seconds: float) -> None:
+        """Enter a save that was made in the background, and took so long; the step did not wait for it."""
+        self._enter(artifact, latest, progress, seconds, background=True)
+
+    def _enter(
+        self, artifact: Mapping[str, Any], latest: bool, progress: Progress, seconds: float, **more: Any
+    ) -> None:
+        entry = {**artifact, "seconds": seconds, "stored": progress.stored, "latest": bool(latest), **more}
+        self._append_lines(_SAVES, [json.dumps(entry, separators=(",", ":"))])
+
+    def note_failure(self, error: BaseException) -> None:
+        """Enter the error of a save in the background that nobody has seen in this process."""
+        self._append_lines(_FAILURES, [json.dumps(f"{type(error).__name__}: {error}")])
+
+    def failures(self) -> list[str]:
+        """The errors of saves that the task's processes have entered."""
+        return [json.loads(line) for line in self._lines(_FAILURES, 0)[0]]
 
     def _append_lines(self, name: str, lines: list[str]) -> None:
         if self._directory is None or not lines:

@@ -39,10 +39,15 @@ _KEPT_POINTS = 8
 """A name with at most this many points keeps all of them when the timeline is thinned out."""
 
 
+def _none_pending() -> tuple[int, float]:
+    return 0, 0.0
+
+
 class Report(CardReport):
     """Collects what the card shows. Its size stays below a limit, however many checkpoints are saved.
 
-    `new_saves` returns what was saved since its last call: entries of the journal.
+    `new_saves` returns what was saved since its last call: entries of the journal. `background` returns how many saves
+    in the background are pending, and how many seconds the step has waited for them.
     """
 
     name = "checkpoint"
@@ -54,13 +59,16 @@ class Report(CardReport):
         attempt: int,
         policy: str,
         new_saves: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        background: Callable[[], tuple[int, float]] = _none_pending,
     ) -> None:
         self.pathspec = pathspec
         self.begin = time.time()
         self._new_saves = new_saves
+        self._background = background
+        self._pending = 0
         self._head: dict[str, Any] = {"pathspec": pathspec, "attempt": attempt, "policy": policy, "begin": self.begin}
         self._loaded: dict[str, Any] = {"why": "", "warnings": [], "reference": None, "seconds": None}
-        self._total = {"count": 0, "size": 0, "stored": 0, "seconds": 0.0}
+        self._total = {"count": 0, "size": 0, "stored": 0, "seconds": 0.0, "background": 0}
         self._rows: deque[dict[str, Any]] = deque(maxlen=_MAX_ROWS)
         self._points: list[dict[str, Any]] = []
 
@@ -78,7 +86,8 @@ class Report(CardReport):
     def changed(self) -> bool:
         saves = self._new_saves()
         self.add(saves)
-        return bool(saves)
+        before, self._pending = self._pending, self._background()[0]
+        return bool(saves) or before != self._pending
 
     def parts(self, state: str) -> list[Html]:
         self.changed()
@@ -88,7 +97,10 @@ class Report(CardReport):
         """Add what was saved: entries of the journal."""
         for save in saves:
             self._total["count"] += 1
-            for name in ("size", "stored", "seconds"):
+            is_background = bool(save.get("background"))
+            self._total["background"] += is_background
+            self._total["seconds"] += 0.0 if is_background else save["seconds"]
+            for name in ("size", "stored"):
                 self._total[name] += save[name]
             row = {**_short(save), **{name: save[name] for name in ("stored", "seconds", "latest")}}
             self._rows.append(row)
@@ -116,6 +128,8 @@ class Report(CardReport):
             "state": state,
             "loaded": self._loaded,
             "total": self._total,
+            "pending": self._background()[0],
+            "waited": self._total["seconds"] + self._background()[1],
             "rows": list(self._rows)[::-1],
             "points": self._points,
         }
@@ -158,8 +172,10 @@ def _loaded(data: Mapping[str, Any]) -> Html:
 
 def _saved(data: Mapping[str, Any]) -> Html:
     total, rows = data["total"], data["rows"]
+    pending = f"{count_text(data['pending'], 'save')} in the background not stored yet" if data["pending"] else ""
     if not rows:
-        return section("Saved", paragraph("Nothing has been saved in this attempt" + _yet(data)))
+        parts_yet = [paragraph("Nothing has been saved in this attempt" + _yet(data))]
+        return section("Saved", *parts_yet, *([note(pending)] if pending else []))
     share = f" ({total['stored'] / total['size']:.0%} of it)" if total["size"] else ""
     since = data["now"] - seconds_of(rows[0]["created_on"])
     since_what = "since the last save" if data["state"] == "running" else "from the last save to the end"
@@ -170,7 +186,7 @@ def _saved(data: Mapping[str, Any]) -> Html:
                 (f"{total['count']:,}", "checkpoint" if total["count"] == 1 else "checkpoints"),
                 (size_text(total["size"]), "content saved"),
                 (size_text(total["stored"]), f"new bytes stored{share}"),
-                (duration_text(total["seconds"]), "spent on saving"),
+                (duration_text(data["waited"]), "the step waited for saves"),
                 (duration_text(max(since, 0.0)), since_what),
             ]
         ),
@@ -181,6 +197,10 @@ def _saved(data: Mapping[str, Any]) -> Html:
             hollow_label="saved with latest=False",
         ),
     ]
+    if total["background"]:
+        parts.append(note(f"{count_text(total['background'], 'save')} of these in the background"))
+    if pending:
+        parts.append(note(pending))
     if len(data["points"]) < total["count"]:
         parts.append(note(f"The timeline shows {len(data['points'])} of them, some of each name."))
     parts.append(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from metaflow_artifacts.plugin import (
     Loaded,
@@ -14,12 +14,16 @@ from metaflow_artifacts.plugin import (
     ModelArtifact,
     ModelKey,
     ParsedReference,
+    PendingSave,
     Progress,
     Store,
+    TaskSave,
     TemporaryDirectories,
+    background_saves,
     in_flow,
     loaded_keys,
     patterns_of,
+    save_options,
     store_for,
     with_older_names,
 )
@@ -46,6 +50,7 @@ class CurrentModel:
         self._pathspec = pathspec
         self._attempt = attempt
         self._log = log
+        self._temp_dir_root = temp_dir_root
         self._temporary = TemporaryDirectories(temp_dir_root)
         self._loaded = Loaded(self._temporary)
         self._parents_of_owner: list[str] = []
@@ -71,20 +76,21 @@ class CurrentModel:
     @in_flow
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Mapping[str, Any],
         label: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         storage_format: str | None = None,
     ) -> ModelArtifact:
-        """Save a file or directory as a model, and return the reference to it.
+        """Save a file, a directory or contents in memory as a model, and return the reference to it.
 
         Keep the reference in an artifact (`self.x`) and load it with `@model(load=["x"])`. The keys of everything that
         the task has loaded become the `parents` of the model. If the save raises an error, no model is stored.
 
         Parameters
         ----------
-        path : str or os.PathLike
-            The file or directory to save.
+        path : str, os.PathLike or Mapping[str, bytes or str or os.PathLike]
+            The file or directory to save; or a mapping of the paths of files in the model to their contents, each a
+            bytes-like object, or the path of a file or directory.
         label : str, default None
             A name for the model, which its key begins with; by default, and if it is empty, the names of the flow and
             the step.
@@ -107,9 +113,8 @@ class CurrentModel:
         StorageError
             If the datastore fails.
         """
-        if label is None or label == "":
-            flow, _, step, _ = self._pathspec.split("/")
-            label = f"{flow}_{step}"
+        label = label or self._default_label()
+        background_saves().settle()
         start = time.monotonic()
         progress = Progress()
         artifact = self._store.save_model(
@@ -121,17 +126,105 @@ class CurrentModel:
             parents=self._parents(),
             progress=progress,
         )
-        seconds = time.monotonic() - start
+        self._note_saved(artifact, label, progress, time.monotonic() - start)
+        return with_older_names(artifact)
+
+    def _default_label(self) -> str:
+        flow, _, step, _ = self._pathspec.split("/")
+        return f"{flow}_{step}"
+
+    def _note_saved(
+        self, artifact: ModelArtifact, label: str, progress: Progress, seconds: float, *, background: bool = False
+    ) -> None:
         if self.report is not None:
-            self.report.note_saved(artifact, progress.stored, seconds)
+            self.report.note_saved(artifact, progress.stored, seconds, background=background)
         if seconds >= SLOW_SAVE_S:
             from metaflow_artifacts.plugin import size_text
 
             self._log(
-                f"Saved `{label}` in {seconds:.2f} seconds: {size_text(progress.total)}, "
-                f"{size_text(progress.stored)} of it new to the datastore"
+                f"Saved `{label}` in {seconds:.2f} seconds{' in the background' if background else ''}: "
+                f"{size_text(progress.total)}, {size_text(progress.stored)} of it new to the datastore"
             )
-        return with_older_names(artifact)
+
+    @in_flow
+    def save_async(
+        self,
+        path: str | os.PathLike[str] | Mapping[str, Any],
+        label: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        storage_format: str | None = None,
+        *,
+        consume: bool = False,
+        on_busy: Literal["wait", "replace"] = "wait",
+    ) -> PendingSave:
+        """Save in the background: this returns as soon as the files may be changed again.
+
+        What is saved is the state of the call. The saves of a task are stored in the order of the calls, one after the
+        other. The step ends when all are stored, and fails where one of them failed, unless its error was asked for.
+
+        Parameters
+        ----------
+        path, label, metadata, storage_format
+            As for `save`.
+        consume : bool, default False
+            Whether the files are given away: they are moved and not copied, and are gone when this returns.
+        on_busy : str, default 'wait'
+            What to do where one save is being stored and another one waits: `wait` for the first of them, or
+            `replace` the one that waits, if it has the same label.
+
+        Returns
+        -------
+        PendingSave
+            `done()`, `result(timeout=None)`, which waits for the reference, and `exception(timeout=None)`. Kept in an
+            artifact (`self.x`), it becomes the reference.
+
+        Raises
+        ------
+        SourceError, InvalidInput
+            As `save`. What fails later is the error of the PendingSave, such as StorageError.
+        """
+        name = label or self._default_label()
+        progress, pending = Progress(), TaskSave()
+
+        def finish(artifact: ModelArtifact) -> ModelArtifact:
+            self._note_saved(artifact, name, progress, pending.seconds_storing, background=True)
+            return with_older_names(artifact)
+
+        return self._store.save_model_async(
+            path,
+            name,
+            metadata,
+            pathspec=self._pathspec,
+            attempt=self._attempt,
+            parents=self._parents(),
+            options=save_options(self._log, consume, on_busy, self._temp_dir_root),
+            progress=progress,
+            pending=pending,
+            finish=finish,
+        )
+
+    @in_flow
+    def wait(self, timeout: float | None = None) -> list[ModelArtifact]:
+        """Wait until all that `save_async` was called for in this process is stored.
+
+        Parameters
+        ----------
+        timeout : float, default None
+            Seconds to wait at most.
+
+        Returns
+        -------
+        list of ModelArtifact
+            The references to the models that were handed over since the last call, in the order of the calls.
+
+        Raises
+        ------
+        SaveTimeout
+            If that takes longer.
+        ArtifactError
+            The error of the first of them that failed.
+        """
+        return background_saves().wait(timeout, kind="model")
 
     @in_flow
     def load(

@@ -174,7 +174,12 @@ class ModelDecorator(StepDecorator):
         max_user_code_retries: int,
         ubf_context: str | None,
     ) -> Callable[..., Any]:
-        return self._card.wrap(step_func) if self._card is not None else step_func
+        if self._model is None:
+            return step_func
+        from metaflow_artifacts.plugin import with_pending_saves
+
+        waiting = with_pending_saves(step_func, self._log)
+        return self._card.wrap(waiting) if self._card is not None else waiting
 
     def task_finished(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 from metaflow_artifacts.plugin import (
     CardReport,
     Html,
+    background_saves,
     code,
     count_text,
     duration_text,
@@ -43,6 +44,8 @@ class _Event:
     """Bytes that were new to the datastore."""
     name: str = ""
     path: str = ""
+    background: bool = False
+    """Whether it was made while the step went on."""
 
 
 class _Events:
@@ -67,7 +70,7 @@ class _Events:
             self.count += 1
             self.size += event.size
             self.stored += event.stored
-            self.seconds += event.seconds
+            self.seconds += 0.0 if event.background else event.seconds
             self.last.append((self._row(event), event.artifact["key"]))
         return is_new
 
@@ -91,9 +94,9 @@ class Report(CardReport):
         """
         self._loaded.note(_Event(artifact, seconds, size, name=name or "load()", path=path))
 
-    def note_saved(self, artifact: Mapping[str, Any], stored: int, seconds: float) -> None:
+    def note_saved(self, artifact: Mapping[str, Any], stored: int, seconds: float, *, background: bool = False) -> None:
         """Note that `artifact` was saved; `stored` bytes of it were new to the datastore."""
-        self._saved.note(_Event(artifact, seconds, artifact["size"], stored))
+        self._saved.note(_Event(artifact, seconds, artifact["size"], stored, background=background))
 
     def changed(self) -> bool:
         return any([self._loaded.take_new(), self._saved.take_new()])
@@ -101,7 +104,9 @@ class Report(CardReport):
     def parts(self, state: str) -> list[Html]:
         self.changed()
         data = {"pathspec": self.pathspec, "attempt": self._attempt, "state": state, "now": time.time()}
-        return [task_heading(self.title, data), _loaded(self._loaded), _saved(self._saved)]
+        saves = background_saves()
+        waited = self._saved.seconds + saves.seconds_waited
+        return [task_heading(self.title, data), _loaded(self._loaded), _saved(self._saved, saves.pending, waited)]
 
 
 def _loaded_row(event: _Event) -> list[object]:
@@ -157,9 +162,10 @@ def _loaded(events: _Events) -> Html:
     return section("Loaded", tiles(numbers), *_table(columns, events))
 
 
-def _saved(events: _Events) -> Html:
+def _saved(events: _Events, pending: int, waited: float) -> Html:
+    notes = [note(f"{count_text(pending, 'save')} in the background not stored yet")] if pending else []
     if not events.count:
-        return section("Saved", paragraph("Nothing was saved."))
+        return section("Saved", paragraph("Nothing was saved."), *notes)
     columns = [
         ("label", "text"),
         ("created (UTC)", "short"),
@@ -172,9 +178,9 @@ def _saved(events: _Events) -> Html:
         (f"{events.count:,}", "model" if events.count == 1 else "models"),
         (size_text(events.size), "content saved"),
         (size_text(events.stored), "new bytes stored"),
-        (duration_text(events.seconds), "spent on saving"),
+        (duration_text(waited), "the step waited for saves"),
     ]
-    return section("Saved", tiles(numbers), *_table(columns, events))
+    return section("Saved", tiles(numbers), *notes, *_table(columns, events))
 
 
 def _table(columns: Sequence[tuple[str, str]], events: _Events) -> list[Html]:
