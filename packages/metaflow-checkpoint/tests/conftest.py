@@ -17,7 +17,7 @@ FLOWS = Path(__file__).parent / "flows"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--gangs", type=int, default=2, help="how many gangs are run and killed")
+    parser.addoption("--gangs", type=int, default=1, help="how many gangs are run and killed")
     parser.addoption("--deaths", type=int, default=1, help="in how many of its attempts a node is killed")
     parser.addoption("--lateness", type=float, default=1.0, help="the most seconds that a node of them starts late")
 

@@ -43,7 +43,7 @@ def test_trainings_in_a_subprocess_and_in_a_foreach_survive_kills(either: FlowRu
         assert (either.work / f"best of {rate}" / "best weights").read_bytes() == weights_after(5, rate)
 
 
-@pytest.mark.parametrize("either", [pytest.param("runner", marks=pytest.mark.long), "s3_runner"], indirect=True)
+@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
 def test_the_next_run_goes_on_where_a_killed_one_was(either: FlowRunner, flows: Path) -> None:
     preempted = either.with_environment(PREEMPTED="1").run(flows / "nightly_flow.py", fails=True)
     [[epochs, attempt, pathspec]] = preempted.facts("resumes")
