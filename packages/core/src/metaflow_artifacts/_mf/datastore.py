@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
     from metaflow_artifacts._storage import Storage
     from metaflow_artifacts._store.store import Store
+    from metaflow_artifacts._transfer.cache import Cache
 
 __all__ = [
     "SPIN",
+    "configured_cache",
     "configured_root",
     "open_root",
     "require_usable",
@@ -144,7 +146,19 @@ def open_root(root: str) -> Store:
         # The connection is made while the task prepares its first save or load.
         connect: Any = getattr(storage, "connect", None)
         threading.Thread(target=connect, name="metaflow-artifacts-connect", daemon=True).start()
-    return Store(storage)
+    return Store(storage, cache=configured_cache() if is_url(root) else None)
+
+
+def configured_cache() -> Cache | None:
+    """The node's cache that Metaflow's configuration, or the environment, names; None for none.
+
+    Raises InvalidInput for a limit that is no number.
+    """
+    from metaflow.metaflow_config_funcs import from_conf
+
+    from metaflow_artifacts._transfer.cache import CACHE, CACHE_GB, cache_from
+
+    return cache_from({name: from_conf(name.removeprefix("METAFLOW_")) for name in (CACHE, CACHE_GB)})
 
 
 def storage_at(root: str, patience: float | None = None) -> Storage:
