@@ -81,7 +81,8 @@ class Cache:
         self._allowance = 0
         """Bytes that may be written before the directory is looked at again."""
         self._rests_until = -math.inf
-        self._has_warned = False
+        self._warned: dict[int, OSError] = {}
+        """By process, the error that it has warned of."""
 
     def __repr__(self) -> str:
         return f"Cache({self.directory!r}, {self._limit!r})"
@@ -212,9 +213,8 @@ class Cache:
     def failed(self, error: OSError) -> None:
         """Note that the cache could not be written to. The first time in a process, there is a warning."""
         self._rests_until = time.monotonic() + _REST_S
-        with self._lock:
-            warns, self._has_warned = not self._has_warned, True
-        if warns:
+        # No lock: the caller may hold it, and this is atomic.
+        if self._warned.setdefault(os.getpid(), error) is error:
             reason = error.strerror or str(error)
             if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
                 reason = f"{reason}; make room, or set {CACHE_GB} to a lower limit"
