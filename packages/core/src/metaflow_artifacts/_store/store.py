@@ -98,15 +98,14 @@ class Store(BackgroundModels):
         chunk_size: int = CHUNK_SIZE,
         refresh_after: float = REFRESH_AFTER,
         cache: Cache | None = None,
-        fills_cache: bool = False,
     ) -> None:
         """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it. `cache` is the
-        node's cache, for loads; with `fills_cache`, saves put what they send there."""
+        node's cache, for loads; where `fills_cache` is set, saves put what they send there."""
         self.storage = storage
         self.chunk_size = chunk_size
         self.refresh_after = refresh_after
         self.cache = cache
-        self.fills_cache = fills_cache
+        self.fills_cache = False
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"

@@ -258,9 +258,11 @@ class CacheFiles:
         return left, removed
 
     def free(self) -> tuple[int, int]:
-        """The bytes of the file system that are free, and of all of it."""
-        with self.opened(make=True) as top:
-            info = os.statvfs(top)
+        """The bytes of the file system that are free, and of all of it. Nothing is made."""
+        nearest = self.directory
+        while not os.path.lexists(nearest) and nearest != os.path.dirname(nearest):
+            nearest = os.path.dirname(nearest)
+        info = os.statvfs(nearest)
         return info.f_bavail * info.f_frsize, info.f_blocks * info.f_frsize
 
     def device(self) -> int | None:
