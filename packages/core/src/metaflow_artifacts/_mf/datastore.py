@@ -51,7 +51,8 @@ def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
     """Make sure, before a run starts, that its datastore can keep what `decorator` saves in `step`.
 
     `flow_datastore` is what Metaflow gives to `step_init`. Nothing is read or written. Raises StorageError, which says
-    what to do: the type is not supported, its root names no bucket, or its SDK is not installed.
+    what to do: the type is not supported, its root names no bucket, or its SDK is not installed; InvalidInput if the
+    limit of the node's cache is no number.
     """
     kind = flow_datastore.TYPE
     try:
@@ -59,6 +60,8 @@ def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
     except StorageError as error:
         raise StorageError(f"step {step} has @{decorator}, but {error}") from None
     missing = [package for module, package in _SDKS.get(kind, ()) if not _is_installed(module)]
+    if kind in _NAMES_A_BUCKET:
+        configured_cache()
     if missing:
         raise StorageError(
             f"step {step} has @{decorator}, but the datastore {kind} needs {' and '.join(missing)}: pip install "
