@@ -181,15 +181,17 @@ def test_what_a_killed_task_was_writing_counts_for_nothing(
     assert len(Cache(str(cache)).chunks()) == 8
 
 
-def test_saves_put_what_they_send_into_the_cache(s3_server: SeaweedServer, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_save_in_the_background_puts_what_it_sends_into_the_cache(
+    s3_server: SeaweedServer, proxy: FaultProxy, tmp_path: Path
+) -> None:
     store, _ = save(s3_server, proxy, tmp_path / "weights", 1, MIB)
-    store.cache, store.fills_cache = Cache(str(tmp_path / "cache"), 1 << 30), True
+    store.cache = Cache(str(tmp_path / "cache"), 1 << 30)
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "weights").write_bytes(os.urandom(3 * MIB))
     for number in range(100):
         (tree / f"{number}.txt").write_bytes(os.urandom(2000))
-    saved = store.save_model(tree)
+    saved = store.save_model_async(tree).result(60)
     proxy.requests.clear()
     store.load(saved, tmp_path / "target")
     assert [request.path.endswith(saved["key"]) for request in proxy.requests] == [True]

@@ -23,6 +23,7 @@ from metaflow_artifacts._transfer import cache as cache_module
 from metaflow_artifacts._transfer.cache import CACHE, CACHE_GB, Cache, cache_from
 from metaflow_artifacts._transfer.cache_files import CacheFiles
 from metaflow_artifacts._transfer.chunks import chunk_key
+from metaflow_artifacts._transfer.engine import in_background
 from metaflow_artifacts._transfer.progress import Progress
 
 CHUNK = 64 << 10
@@ -339,15 +340,19 @@ def test_patience_counts_from_the_last_growth(tmp_path: Path) -> None:
     part.close()
 
 
-def test_saves_fill_the_cache_where_they_are_asked_to(
+def test_saves_in_the_background_fill_the_cache(
     store: Store, load: Callable[..., tuple[int, int]], tree: Path, tmp_path: Path
 ) -> None:
     assert not (tmp_path / "cache").exists()
     # Other content: what is stored already is not written again.
     for path in tree.iterdir():
         path.write_bytes(os.urandom(path.stat().st_size))
-    store.fills_cache = True
-    saved = store.save_model(tree)
+    store.save_model(tree)
+    assert not (tmp_path / "cache").exists()
+    for path in tree.iterdir():
+        path.write_bytes(os.urandom(path.stat().st_size))
+    with in_background():
+        saved = store.save_model(tree)
     store.storage.delete(chunk_key(chunk.sha256) for chunk in store.manifest(saved).chunks)
     store.load(saved, tmp_path / "loaded")
     for path in tree.iterdir():

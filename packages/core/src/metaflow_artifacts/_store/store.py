@@ -39,11 +39,12 @@ from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
 from metaflow_artifacts._store.numbering import highest_number
-from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
+from metaflow_artifacts._store.references import ParsedReference, Reference, demand_same, key_of, root_of
 from metaflow_artifacts._store.selection import Patterns, patterns_of
 from metaflow_artifacts._transfer.cache import Cache, cache_from
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.content import Content, source_of
+from metaflow_artifacts._transfer.engine import engine
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
@@ -100,12 +101,11 @@ class Store(BackgroundModels):
         cache: Cache | None = None,
     ) -> None:
         """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it. `cache` is the
-        node's cache, for loads; where `fills_cache` is set, saves put what they send there."""
+        node's cache, for loads and for saves in the background."""
         self.storage = storage
         self.chunk_size = chunk_size
         self.refresh_after = refresh_after
         self.cache = cache
-        self.fills_cache = False
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -198,7 +198,8 @@ class Store(BackgroundModels):
         for _ in range(_SAVE_ATTEMPTS):
             since = self.storage.now()
             transfer.start(source.size)
-            cache = self.cache if self.fills_cache else None
+            # A retry of a task that saves in the background may come to the same machine.
+            cache = self.cache if engine().manners.fills_cache else None
             chunks, digests = save_chunks(self.storage, source, self.chunk_size, transfer, self.refresh_after, cache)
             if are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
                 break
@@ -246,7 +247,7 @@ class Store(BackgroundModels):
             raise CorruptArtifact(
                 f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
             )
-        _demand_same(parsed, manifest.artifact)
+        demand_same(parsed, manifest.artifact)
         return manifest, data
 
     def _decoded(self, key: str) -> tuple[Manifest, bytes]:
@@ -274,7 +275,7 @@ class Store(BackgroundModels):
         """The head of an artifact's manifest, of which only the first bytes are read. Raises as `manifest` does."""
         parsed = ParsedReference.of(reference)
         head = self.head_at(parsed.key)
-        _demand_same(parsed, head.artifact)
+        demand_same(parsed, head.artifact)
         return head
 
     def head_at(self, key: str) -> Head:
@@ -448,19 +449,3 @@ def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterabl
             yield str(key), {**members, "name": key.name, "version_id": key.n}
 
     return candidates()
-
-
-def _demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
-    """Raise ArtifactNotFound if the artifact that is stored at the key is not the one that a dict refers to.
-
-    Where a service counts runs from 1 again, another run can have the same keys.
-    """
-    wanted, found = reference.artifact, artifact
-    if wanted is None:
-        return
-    if any(wanted.get(name) != found.get(name) for name in ("created_on", "size", "pathspec")):
-        raise ArtifactNotFound(
-            f"{found['key']}: the reference is to what {wanted['pathspec'] or 'somebody'} saved on "
-            f"{wanted['created_on']} ({wanted['size']} bytes); another artifact is stored at its key now, saved by "
-            f"{found['pathspec'] or 'somebody'} on {found['created_on']}; pass the key alone for that one"
-        )
