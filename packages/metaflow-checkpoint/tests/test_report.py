@@ -55,7 +55,9 @@ def test_a_task_that_loaded_a_checkpoint_says_which_and_how_old_it_is(report: Re
     assert "Flow/1/train/2, attempt 0" in html
     assert f"{an_hour_earlier:%Y-%m-%d %H:%M:%S} UTC, 1 h before this attempt began" in html
     assert "mfchckpt, number 7" in html
-    assert "3 GiB, loaded in 1.5 s" in html
+    assert "3 GiB, loaded in 1.5 s<" in html
+    report.note_loaded("the newest one", save(7), 1.5, [], 1 << 30)
+    assert "3 GiB, loaded in 1.5 s, 1 GiB from the node&#x27;s cache" in page(report)
 
 
 def test_saves_are_added_up_and_listed_newest_first(report: Report) -> None:

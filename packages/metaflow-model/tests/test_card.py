@@ -95,6 +95,11 @@ def test_of_a_part_the_card_shows_the_bytes_that_were_loaded(report: Report) -> 
     assert "<b>4 KiB</b><span>content loaded</span>" in page
 
 
+def test_the_card_shows_what_came_from_the_cache(report: Report) -> None:
+    report.note_loaded("base", reference(2), "/tmp/base", 1.5, 1 << 20, 2048)
+    assert "1 MiB, 2 KiB from the node&#x27;s cache" in "".join(report.parts("running"))
+
+
 def test_however_much_is_saved_the_card_stays_small(report: Report) -> None:
     for number in range(1000):
         report.note_saved(reference(number), 0, 0.0)

@@ -194,6 +194,25 @@ print(json.dumps(Run("ResumeFlow/%s").data.after))
     assert result.fact("saved")["parents"] == [model["key"]]
 
 
+def test_the_second_task_of_a_node_loads_from_its_cache(
+    runner: FlowRunner, s3_server: SeaweedServer, tmp_path: Path
+) -> None:
+    config = {"METAFLOW_ARTIFACTS_CACHE": str(tmp_path / "cache"), "METAFLOW_ARTIFACTS_CACHE_GB": "much"}
+    (tmp_path / "home" / "config.json").write_text(json.dumps(config))
+    runner = runner.with_environment(**s3_server.environment())
+    refused = runner.run(FLOWS / "cached_flow.py", top=("--datastore", "s3"), fails=True)
+    assert "METAFLOW_ARTIFACTS_CACHE_GB: expected a number of gigabytes above 0" in refused.output
+    assert "Workflow starting" not in refused.output
+
+    result = runner.with_environment(METAFLOW_ARTIFACTS_CACHE_GB="1").run(
+        FLOWS / "cached_flow.py", top=("--datastore", "s3")
+    )
+    assert result.fact("size") == 1 << 20
+    assert "cache" not in "".join(result.lines_of("first"))
+    assert ", 1 MiB from the node's cache" in "".join(result.lines_of("second"))
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) == 1 << 20
+
+
 @pytest.mark.parametrize(
     ("variables", "says"),
     [

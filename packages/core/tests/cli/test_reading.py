@@ -121,7 +121,7 @@ def test_get(run: Run, keys: dict[str, str], tmp_path: Path) -> None:
     again = run("get", keys["base"], str(tmp_path / "out"))
     assert again.out == f"320 KiB in {tmp_path / 'out'}, 320 KiB of it had been there already\n"
     only = run("get", keys["base"], str(tmp_path / "only"), "--only", "*.json", "--json")
-    assert only.json == {"path": str(tmp_path / "only"), "size": 9, "found": 0}
+    assert only.json == {"path": str(tmp_path / "only"), "size": 9, "found": 0, "cached": 0}
     assert os.listdir(tmp_path / "only") == ["config.json"]
     both = run("get", keys["base"], str(tmp_path / "both"), "--only", "*.json", "--only", "sub/*", "--json")
     assert both.json["size"] == 5 * CHUNK + 9

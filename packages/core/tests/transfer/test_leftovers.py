@@ -248,8 +248,8 @@ def test_a_file_that_changes_while_another_one_is_fetched_again_is_fetched_too(
     fetch = loading.fetch_chunks
     changing = [target / "sub" / "weights", target / "1.txt"]
 
-    def fetch_chunks(*arguments: Any) -> None:
-        fetch(*arguments)
+    def fetch_chunks(*arguments: Any, **options: Any) -> None:
+        fetch(*arguments, **options)
         if changing:
             damage(changing.pop())
 

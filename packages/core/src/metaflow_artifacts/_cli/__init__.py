@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from metaflow_artifacts import __version__
-from metaflow_artifacts._cli import copying, reading, upkeep
+from metaflow_artifacts._cli import cache, copying, reading, upkeep
 from metaflow_artifacts._cli.output import escape
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
 
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     reading.add_commands(command)
     copying.add_commands(command)
     upkeep.add_commands(command)
+    cache.add_commands(command)
     return top
 
 

@@ -38,7 +38,7 @@ def bar(what: str) -> Iterator[Progress]:
             drawn = now
             part = transfer.done / transfer.total if transfer.total else 1.0
             full = round(part * _WIDTH)
-            rate = size_text(round((transfer.done - transfer.found) / (now - began)))
+            rate = size_text(round((transfer.done - transfer.found - transfer.cached) / (now - began)))
             line = f"{what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size_text(transfer.total)}, {rate}/s"
             stream.write(f"\r{line}\x1b[K")
             stream.flush()

@@ -192,10 +192,11 @@ def _get(options: argparse.Namespace) -> int:
     with bar("get") as progress:
         path = store.load(key, options.path, only=options.only, progress=progress)
     if options.json:
-        print_json({"path": path, "size": progress.total, "found": progress.found})
+        print_json({"path": path, "size": progress.total, "found": progress.found, "cached": progress.cached})
     else:
         found = f", {size_text(progress.found)} of it had been there already" if progress.found else ""
-        print(f"{size_text(progress.total)} in {escape(path)}{found}")
+        cached = f", {size_text(progress.cached)} of it from the node's cache" if progress.cached else ""
+        print(f"{size_text(progress.total)} in {escape(path)}{found}{cached}")
     return 0
 
 

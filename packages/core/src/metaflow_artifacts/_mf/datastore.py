@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
     from metaflow_artifacts._storage import Storage
     from metaflow_artifacts._store.store import Store
+    from metaflow_artifacts._transfer.cache import Cache
 
 __all__ = [
     "SPIN",
+    "configured_cache",
     "configured_root",
     "open_root",
     "require_usable",
@@ -49,7 +51,8 @@ def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
     """Make sure, before a run starts, that its datastore can keep what `decorator` saves in `step`.
 
     `flow_datastore` is what Metaflow gives to `step_init`. Nothing is read or written. Raises StorageError, which says
-    what to do: the type is not supported, its root names no bucket, or its SDK is not installed.
+    what to do: the type is not supported, its root names no bucket, or its SDK is not installed; InvalidInput if the
+    limit of the node's cache is no number.
     """
     kind = flow_datastore.TYPE
     try:
@@ -57,6 +60,8 @@ def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
     except StorageError as error:
         raise StorageError(f"step {step} has @{decorator}, but {error}") from None
     missing = [package for module, package in _SDKS.get(kind, ()) if not _is_installed(module)]
+    if kind in _NAMES_A_BUCKET:
+        configured_cache()
     if missing:
         raise StorageError(
             f"step {step} has @{decorator}, but the datastore {kind} needs {' and '.join(missing)}: pip install "
@@ -144,7 +149,19 @@ def open_root(root: str) -> Store:
         # The connection is made while the task prepares its first save or load.
         connect: Any = getattr(storage, "connect", None)
         threading.Thread(target=connect, name="metaflow-artifacts-connect", daemon=True).start()
-    return Store(storage)
+    return Store(storage, cache=configured_cache() if is_url(root) else None)
+
+
+def configured_cache() -> Cache | None:
+    """The node's cache that Metaflow's configuration, or the environment, names; None for none.
+
+    Raises InvalidInput for a limit that is no number.
+    """
+    from metaflow.metaflow_config_funcs import from_conf
+
+    from metaflow_artifacts._transfer.cache import CACHE, CACHE_GB, cache_from
+
+    return cache_from({name: from_conf(name.removeprefix("METAFLOW_")) for name in (CACHE, CACHE_GB)})
 
 
 def storage_at(root: str, patience: float | None = None) -> Storage:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.selection import Patterns, patterns_of, select
+from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.loading import fetch_chunks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import leftovers
@@ -19,7 +20,12 @@ __all__ = ["load_files", "load_id", "naming"]
 
 
 def load_files(
-    storage: Storage, manifest: Manifest, path: str | os.PathLike[str], only: Patterns | None, progress: Progress
+    storage: Storage,
+    manifest: Manifest,
+    path: str | os.PathLike[str],
+    only: Patterns | None,
+    progress: Progress,
+    cache: Cache | None = None,
 ) -> None:
     """Load the files that match `only` into the directory `path`. Raises as `Store.load`."""
     wanted = select(manifest, only)
@@ -36,13 +42,15 @@ def load_files(
                 write_file(stage.files, file, content[file.offset : file.offset + file.size])
                 progress.add(file.size)
         stored = wanted if manifest.chunks else set()
+        if cache is not None and stored:
+            cache.spare(target.path, progress.total)
         with leftovers(target, load, files, manifest.chunks, stored, progress) as found:
-            fetch_chunks(storage, files, manifest.chunks, stage, stored - found.in_place, progress, found)
+            fetch_chunks(storage, files, manifest.chunks, stage, stored - found.in_place, progress, found, cache)
             # Others may change while these are fetched.
             while changed := found.changed():
                 found.in_place -= changed
                 progress.lose(sum(files[number].size for number in changed))
-                fetch_chunks(storage, files, manifest.chunks, stage, changed, progress)
+                fetch_chunks(storage, files, manifest.chunks, stage, changed, progress, cache=cache)
 
 
 def load_id(key: str, only: Patterns | None) -> str:

@@ -11,9 +11,9 @@ from metaflow_artifacts._format.keys import CheckpointKey, ModelKey, parse_key
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._store.pending import PendingSave
-from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
 
-__all__ = ["ParsedReference", "Reference", "key_of", "root_of", "split_url"]
+__all__ = ["ParsedReference", "Reference", "demand_same", "key_of", "root_of", "split_url"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,19 @@ def key_of(reference: Reference) -> str:
 def root_of(reference: Reference) -> str | None:
     """The root of the store that a reference was saved to, from its `url`; None for a key. Raises InvalidReference."""
     return ParsedReference.of(reference).root
+
+
+def demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
+    """Raise ArtifactNotFound if the artifact that is stored at the key is not the one that a dict refers to.
+
+    Where a service counts runs from 1 again, another run can have the same keys.
+    """
+    wanted, found = reference.artifact, artifact
+    if wanted is None:
+        return
+    if any(wanted.get(name) != found.get(name) for name in ("created_on", "size", "pathspec")):
+        raise ArtifactNotFound(
+            f"{found['key']}: the reference is to what {wanted['pathspec'] or 'somebody'} saved on "
+            f"{wanted['created_on']} ({wanted['size']} bytes); another artifact is stored at its key now, saved by "
+            f"{found['pathspec'] or 'somebody'} on {found['created_on']}; pass the key alone for that one"
+        )

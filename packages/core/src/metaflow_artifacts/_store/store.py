@@ -32,17 +32,19 @@ from metaflow_artifacts._format.manifest import (
 )
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import MODEL_ARTIFACTS
-from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._storage import Storage, is_url, open_storage
 from metaflow_artifacts._store.background_models import BackgroundModels
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts, raise_first
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
 from metaflow_artifacts._store.numbering import highest_number
-from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
+from metaflow_artifacts._store.references import ParsedReference, Reference, demand_same, key_of, root_of
 from metaflow_artifacts._store.selection import Patterns, patterns_of
+from metaflow_artifacts._transfer.cache import Cache, cache_from
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.content import Content, source_of
+from metaflow_artifacts._transfer.engine import engine
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
@@ -76,10 +78,12 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
     container, `https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX`. Nothing is read or written yet.
 
     `client` is a function that returns the boto3 S3 client to use; without it, one with default settings is made.
-    Azure and GCS take the credentials that their SDKs find. Raises InvalidInput for a root of another kind, and
-    StorageError for an address of Azure that no credentials are sent to.
+    Azure and GCS take the credentials that their SDKs find. Loads from a cloud use the node's cache, if the environment
+    variable METAFLOW_ARTIFACTS_CACHE names its directory. Raises InvalidInput for a root of another kind and for a
+    limit of the cache that is no number, and StorageError for an address of Azure that no credentials are sent to.
     """
-    return Store(open_storage(root, client=client))
+    storage = open_storage(root, client=client)
+    return Store(storage, cache=cache_from(os.environ) if is_url(storage.root) else None)
 
 
 class Store(BackgroundModels):
@@ -88,11 +92,20 @@ class Store(BackgroundModels):
     It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
     """
 
-    def __init__(self, storage: Storage, *, chunk_size: int = CHUNK_SIZE, refresh_after: float = REFRESH_AFTER) -> None:
-        """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it."""
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        refresh_after: float = REFRESH_AFTER,
+        cache: Cache | None = None,
+    ) -> None:
+        """`chunk_size` is in bytes. `refresh_after` is in seconds; see `plan_gc` before changing it. `cache` is the
+        node's cache, for loads and for saves in the background."""
         self.storage = storage
         self.chunk_size = chunk_size
         self.refresh_after = refresh_after
+        self.cache = cache
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -185,7 +198,9 @@ class Store(BackgroundModels):
         for _ in range(_SAVE_ATTEMPTS):
             since = self.storage.now()
             transfer.start(source.size)
-            chunks, digests = save_chunks(self.storage, source, self.chunk_size, transfer, self.refresh_after)
+            # A retry of a task that saves in the background may come to the same machine.
+            cache = self.cache if engine().manners.fills_cache else None
+            chunks, digests = save_chunks(self.storage, source, self.chunk_size, transfer, self.refresh_after, cache)
             if are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
                 break
         else:
@@ -232,7 +247,7 @@ class Store(BackgroundModels):
             raise CorruptArtifact(
                 f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
             )
-        _demand_same(parsed, manifest.artifact)
+        demand_same(parsed, manifest.artifact)
         return manifest, data
 
     def _decoded(self, key: str) -> tuple[Manifest, bytes]:
@@ -260,7 +275,7 @@ class Store(BackgroundModels):
         """The head of an artifact's manifest, of which only the first bytes are read. Raises as `manifest` does."""
         parsed = ParsedReference.of(reference)
         head = self.head_at(parsed.key)
-        _demand_same(parsed, head.artifact)
+        demand_same(parsed, head.artifact)
         return head
 
     def head_at(self, key: str) -> Head:
@@ -317,13 +332,14 @@ class Store(BackgroundModels):
 
         The directory is made if it does not exist. Files with the same path are replaced, and nothing else in it is
         changed; nothing at all changes until every byte was verified. What the directory holds already, or a load into
-        it that was killed has left, is hashed and not fetched again (`progress.found`). With `only`, the files are
-        loaded whose path matches this pattern, or one of several (`*` and `?`; `*` matches `/` too). Raises as
-        `manifest` does; InvalidInput if `only` is no pattern; ArtifactNotFound if a pattern matches no file;
-        CorruptArtifact if content is missing or changed; TargetError if `path` cannot be written.
+        it that was killed has left, is hashed and not fetched again (`progress.found`); nor is what the node's cache
+        has (`progress.cached`). With `only`, the files are loaded whose path matches this pattern, or one of several
+        (`*` and `?`; `*` matches `/` too). Raises as `manifest` does; InvalidInput if `only` is no pattern;
+        ArtifactNotFound if a pattern matches no file; CorruptArtifact if content is missing or changed; TargetError if
+        `path` cannot be written.
         """
         patterns_of(only)
-        load_files(self.storage, self.manifest(reference), path, only, progress or Progress())
+        load_files(self.storage, self.manifest(reference), path, only, progress or Progress(), self.cache)
         return os.fspath(path)
 
     def read_file(self, reference: Reference | Manifest, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -345,7 +361,7 @@ class Store(BackgroundModels):
         with naming(manifest):
             if manifest.inline is not None:
                 return manifest.inline[file.offset + start : file.offset + end]
-            return read_range(self.storage, manifest.chunks, file, start, end)
+            return read_range(self.storage, manifest.chunks, file, start, end, self.cache)
 
     def copy_to(
         self,
@@ -433,19 +449,3 @@ def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterabl
             yield str(key), {**members, "name": key.name, "version_id": key.n}
 
     return candidates()
-
-
-def _demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
-    """Raise ArtifactNotFound if the artifact that is stored at the key is not the one that a dict refers to.
-
-    Where a service counts runs from 1 again, another run can have the same keys.
-    """
-    wanted, found = reference.artifact, artifact
-    if wanted is None:
-        return
-    if any(wanted.get(name) != found.get(name) for name in ("created_on", "size", "pathspec")):
-        raise ArtifactNotFound(
-            f"{found['key']}: the reference is to what {wanted['pathspec'] or 'somebody'} saved on "
-            f"{wanted['created_on']} ({wanted['size']} bytes); another artifact is stored at its key now, saved by "
-            f"{found['pathspec'] or 'somebody'} on {found['created_on']}; pass the key alone for that one"
-        )

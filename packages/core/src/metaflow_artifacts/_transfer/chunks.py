@@ -25,6 +25,7 @@ __all__ = [
     "are_safe_from_gc",
     "chunk_key",
     "damaged",
+    "drain",
     "is_stored",
     "missing",
     "put_chunk",
@@ -130,7 +131,7 @@ def read_chunk(storage: Storage, chunk: Chunk, take: Callable[[memoryview], None
         restart()
         try:
             with storage.open(key) as reader:
-                digest = _drain(reader, chunk.size, take)
+                digest = drain(reader, chunk.size, take)
         except ArtifactNotFound as error:
             raise missing(storage, chunk) from error
         except TransientStorageError:
@@ -167,8 +168,8 @@ def damaged(storage: Storage, chunk: Chunk, what: str, found: Sequence[str]) -> 
     )
 
 
-def _drain(reader: Reader, size: int, take: Callable[[memoryview], None]) -> str:
-    """The digest (hex) of what was read; if that was not `size` bytes, a text that no digest equals."""
+def drain(reader: Reader, size: int, take: Callable[[memoryview], None]) -> str:
+    """Pass what is read to `take`. Its digest (hex); if it was not `size` bytes, a text that no digest equals."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(min(_BLOCK_BYTES, size + 1)))
     left = size

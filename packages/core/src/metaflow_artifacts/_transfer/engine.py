@@ -50,6 +50,8 @@ class Manners:
     """How much is read, hashed and written at a time: so little that it stays in the processor's cache."""
     send_bytes: int = SEND_BYTES
     """How much is given to a socket at a time."""
+    fills_cache: bool = False
+    """Whether saves put what they send into the node's cache."""
 
 
 class Engine:
@@ -376,7 +378,7 @@ def _background_engine() -> Engine:
     threads work. Their priority is that of others: a thread that holds this lock and waits for a processor holds up the
     training.
     """
-    return Engine(64 << 20, 4, Manners(block_bytes=4 << 20, send_bytes=1 << 20))
+    return Engine(64 << 20, 4, Manners(block_bytes=4 << 20, send_bytes=1 << 20, fills_cache=True))
 
 
 _engine, _background = Engine(), _background_engine()

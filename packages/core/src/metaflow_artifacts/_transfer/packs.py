@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Segment
 from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.chunks import READ_ATTEMPTS, chunk_key, damaged, missing
 from metaflow_artifacts.errors import ArtifactNotFound
 
-__all__ = ["MAX_HELD_BYTES", "Run", "read_run", "runs"]
+__all__ = ["MAX_HELD_BYTES", "Run", "cached_run", "read_run", "runs"]
 
 MAX_HELD_BYTES = 64 << 20
 """The most that is read into memory to be verified alone."""
@@ -55,6 +56,17 @@ def runs(chunk: Chunk, parts: Sequence[Segment], files: Sequence[FileEntry], wan
     saved = chunk.size - sum(run.size for run in found)
     held = max(run.size for run in found)
     return found if held <= MAX_HELD_BYTES and saved >= (len(found) - 1) * _BYTES_A_REQUEST else None
+
+
+def cached_run(cache: Cache | None, chunk: Chunk, start: int, files: Sequence[FileEntry]) -> bytes | None:
+    """As `read_run`, from the node's cache; None where that does not have the chunk."""
+    content = cache.read_part(chunk, start, sum(file.size for file in files)) if cache is not None else None
+    if cache is None or content is None:
+        return None
+    if _wrong(memoryview(content), files) is not None:
+        cache.discard(chunk)
+        return None
+    return content
 
 
 def read_run(storage: Storage, chunk: Chunk, start: int, files: Sequence[FileEntry]) -> bytes:

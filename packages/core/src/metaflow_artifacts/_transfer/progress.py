@@ -23,13 +23,15 @@ class Progress:
         """Bytes that were new to the store and had to be written (saves only)."""
         self.found = 0
         """Bytes that earlier loads had left at the target, and that were not fetched (loads only)."""
+        self.cached = 0
+        """Bytes that came from the node's cache, and that were not fetched (loads only)."""
         self._watch = watch
         self._lock = threading.Lock()
 
     def start(self, total: int) -> None:
         """Begin: `total` bytes of content."""
         with self._lock:
-            self.total, self.done, self.stored, self.found = total, 0, 0, 0
+            self.total, self.done, self.stored, self.found, self.cached = total, 0, 0, 0, 0
 
     def more(self, total: int) -> None:
         """Add to `total`: files changed, and this many bytes are read or loaded again."""
@@ -42,11 +44,13 @@ class Progress:
             self.done -= found
             self.found -= found
 
-    def add(self, done: int, stored: int = 0, found: int = 0) -> None:
-        """Add to `done`; `stored` of these bytes were written to the store, `found` were at the target."""
+    def add(self, done: int, stored: int = 0, found: int = 0, cached: int = 0) -> None:
+        """Add to `done`: of these bytes, `stored` were written to the store, `found` were at the target, and `cached`
+        came from the node's cache."""
         with self._lock:
             self.done += done
             self.stored += stored
             self.found += found
+            self.cached += cached
         if self._watch is not None:
             self._watch(self)

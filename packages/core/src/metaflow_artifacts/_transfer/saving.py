@@ -18,6 +18,7 @@ from metaflow_artifacts._format.plan import Group, Segment, plan_groups, segment
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.outgoing import ContentChanged
+from metaflow_artifacts._transfer.cache import Cache, Filling
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
 from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.progress import Progress
@@ -41,15 +42,21 @@ _SMALL_FILE_BYTES = 64 << 10
 
 
 def save_chunks(
-    storage: Storage, source: Source, chunk_size: int, progress: Progress, refresh_after: float = REFRESH_AFTER
+    storage: Storage,
+    source: Source,
+    chunk_size: int,
+    progress: Progress,
+    refresh_after: float = REFRESH_AFTER,
+    cache: Cache | None = None,
 ) -> tuple[list[Chunk], dict[int, str]]:
     """Store the content of `source`, cut into chunks as planned.
 
     Returns the chunks in order, and for each file that shares a chunk with others its own SHA-256 (hex) by its
     number. A file that changes while it is read is read again, up to three times, and its entry in `source` is
-    replaced. Raises SourceError where it changes each time, StorageError where the storage fails.
+    replaced. What is sent to a server is put into the `cache` too. Raises SourceError where it changes each time,
+    StorageError where the storage fails.
     """
-    return _Saver(storage, source, chunk_size, progress, refresh_after).run()
+    return _Saver(storage, source, chunk_size, progress, refresh_after, cache).run()
 
 
 def file_entries(files: Sequence[SourceFile], digests: dict[int, str]) -> list[FileEntry]:
@@ -80,7 +87,13 @@ class _GroupSave:
 
 class _Saver:
     def __init__(
-        self, storage: Storage, source: Source, chunk_size: int, progress: Progress, refresh_after: float
+        self,
+        storage: Storage,
+        source: Source,
+        chunk_size: int,
+        progress: Progress,
+        refresh_after: float,
+        cache: Cache | None,
     ) -> None:
         self.storage = storage
         self.files = source.files
@@ -88,6 +101,7 @@ class _Saver:
         self.chunk_size = chunk_size
         self.progress = progress
         self.refresh_after = refresh_after
+        self._cache = cache
         self._written: set[str] = set()
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -191,14 +205,16 @@ class _Saver:
                 self.progress.add(size)
                 return chunk
             self._expect_new = True
-        with self.storage.stage(size) as staged:
-            chunk = self._read(save, parts, size, staged.write)
+        with self.storage.stage(size) as staged, self._filling(size) as filling:
+            filling.restart()
+            chunk = self._read(save, parts, size, filling.beside(staged.write))
             self._finish(save, parts, chunk)
             if self._is_stored(chunk):
                 self._expect_new = self.storage.stages_in_memory
                 self.progress.add(size)
             else:
                 staged.commit(chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256))
+                filling.commit(chunk.sha256)
                 self._width.moved(size)
                 with self._lock:
                     self._written.add(chunk.sha256)
@@ -225,16 +241,23 @@ class _Saver:
 
         def blocks() -> Generator[memoryview, None, None]:
             buffer = memoryview(bytearray(min(chunk.size, self._block_bytes)))
+            filling.restart()
             for block in opened.blocks(part.start, part.length, buffer):
                 self._width.moved(len(block))
+                filling.write(block)
                 yield block
 
         try:
-            self.storage.send(chunk_key(chunk.sha256), chunk.size, bytes.fromhex(chunk.sha256), blocks)
+            with self._filling(chunk.size) as filling:
+                self.storage.send(chunk_key(chunk.sha256), chunk.size, bytes.fromhex(chunk.sha256), blocks)
+                filling.commit(chunk.sha256)
         except ContentChanged:
             raise Changed(part.file) from None
         with self._lock:
             self._written.add(chunk.sha256)
+
+    def _filling(self, size: int) -> Filling:
+        return Filling() if self._cache is None else self._cache.fill_new(size)
 
     def _is_stored(self, chunk: Chunk) -> bool:
         with self._lock:

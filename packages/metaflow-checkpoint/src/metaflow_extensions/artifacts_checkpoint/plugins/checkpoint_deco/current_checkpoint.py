@@ -107,7 +107,7 @@ class CurrentCheckpoint(Checkpoint):
             self._info = CheckpointInfo(with_older_names(resumed.artifact))
             note_loaded(resumed.artifact["key"])
             self._own_journal.note_parents()
-        self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings)
+        self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings, resumed.cached)
 
     def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:
         store = store_for(reference)

@@ -73,14 +73,21 @@ class Report(CardReport):
         self._points: list[dict[str, Any]] = []
 
     def note_loaded(
-        self, why: str, reference: Mapping[str, Any] | None, seconds: float | None, warnings: Iterable[str]
+        self,
+        why: str,
+        reference: Mapping[str, Any] | None,
+        seconds: float | None,
+        warnings: Iterable[str],
+        cached: int = 0,
     ) -> None:
-        """Set what was loaded when the task began, and why it or nothing was; loading took `seconds`."""
+        """Set what was loaded when the task began, and why it or nothing was; loading took `seconds`, and `cached`
+        bytes came from the node's cache."""
         self._loaded = {
             "why": why,
             "warnings": list(warnings),
             "reference": _short(reference) if reference is not None else None,
             "seconds": seconds,
+            "cached": cached,
         }
 
     def changed(self) -> bool:
@@ -153,6 +160,7 @@ def _loaded(data: Mapping[str, Any]) -> Html:
         why = [("why", loaded["why"])] if loaded["why"] else []
         return section("Loaded: nothing", facts([policy, *why]), *warnings)
     age = data["begin"] - seconds_of(reference["created_on"])
+    cached = f", {size_text(loaded['cached'])} from the node's cache" if loaded["cached"] else ""
     rows = [
         policy,
         ("why", loaded["why"]),
@@ -163,7 +171,7 @@ def _loaded(data: Mapping[str, Any]) -> Html:
             f"{time_text(reference['created_on'])} UTC, {duration_text(max(age, 0.0))} before this attempt began",
         ),
         ("name", f"{reference['name']}, number {reference['version_id']}"),
-        ("size", f"{size_text(reference['size'])}, loaded in {duration_text(loaded['seconds'])}"),
+        ("size", f"{size_text(reference['size'])}, loaded in {duration_text(loaded['seconds'])}{cached}"),
     ]
     if reference["metadata"]:
         rows.append(("metadata", reference["metadata"]))

@@ -17,7 +17,9 @@ from metaflow_artifacts.plugin import (
     GangChoice,
     Log,
     ModelArtifact,
+    Progress,
     TaskIdentity,
+    size_text,
     task_of,
 )
 
@@ -38,6 +40,8 @@ class Resumed(NamedTuple):
     """Seconds that the load took; None if nothing was loaded."""
     warnings: list[str]
     """The damaged checkpoints that were skipped."""
+    cached: int = 0
+    """Bytes that came from the node's cache."""
 
 
 def resume(task: TaskIdentity, policy: str, directory: str, log: Log) -> Resumed:
@@ -56,7 +60,7 @@ def resume(task: TaskIdentity, policy: str, directory: str, log: Log) -> Resumed
         artifact, why = _resume_gang(task, policy, search, log)
     if artifact is None and policy == "fresh" and task.origin_run and not task.attempt:
         _tell_what_eager_would_do(task, log)
-    return Resumed(artifact, why, search.seconds if artifact is not None else None, search.warnings)
+    return Resumed(artifact, why, search.seconds if artifact is not None else None, search.warnings, search.cached)
 
 
 def _resume_gang(task: TaskIdentity, policy: str, search: _Search, log: Log) -> tuple[ModelArtifact | None, str]:
@@ -88,6 +92,8 @@ class _Search:
         self._log = log
         self.seconds = 0.0
         """Seconds that the last load took."""
+        self.cached = 0
+        """Bytes that it had from the node's cache."""
         self.warnings: list[str] = []
 
     def load_newest(self) -> ModelArtifact | None:
@@ -134,9 +140,12 @@ class _Search:
             f"\t[url] {artifact['url']}"
         )
         start = time.monotonic()
+        progress = Progress()
         with replace_content(self._directory) as stage:
-            self._task.store().load(artifact, stage)
-        self.seconds = time.monotonic() - start
+            self._task.store().load(artifact, stage, progress=progress)
+        self.seconds, self.cached = time.monotonic() - start, progress.cached
+        if self.cached:
+            self._log(f"{size_text(self.cached)} of {size_text(progress.total)} came from the node's cache")
 
     def _warn(self, what: str, error: ArtifactError) -> None:
         self.warnings.append(f"{what}: {error}")

@@ -293,19 +293,26 @@ class CurrentModel:
         seconds = time.monotonic() - start
         kind = "model" if isinstance(reference.parts, ModelKey) else "checkpoint"
         part = "" if patterns is None else _part(patterns, progress.total, info["size"])
-        self._log(f"Loaded artifact `{name}[type:{kind}]` in {seconds:.2f} seconds{part}")
+        cached = _cached(progress.cached) if progress.cached else ""
+        self._log(f"Loaded artifact `{name}[type:{kind}]` in {seconds:.2f} seconds{part}{cached}")
         # The reference may be the `info` of an earlier load of a part.
         shown = {member: value for member, value in info.items() if member not in ("only", "loaded_size")}
         if patterns is not None:
             shown |= {"only": patterns, "loaded_size": progress.total}
         self._loaded.add(entry or name, target, shown)
         if self.report is not None:
-            self.report.note_loaded(None if entry else name, info, target, seconds, progress.total)
+            self.report.note_loaded(None if entry else name, info, target, seconds, progress.total, progress.cached)
         return target
 
     def close(self) -> None:
         """Remove the temporary directories."""
         self._temporary.close()
+
+
+def _cached(size: int) -> str:
+    from metaflow_artifacts.plugin import size_text
+
+    return f", {size_text(size)} from the node's cache"
 
 
 def _part(patterns: list[str], loaded: int, size: int) -> str:

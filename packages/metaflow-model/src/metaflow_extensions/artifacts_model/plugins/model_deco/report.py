@@ -42,6 +42,8 @@ class _Event:
     """Bytes that were loaded or saved."""
     stored: int = 0
     """Bytes that were new to the datastore."""
+    cached: int = 0
+    """Bytes that came from the node's cache."""
     name: str = ""
     path: str = ""
     background: bool = False
@@ -87,12 +89,15 @@ class Report(CardReport):
         self._loaded = _Events(_loaded_row)
         self._saved = _Events(_saved_row)
 
-    def note_loaded(self, name: str | None, artifact: Mapping[str, Any], path: str, seconds: float, size: int) -> None:
-        """Note that `size` bytes of `artifact` were loaded into the directory `path`.
+    def note_loaded(
+        self, name: str | None, artifact: Mapping[str, Any], path: str, seconds: float, size: int, cached: int = 0
+    ) -> None:
+        """Note that `size` bytes of `artifact` were loaded into the directory `path`, `cached` of them from the node's
+        cache.
 
         `name` is its name in `@model(load=…)`.
         """
-        self._loaded.note(_Event(artifact, seconds, size, name=name or "load()", path=path))
+        self._loaded.note(_Event(artifact, seconds, size, cached=cached, name=name or "load()", path=path))
 
     def note_saved(self, artifact: Mapping[str, Any], stored: int, seconds: float, *, background: bool = False) -> None:
         """Note that `artifact` was saved; `stored` bytes of it were new to the datastore."""
@@ -124,9 +129,10 @@ def _loaded_row(event: _Event) -> list[object]:
 
 
 def _size(event: _Event) -> str:
-    """How much was loaded; where that is a part, of how much."""
+    """How much was loaded; where that is a part, of how much; and how much came from the node's cache."""
     whole = size_text(event.artifact["size"])
-    return whole if event.size == event.artifact["size"] else f"{size_text(event.size)} of {whole}"
+    loaded = whole if event.size == event.artifact["size"] else f"{size_text(event.size)} of {whole}"
+    return f"{loaded}, {size_text(event.cached)} from the node's cache" if event.cached else loaded
 
 
 def _saved_row(event: _Event) -> list[object]:
