@@ -10,6 +10,15 @@ import pytest
 pytest_plugins = ["metaflow_artifacts.testing.pytest_plugin"]
 
 
+# Fixtures of tests that start many processes, and take seconds.
+_SLOW = {"cloud", "either", "environment", "make", "on_each", "runner", "s3_runner"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, so that at the end no worker of pytest-xdist waits for another one."""
+    items.sort(key=lambda item: not _SLOW & set(getattr(item, "fixturenames", ())))
+
+
 def _fail_skips(report: pytest.TestReport | pytest.CollectReport) -> None:
     # A test that is expected to fail was run, and counts as skipped.
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
