@@ -246,7 +246,7 @@ class _Copy:
             )
         return {item.key for item in items}
 
-    def _look_at(self, chunks: set[Chunk]) -> dict[Chunk, CorruptArtifact]:
+    def _look_at(self, chunks: set[Chunk]) -> dict[Chunk, ArtifactError]:
         """Store those of the chunks that were not looked at in the target lately. Returns why some are not there."""
         now = self._target.storage.now()
         old = {chunk for chunk in chunks if now - self._looked.get(chunk, 0.0) > _LOOK_AGAIN_S}
@@ -300,7 +300,7 @@ class _Copy:
             "delete it there, or copy to another root"
         )
 
-    def _explain(self, item: _Item, error: CorruptArtifact) -> ArtifactError:
+    def _explain(self, item: _Item, error: ArtifactError) -> ArtifactError:
         if self._source.storage.stat(item.key) is None:
             return ArtifactNotFound(
                 f"cannot copy {item.key} to {self._target.root}: it was deleted from {self._source.root} while it was "
