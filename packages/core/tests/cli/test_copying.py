@@ -55,6 +55,8 @@ def test_copy_prints_json(run: Run, store: Store, target: Store, keys: dict[str,
         "present": [],
         "missing_parents": [keys["base"]],
         "failed": {},
+        "left_out": [],
+        "stopped": None,
         "sent": sum(len(store.storage.get(keys[name])) for name in ("first", "second")),
         "by_service": (64 << 10) + 19,
     }

@@ -41,12 +41,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _copy(options: argparse.Namespace) -> int:
     store, texts = resolve(options, options.keys, patterns=True)
-    keys, foreign = _matching(store.storage, texts)
+    keys, listed, foreign = _matching(store.storage, texts)
     target, exists = target_of(options)
     if foreign:
-        warn(f"{count_text(foreign, 'artifact')} of metaflow-checkpoint left out: this version cannot copy them")
+        warn(f"{count_text(len(foreign), 'artifact')} of metaflow-checkpoint left out: this version cannot copy them")
     with bar("copy") as progress:
-        result, failures = copy_artifacts(store, target, keys, options.lineage, options.verify, progress)
+        outcome = copy_artifacts(store, target, keys, options.lineage, options.verify, progress, listed)
+    result, failures = outcome.result, outcome.failures
     for error in failures.values():
         warn(str(error))
     if options.json:
@@ -57,24 +58,30 @@ def _copy(options: argparse.Namespace) -> int:
                 "present": result.present,
                 "missing_parents": result.missing_parents,
                 "failed": {key: str(error) for key, error in failures.items()},
+                "left_out": foreign,
+                "stopped": None if outcome.stopped is None else str(outcome.stopped),
                 "sent": result.sent,
                 "by_service": result.by_service,
             }
         )
     else:
         _print(result, store.root, target.root, exists)
+    if outcome.stopped is not None:
+        # `main` prints it, and gives the exit code.
+        raise outcome.stopped
     if not failures:
         return 0
     damaged = all(isinstance(error, (ArtifactNotFound, CorruptArtifact)) for error in failures.values())
     return 1 if damaged else 2
 
 
-def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], int]:
-    """The keys that are given, and those that match a pattern; how many artifacts of metaflow-checkpoint match.
+def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+    """The keys that are given; those that match a pattern; the artifacts of metaflow-checkpoint that match.
 
     Raises ArtifactNotFound for a pattern that no artifact matches.
     """
     keys: dict[str, None] = {}
+    listed: dict[str, None] = {}
     foreign: set[str] = set()
     for text in texts:
         if not is_pattern(text):
@@ -89,9 +96,9 @@ def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], int]:
         met = {key for key in strays.foreign.met if fnmatchcase(key, text)}
         if not found and not met:
             raise ArtifactNotFound(f"{storage.root}: no artifact has a key that matches {text!r}; `ls` lists them")
-        keys.update(dict.fromkeys(found))
+        listed.update(dict.fromkeys(found))
         foreign |= met
-    return list(keys), len(foreign)
+    return list(keys), list(listed), sorted(foreign)
 
 
 def _prefixes(pattern: str) -> list[str]:
