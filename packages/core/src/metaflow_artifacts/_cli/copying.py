@@ -14,7 +14,7 @@ from metaflow_artifacts._storage import Storage
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
 from metaflow_artifacts._text import count_text, size_text
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
 
 __all__ = ["add_commands"]
 
@@ -78,7 +78,7 @@ def _copy(options: argparse.Namespace) -> int:
 def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
     """The keys that are given; those that match a pattern; the artifacts of metaflow-checkpoint that match.
 
-    Raises ArtifactNotFound for a pattern that no artifact matches.
+    Raises ArtifactNotFound for a pattern that no artifact matches, InvalidReference for one that no key can match.
     """
     keys: dict[str, None] = {}
     listed: dict[str, None] = {}
@@ -87,10 +87,16 @@ def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], list[s
         if not is_pattern(text):
             keys[text] = None
             continue
+        prefixes = _prefixes(text)
+        if not prefixes:
+            raise InvalidReference(
+                f"{text!r}: no key begins like this pattern; pass a pattern for keys, such as '*' or 'mf.models/*', "
+                "and name the store with --root"
+            )
         strays = Strays(storage)
         found = [
             info.key
-            for info in artifact_objects(storage, _prefixes(text), strays)
+            for info in artifact_objects(storage, prefixes, strays)
             if fnmatchcase(info.key, text) and not strays.foreign.is_tar(info.key, look=False)
         ]
         met = {key for key in strays.foreign.met if fnmatchcase(key, text)}

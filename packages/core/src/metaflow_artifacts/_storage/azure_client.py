@@ -79,7 +79,7 @@ def parse_root(root: str, configured: str | None) -> Address:
         raise wrong
     configured = configured.rstrip("/") if configured else None
     if configured and f"{root}/".startswith(f"{configured}/"):
-        endpoint = configured
+        endpoint, path = configured, root[len(configured) :]
     else:
         known = [
             suffix for suffix in _SUFFIXES if not configured or (urlsplit(configured).hostname or "").endswith(suffix)
@@ -89,8 +89,8 @@ def parse_root(root: str, configured: str | None) -> Address:
                 f"{root} is not at the configured Azure endpoint ({configured or 'there is none'}), and no credentials "
                 "are sent to another; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT to its address"
             )
-        endpoint = f"https://{host}"
-    container, _, path = root[len(endpoint) :].strip("/").partition("/")
+        endpoint, path = f"https://{host}", parts.path
+    container, _, path = path.strip("/").partition("/")
     if not container or container in {".", ".."}:
         raise wrong
     return Address(endpoint, container, path_of(root, path))
