@@ -14,11 +14,13 @@ from faultlib.watched import Watched
 
 from metaflow_artifacts import CorruptArtifact, StorageError, Store
 from metaflow_artifacts._storage import CopyOutcome, local, open_storage
+from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._storage.gcs import GcsStorage
 from metaflow_artifacts._transfer import copying
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts.errors import TransientStorageError
+from metaflow_artifacts.testing.azurite import account_key
 from metaflow_artifacts.testing.fake_gcs import FakeGcsServer, anonymous
 from metaflow_artifacts.testing.faults import Answer, FaultProxy
 from metaflow_artifacts.testing.servers import S3Server
@@ -106,6 +108,26 @@ def test_a_copy_that_turns_out_wrong_is_taken_back(
     outcome = storage.copy_from(source.storage, name, chunk.size, digest)
     assert (outcome, len(copies)) == (CopyOutcome.UNFIT, 1)
     assert storage.stat(name) is None
+
+
+@pytest.mark.parametrize("kind", ["s3_server", "azurite"])
+def test_only_the_version_that_was_copied_is_taken_back(request: pytest.FixtureRequest, kind: str) -> None:
+    """fake-gcs-server ignores the condition of a delete."""
+    server: Any = request.getfixturevalue(kind)
+    root = f"{server.root}/{uuid4().hex}"
+    storage: Any
+    if kind == "s3_server":
+        storage = open_storage(root, client=server.client)
+    else:
+        storage = AzureStorage(root, account_key, endpoint=server.endpoint)
+    versions = []
+    for data in (b"copied", b"stored"):
+        storage.put("a/b", data)
+        versions.append(storage._describe(storage._requests.client("read", ""), f"{storage._prefix}a/b").version)
+    storage._take_back("a/b", versions[0])
+    assert storage.get("a/b") == b"stored"
+    storage._take_back("a/b", versions[1])
+    assert storage.stat("a/b") is None
 
 
 def test_what_is_in_place_is_replaced_only_by_what_was_hashed(tmp_path: Path, fake_gcs: FakeGcsServer) -> None:

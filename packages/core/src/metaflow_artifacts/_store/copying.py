@@ -7,14 +7,14 @@ it is, byte by byte. The oldest artifacts are committed first, so that a copy th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from metaflow_artifacts._format.keys import CheckpointKey, parse_key
-from metaflow_artifacts._format.manifest import MAX_BYTES, Chunk, Manifest, decode
+from metaflow_artifacts._format.manifest import MAX_BYTES, Chunk, decode
 from metaflow_artifacts._layout import NEEDS, TOP_DIRECTORIES
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.copy_plan import Plan, Planned, in_waves
@@ -126,7 +126,9 @@ class _Item:
     """An artifact of the source."""
 
     planned: Planned
-    manifest: Manifest
+    chunks: Sequence[Chunk]
+    latest: bool
+    """What the manifest says. The rest of it is not kept: parsed, it takes much more memory than its bytes."""
     data: bytes
     there: bool | None
     """Whether the target has it; None if nothing is at its key."""
@@ -190,7 +192,7 @@ class _Copy:
         batch: list[_Item] = []
         for item in self._items(artifacts):
             batch.append(item)
-            chunks = sum(len(one.manifest.chunks) for one in batch)
+            chunks = sum(len(one.chunks) for one in batch)
             size = sum(len(one.data) for one in batch)
             if len(batch) >= _BATCH or size >= _BATCH_BYTES or chunks >= _BATCH_CHUNKS:
                 yield batch
@@ -210,10 +212,12 @@ class _Copy:
         except (ArtifactNotFound, CorruptArtifact) as error:
             self._plan.fail(one.key, error)
             return None
-        return _Item(one._replace(data=None), manifest, data, _holds(self._target.storage, one.key, data))
+        return _Item(
+            one._replace(data=None), manifest.chunks, manifest.latest, data, _holds(self._target.storage, one.key, data)
+        )
 
     def _copy_batch(self, batch: list[_Item]) -> None:
-        self._size += sum(item.manifest.size for item in batch)
+        self._size += sum(item.planned.size for item in batch)
         while batch:
             # What was deleted in the target meanwhile is copied as what was never there.
             batch = [replace(item, there=None) for item in self._copy_items(batch)]
@@ -253,13 +257,13 @@ class _Copy:
     def _store_chunks(self, items: list[_Item]) -> set[str]:
         """Store the chunks of artifacts in the target. Returns the keys of those whose chunks are all there."""
         for _ in range(_ATTEMPTS):
-            failures = self._look_at({chunk for item in items for chunk in item.manifest.chunks})
+            failures = self._look_at({chunk for item in items for chunk in item.chunks})
             for item in [*items]:
-                bad = next((chunk for chunk in item.manifest.chunks if chunk in failures), None)
+                bad = next((chunk for chunk in item.chunks if chunk in failures), None)
                 if bad is not None:
                     self._plan.fail(item.key, self._explain(item, failures[bad]))
                     items.remove(item)
-            needed = {chunk for item in items for chunk in item.manifest.chunks}
+            needed = {chunk for item in items for chunk in item.chunks}
             if not needed:
                 break
             since = min(self._looked[chunk] for chunk in needed)
@@ -301,7 +305,7 @@ class _Copy:
             outcome = self._put_manifest(item)
             key = parse_key(one.key)
             if outcome in (_Outcome.COPIED, _Outcome.PRESENT) and isinstance(key, CheckpointKey):
-                there = stones.set(key, item.manifest.latest)
+                there = stones.set(key, item.latest)
                 if not there and item.there:
                     outcome = _Outcome.GONE
             outcomes[one.key] = outcome
