@@ -63,6 +63,17 @@ def policy_of_the_page(bucket: str, prefix: str) -> Any:
     return policy
 
 
+def client_of_moto(endpoint: str, access_key: str, secret_key: str) -> Any:
+    """A client whose requests have moto keep the SHA-256 that they carry, as S3 does without being asked."""
+    client = s3_client(endpoint, access_key, secret_key)
+    client.meta.events.register("before-call.s3.PutObject", _ask_for_the_digest)
+    return client
+
+
+def _ask_for_the_digest(params: dict[str, Any], **_: Any) -> None:
+    params["headers"]["x-amz-sdk-checksum-algorithm"] = "SHA256"
+
+
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[dict[str, Store]]:
     """The same in S3, with a server of its own, since it asks everybody for rights from then on."""
@@ -91,7 +102,7 @@ def s3(tmp_path: Path) -> Iterator[dict[str, Store]]:
             iam.create_user(UserName=name)
             iam.put_user_policy(UserName=name, PolicyName="page", PolicyDocument=json.dumps(policy))
             key = iam.create_access_key(UserName=name)["AccessKey"]
-            client = functools.partial(s3_client, server.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
+            client = functools.partial(client_of_moto, server.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
             stores[name] = open_store(f"{server.root}/{root}", client=client)
         requests.post(f"{server.endpoint}/moto-api/reset-auth", data="0", timeout=10).raise_for_status()
         yield stores

@@ -29,7 +29,7 @@ from metaflow_artifacts import (
 )
 from metaflow_artifacts._format.keys import CheckpointPlace
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS, GC_MARKS, NEEDS, TOMBSTONES
-from metaflow_artifacts._storage import LocalStorage, open_storage
+from metaflow_artifacts._storage import CopyOutcome, LocalStorage, open_storage
 from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._storage.gcs import GcsStorage
 from metaflow_artifacts._storage.s3 import S3Storage
@@ -427,7 +427,7 @@ def test_a_service_that_does_not_copy_is_asked_a_few_times(
     monkeypatch.setattr(chunk_copies, "_TRIALS", 1)
     keys = fill(source, tree)
     watched = Store(Watched(target.storage, lambda operation, key: None))
-    watched.storage.copy_from = lambda *arguments, **options: asked.append(1) or False  # type: ignore[method-assign]
+    watched.storage.copy_from = lambda *arguments, **options: asked.append(1) or CopyOutcome.UNABLE  # type: ignore[method-assign]
     asked: list[int] = []
     result = source.copy_to(watched, keys)
     assert (result.by_service, result.sent) == (0, chunk_bytes(source) + manifest_bytes(source, keys))

@@ -14,6 +14,7 @@ from faultlib import foreign
 from metaflow_artifacts import Store
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store import copying
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -55,6 +56,8 @@ def test_copy_prints_json(run: Run, store: Store, target: Store, keys: dict[str,
         "present": [],
         "missing_parents": [keys["base"]],
         "failed": {},
+        "left_out": [],
+        "stopped": None,
         "sent": sum(len(store.storage.get(keys[name])) for name in ("first", "second")),
         "by_service": (64 << 10) + 19,
     }
@@ -90,6 +93,34 @@ def test_a_pattern_that_nothing_matches(run: Run, store: Store, target: Store, k
     assert not Path(target.root).exists()
 
 
+@pytest.mark.parametrize("pattern", ["s3://bucket/x/*", "{store}/*", "{store}/mf.models/*", "./x/mf.models/*", "x*"])
+def test_a_pattern_that_no_key_can_match(
+    run: Run, store: Store, target: Store, keys: dict[str, str], pattern: str
+) -> None:
+    found = run("copy", pattern.format(store=store.root), "--to", target.root)
+    assert found.code == 2
+    assert "no key begins like this pattern" in found.err
+    assert "--root" in found.err
+
+
+@pytest.mark.parametrize("json", [True, False])
+def test_what_was_copied_before_an_error_of_the_storage_is_told(
+    run: Run, target: Store, keys: dict[str, str], json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_BATCH", 1)
+    Path(target.root).mkdir()
+    (Path(target.root) / "mf.checkpoints").write_text("a file where a directory is needed")
+    found = run("copy", keys["base"], keys["first"], "--to", target.root, *(["--json"] if json else []))
+    assert found.code == 2
+    assert "a file lies where a directory is needed" in found.err
+    assert listed(target) == {keys["base"]}
+    if json:
+        assert found.json["copied"] == [keys["base"]]
+        assert "a file lies where a directory is needed" in found.json["stopped"]
+    else:
+        assert f"copied {keys['base']}" in found.out
+
+
 def test_what_cannot_be_copied_is_named_and_the_rest_is_copied(
     run: Run, store: Store, target: Store, keys: dict[str, str], tmp_path: Path
 ) -> None:
@@ -118,6 +149,7 @@ def test_artifacts_of_metaflow_checkpoint_are_left_out(
     found = run("copy", "*", "--to", target.root)
     assert found.code == 0
     assert "2 artifacts of metaflow-checkpoint left out" in found.err
+    assert len(run("copy", "*", "--to", target.root, "--json").json["left_out"]) == 2
     assert listed(target) == set(keys.values())
     assert check(target, read=True).ok
 
@@ -128,13 +160,18 @@ def test_artifacts_of_metaflow_checkpoint_are_left_out(
         ("", "--to is empty"),
         ("s3://", "--to 's3://' names no bucket"),
         ("gs:/bucket", "--to 'gs:/bucket' names no bucket"),
+        ("s3:/b/x", "--to 's3:/b/x' names no bucket"),
+        ("s3:b", "--to 's3:b' names no bucket"),
+        ("s3//b/x", "looks like a misspelt URL"),
+        (" s3://b/x", "looks like a misspelt URL"),
+        ("  ", "--to is empty"),
         ("ftp://host/x", "ftp:// is not supported"),
         ("{store}", "both are the same store"),
     ],
 )
 def test_wrong_targets(run: Run, store: Store, keys: dict[str, str], root: str, says: str) -> None:
     found = run("copy", keys["base"], "--to", root.format(store=store.root))
-    assert found.code in (1, 2)
+    assert found.code == 2
     assert says in found.err
     assert len(found.err.splitlines()) == 1
 

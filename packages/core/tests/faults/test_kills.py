@@ -27,8 +27,8 @@ AFTER = {
     "gc": "`check` finds the store whole; what was kept loads right; a save of what was half removed succeeds; the "
     "next `gc` removes the rest",
     "delete": "each checkpoint loads right and can be deleted, or is gone; its number is not given again",
-    "copy": "`check` finds the store whole; it holds the oldest of the artifacts, as many as were committed; the same "
-    "copy completes it; the latest checkpoint is that of the source",
+    "copy": "`check` finds the store whole; of each attempt it holds the oldest artifacts, as many as were committed; "
+    "the same copy completes it; the latest checkpoint is that of the source",
     "retain": "what was to be kept loads right; the rest is there and loads right, or is gone",
 }
 

@@ -95,6 +95,7 @@ def test_local_roots_are_absolute(root: str, tmp_path: Path, monkeypatch: pytest
         ("gs://bucket/a b//c/", "gs://bucket/a b//c"),
         ("https://a.blob.core.windows.net/c", "https://a.blob.core.windows.net/c"),
         ("https://a.blob.core.windows.net/c/p/q/", "https://a.blob.core.windows.net/c/p/q"),
+        ("https://a.blob.core.windows.net:443/c/p", "https://a.blob.core.windows.net/c/p"),
         ("https://a.z12.blob.storage.azure.net/c/p", "https://a.z12.blob.storage.azure.net/c/p"),
         ("https://127.0.0.1:10000/account/c/p", "https://127.0.0.1:10000/account/c/p"),
     ],

@@ -14,7 +14,7 @@ from metaflow_artifacts._storage import Storage
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
 from metaflow_artifacts._text import count_text, size_text
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference
 
 __all__ = ["add_commands"]
 
@@ -41,12 +41,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _copy(options: argparse.Namespace) -> int:
     store, texts = resolve(options, options.keys, patterns=True)
-    keys, foreign = _matching(store.storage, texts)
+    keys, listed, foreign = _matching(store.storage, texts)
     target, exists = target_of(options)
     if foreign:
-        warn(f"{count_text(foreign, 'artifact')} of metaflow-checkpoint left out: this version cannot copy them")
+        warn(f"{count_text(len(foreign), 'artifact')} of metaflow-checkpoint left out: this version cannot copy them")
     with bar("copy") as progress:
-        result, failures = copy_artifacts(store, target, keys, options.lineage, options.verify, progress)
+        outcome = copy_artifacts(store, target, keys, options.lineage, options.verify, progress, listed)
+    result, failures = outcome.result, outcome.failures
     for error in failures.values():
         warn(str(error))
     if options.json:
@@ -57,41 +58,53 @@ def _copy(options: argparse.Namespace) -> int:
                 "present": result.present,
                 "missing_parents": result.missing_parents,
                 "failed": {key: str(error) for key, error in failures.items()},
+                "left_out": foreign,
+                "stopped": None if outcome.stopped is None else str(outcome.stopped),
                 "sent": result.sent,
                 "by_service": result.by_service,
             }
         )
     else:
         _print(result, store.root, target.root, exists)
+    if outcome.stopped is not None:
+        # `main` prints it, and gives the exit code.
+        raise outcome.stopped
     if not failures:
         return 0
     damaged = all(isinstance(error, (ArtifactNotFound, CorruptArtifact)) for error in failures.values())
     return 1 if damaged else 2
 
 
-def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], int]:
-    """The keys that are given, and those that match a pattern; how many artifacts of metaflow-checkpoint match.
+def _matching(storage: Storage, texts: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+    """The keys that are given; those that match a pattern; the artifacts of metaflow-checkpoint that match.
 
-    Raises ArtifactNotFound for a pattern that no artifact matches.
+    Raises ArtifactNotFound for a pattern that no artifact matches, InvalidReference for one that no key can match.
     """
     keys: dict[str, None] = {}
+    listed: dict[str, None] = {}
     foreign: set[str] = set()
     for text in texts:
         if not is_pattern(text):
             keys[text] = None
             continue
+        prefixes = _prefixes(text)
+        if not prefixes:
+            raise InvalidReference(
+                f"{text!r}: no key begins like this pattern; pass a pattern for keys, such as '*' or 'mf.models/*', "
+                "and name the store with --root"
+            )
         strays = Strays(storage)
         found = [
             info.key
-            for info in artifact_objects(storage, _prefixes(text), strays)
+            for info in artifact_objects(storage, prefixes, strays)
             if fnmatchcase(info.key, text) and not strays.foreign.is_tar(info.key, look=False)
         ]
         met = {key for key in strays.foreign.met if fnmatchcase(key, text)}
         if not found and not met:
             raise ArtifactNotFound(f"{storage.root}: no artifact has a key that matches {text!r}; `ls` lists them")
-        keys.update(dict.fromkeys(found))
+        listed.update(dict.fromkeys(found))
         foreign |= met
-    return list(keys), len(foreign)
+    return list(keys), list(listed), sorted(foreign)
 
 
 def _prefixes(pattern: str) -> list[str]:

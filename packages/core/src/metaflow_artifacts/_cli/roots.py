@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from importlib.util import find_spec
 
 from metaflow_artifacts._format.keys import parse_key
@@ -23,6 +24,7 @@ _NAMED = {
     "https": "https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX",
     "http": "https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX",
 }
+_ALMOST_A_URL = re.compile(r"(s3|gs|https?)//", re.IGNORECASE)
 _FORMS = "a directory, s3://bucket/prefix, gs://bucket/prefix, or the address of an Azure container"
 
 
@@ -44,14 +46,20 @@ def store_of(options: argparse.Namespace) -> Store:
 def target_of(options: argparse.Namespace) -> tuple[Store, bool]:
     """The store at `--to`, which need not exist yet, and whether it holds anything.
 
-    Raises ArtifactNotFound or InvalidInput for a text that is no root, StorageError if the store cannot be used.
+    Raises InvalidInput for a text that is no root, or that looks like a misspelt URL: a directory of that name would be
+    made. Raises StorageError if the store cannot be used.
     """
     root: str = options.to
-    store = _in_cloud(root, "--to")
+    if not root.strip():
+        raise InvalidInput(f"--to is empty; pass {_FORMS}")
+    if root != root.strip() or _ALMOST_A_URL.match(root):
+        raise InvalidInput(f"--to {root!r} looks like a misspelt URL; pass {_FORMS} (a directory as ./NAME)")
+    try:
+        store = _in_cloud(root, "--to")
+    except ArtifactNotFound as error:
+        raise InvalidInput(str(error)) from error
     if store is not None:
         return store, any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/"))
-    if not root:
-        raise ArtifactNotFound(f"--to is empty; pass {_FORMS}")
     store = open_store(root)
     return store, _holds_a_store(store.root)
 

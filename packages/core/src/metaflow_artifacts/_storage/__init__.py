@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo, Reader, Staged, Storage
+from metaflow_artifacts._storage.base import PATIENCE_S, CopyOutcome, ObjectInfo, Reader, Staged, Storage
 from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts.errors import InvalidInput
 
-__all__ = ["LocalStorage", "ObjectInfo", "Reader", "Staged", "Storage", "is_url", "open_storage"]
+__all__ = ["CopyOutcome", "LocalStorage", "ObjectInfo", "Reader", "Staged", "Storage", "is_url", "open_storage"]
 
 _FORMS = {
     "s3": "an s3:// URL; it has the form s3://bucket/prefix",

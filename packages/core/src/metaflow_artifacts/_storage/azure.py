@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from metaflow_artifacts._storage import azure_errors
@@ -147,8 +148,15 @@ class AzureStorage(RemoteStorage):
 
     def _copy(self, client: Any, name: str, source: AzureStorage, source_name: str, found: Described) -> Described:
         from_client = source._requests.client("read", source_name)
-        copy_blob(from_client.get_blob_client(source_name), client.get_blob_client(name), found.version)
-        return self._describe(client, name)
+        copy_blob(from_client.get_blob_client(source_name), client.get_blob_client(name), found.version, found.digest)
+        made = self._describe(client, name)
+        # The property with the MD5 is copied, so it shows nothing. The service has compared what it read with it.
+        return replace(made, digest=found.digest)
+
+    def _discard(self, client: Any, name: str, version: str) -> object:
+        from azure.core import MatchConditions
+
+        return client.get_blob_client(name).delete_blob(etag=version, match_condition=MatchConditions.IfNotModified)
 
     def _delete(self, client: Any, name: str) -> object:
         return client.get_blob_client(name).delete_blob()
@@ -168,6 +176,9 @@ class AzureStorage(RemoteStorage):
 
     def _is_unsupported(self, error: BaseException | None) -> bool:
         return azure_errors.is_unsupported(error)
+
+    def _is_denied(self, error: BaseException | None) -> bool:
+        return status_of(error) == 403
 
     def _may_be_replaced(self, error: BaseException | None) -> bool:
         return status_of(error) in {403, 409, 412}

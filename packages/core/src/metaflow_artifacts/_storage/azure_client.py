@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -78,7 +79,7 @@ def parse_root(root: str, configured: str | None) -> Address:
         raise wrong
     configured = configured.rstrip("/") if configured else None
     if configured and f"{root}/".startswith(f"{configured}/"):
-        endpoint = configured
+        endpoint, path = configured, root[len(configured) :]
     else:
         known = [
             suffix for suffix in _SUFFIXES if not configured or (urlsplit(configured).hostname or "").endswith(suffix)
@@ -88,8 +89,8 @@ def parse_root(root: str, configured: str | None) -> Address:
                 f"{root} is not at the configured Azure endpoint ({configured or 'there is none'}), and no credentials "
                 "are sent to another; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT to its address"
             )
-        endpoint = f"https://{host}"
-    container, _, path = root[len(endpoint) :].strip("/").partition("/")
+        endpoint, path = f"https://{host}", parts.path
+    container, _, path = path.strip("/").partition("/")
     if not container or container in {".", ".."}:
         raise wrong
     return Address(endpoint, container, path_of(root, path))
@@ -148,10 +149,11 @@ def _transport(session: Any, patience: float) -> Any:
     return Transport(session=session, session_owner=False, connection_timeout=_CONNECT_SECONDS, read_timeout=patience)
 
 
-def copy_blob(source: Any, target: Any, version: str | None) -> None:
-    """Copy a blob on the service's side, within one account, if it still has this etag.
+def copy_blob(source: Any, target: Any, version: str | None, md5: str | None) -> None:
+    """Copy a blob on the service's side, within one account, if it still has this etag and the target does not exist.
 
-    The service reads the source with the credentials of `source`, which the request carries.
+    Azure compares what it reads with the MD5 (hex), and refuses to copy anything else; Azurite does not. The service
+    reads the source with the credentials of `source`, which the request carries.
     """
     from azure.core import MatchConditions
     from azure.storage.blob import BlobSasPermissions, generate_blob_sas
@@ -175,7 +177,13 @@ def copy_blob(source: Any, target: Any, version: str | None) -> None:
         url = f"{url}?{credential.signature.lstrip('?')}"
     # With one request, which is answered when the copy is there.
     target.start_copy_from_url(
-        url, requires_sync=True, source_etag=version, source_match_condition=MatchConditions.IfNotModified, **more
+        url,
+        requires_sync=True,
+        source_etag=version,
+        source_match_condition=MatchConditions.IfNotModified,
+        match_condition=MatchConditions.IfMissing,
+        headers={} if md5 is None else {"x-ms-source-content-md5": b64encode(bytes.fromhex(md5)).decode()},
+        **more,
     )
 
 

@@ -15,13 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar, Protocol
 
 from metaflow_artifacts._storage.names import PROBE
 from metaflow_artifacts._storage.outgoing import Blocks, verified
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["PATIENCE_S", "ObjectInfo", "Reader", "Staged", "Storage"]
+__all__ = ["PATIENCE_S", "CopyOutcome", "ObjectInfo", "Reader", "Staged", "Storage"]
 
 PATIENCE_S = 40.0
 """Default number of seconds after which a storage makes no new attempt of a request that failed."""
@@ -35,6 +36,18 @@ class ObjectInfo:
     key: str
     size: int
     modified: float
+
+
+class CopyOutcome(Enum):
+    """What `Storage.copy_from` has done. Only after COPIED is the object known to be there and right."""
+
+    COPIED = "copied"
+    EXISTS = "exists"
+    """The key is taken, or the source was replaced at this moment. The caller looks again."""
+    UNFIT = "unfit"
+    """This object was not copied: it is missing, wrong, or nothing shows that it is right."""
+    UNABLE = "unable"
+    """The service does not copy, or this user has no right to have it copy. This will hold for other objects too."""
 
 
 class Reader(Protocol):
@@ -159,19 +172,19 @@ class Storage(ABC):
                 staged.write(block)
             staged.commit(key, sha256)
 
-    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
-        """Copy an object of another storage to the same key here, replacing what is there, without its content passing
-        this process. Its time is now.
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> CopyOutcome:
+        """Copy an object of another storage to the same key here, without its content passing this process, if nothing
+        is there. Its time is now.
 
-        `sha256` is the digest that the content should have. A service that keeps a SHA-256 of its objects is asked for
-        it first; a wrong one is not copied. One that keeps another digest (MD5, CRC) shows that the copy is like the
-        source; with `strict`, that is not enough. The size must be right, too.
+        `sha256` is the digest that the content should have. A service that can keep a SHA-256 of its objects (S3) is
+        asked for it first, and copies nothing without the right one. Of the others, a service that keeps another
+        digest (MD5, CRC) shows that the copy is like the source; with `strict`, that is not enough. The size must be
+        right, too.
 
-        False where this was not done, for any reason: another service, no right to do so, no digest, an object that is
-        wrong or does not exist. The key may then hold a copy that is not verified: the caller writes the object by
-        `send`. Raises TransientStorageError.
+        Where this was not done, the caller writes the object by `send`. Not every server looks at the condition that
+        the key is free, so the caller asks `stat` first. Raises TransientStorageError.
         """
-        return False
+        return CopyOutcome.UNABLE
 
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo | None:

@@ -128,13 +128,19 @@ class GcsStorage(RemoteStorage):
         return _copyable(_described(client, name, _DIGESTS))
 
     def _copy(self, client: GcsClient, name: str, source: GcsStorage, source_name: str, found: Described) -> Described:
-        return _copyable(client.rewrite(name, source.bucket, source_name, found.version))
+        return _copyable(client.rewrite(name, source.bucket, source_name, found.version, new=True))
+
+    def _discard(self, client: GcsClient, name: str, version: str) -> object:
+        return client.object("DELETE", name, params={"ifGenerationMatch": version})
 
     def _delete(self, client: GcsClient, name: str) -> object:
         return client.object("DELETE", name)
 
     def _is_unsupported(self, error: BaseException | None) -> bool:
         return gcs_errors.is_unsupported(error)
+
+    def _is_denied(self, error: BaseException | None) -> bool:
+        return status_of(error) == 403
 
     def _may_be_replaced(self, error: BaseException | None) -> bool:
         return status_of(error) == 403

@@ -64,16 +64,23 @@ class GcsClient:
         return self._send("GET", f"/storage/v1/b/{self._bucket}{more}", **options).json()
 
     def rewrite(
-        self, name: str, bucket: str | None = None, source: str | None = None, generation: str | None = None
+        self,
+        name: str,
+        bucket: str | None = None,
+        source: str | None = None,
+        generation: str | None = None,
+        new: bool = False,
     ) -> Any:
         """Copy an object onto itself, or the object `source` of another bucket, if it is of this generation.
 
-        The answer describes the new version.
+        With `new`, only if there is no object of this name. The answer describes the new version.
         """
         first = self._bucket if bucket is None else quote(bucket, safe="")
         begin = f"/storage/v1/b/{first}/o/{quote(source or name, safe='')}"
         target = f"/rewriteTo/b/{self._bucket}/o/{quote(name, safe='')}"
         params = {} if generation is None else {"ifSourceGenerationMatch": generation}
+        if new:
+            params["ifGenerationMatch"] = "0"
         while True:
             answer = self._send("POST", begin + target, params=params).json()
             if answer.get("done"):

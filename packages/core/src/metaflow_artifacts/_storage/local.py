@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
-from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._storage.base import CopyOutcome, ObjectInfo, Storage
 from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.local_claims import Claim, uptime
 from metaflow_artifacts._storage.local_errors import DENIED, MISSING, NO_LINKS, NO_LOCKS, REASONS, raise_error
@@ -91,17 +91,7 @@ class LocalStorage(Storage):
         with self._temporary_file(target) as file:
             file.write(memoryview(data), target)
             file.finish(target, sync=self._sync)
-            try:
-                self._put_in_place(os.link, file.name, target)
-            except StorageError as error:
-                number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
-                if number == errno.EEXIST:
-                    # A network file system may have made the link, lost the answer, and made the request again.
-                    return _is_same_file(file.name, target) or self._lost_to(target)
-                if number in NO_LINKS:
-                    return self._put_in_place_by_claim(key, file.name, target)
-                raise
-        return True
+            return self._put_in_place_if_absent(key, file.name, target)
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         with self.open(key, start, length) as reader:
@@ -140,25 +130,30 @@ class LocalStorage(Storage):
         with self._temporary_file(self.root) as file:
             yield _StagedFile(self, file)
 
-    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> CopyOutcome:
         """See Storage. The file system shares the content of the two files where it can, and copies it elsewhere.
 
         A hard link would share the time too. The content is read and hashed before it gets its name.
         """
         target = self._path(key, writing=True)
         if not isinstance(source, LocalStorage):
-            return False
+            return CopyOutcome.UNABLE
         try:
             with source.open(key) as reader, self._temporary_file(target) as file:
-                if not file.copy(reader, size) or _digest(file.name) != sha256:
-                    return False
+                if reader.remaining != size:
+                    return CopyOutcome.UNFIT
+                if not file.copy(reader, size):
+                    return CopyOutcome.UNABLE
+                if _digest(file.name) != sha256:
+                    return CopyOutcome.UNFIT
                 file.finish(target, sync=self._sync)
-                self._put_in_place(os.replace, file.name, target)
+                if not self._put_in_place_if_absent(key, file.name, target):
+                    return CopyOutcome.EXISTS
         except TransientStorageError:
             raise
         except (StorageError, ArtifactNotFound):
-            return False
-        return True
+            return CopyOutcome.UNFIT
+        return CopyOutcome.COPIED
 
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
@@ -278,6 +273,19 @@ class LocalStorage(Storage):
             except OSError as error:
                 raise_error(error, "write", target)
 
+    def _put_in_place_if_absent(self, key: str, name: str, target: str) -> bool:
+        try:
+            self._put_in_place(os.link, name, target)
+        except StorageError as error:
+            number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            if number == errno.EEXIST:
+                # A network file system may have made the link, lost the answer, and made the request again.
+                return _is_same_file(name, target) or self._lost_to(target)
+            if number in NO_LINKS:
+                return self._put_in_place_by_claim(key, name, target)
+            raise
+        return True
+
     def _sync_names(self, directory: str) -> None:
         """Sync a directory, and those above it that this storage has not synced yet, since they may be new too."""
         sync_directory(directory)
@@ -357,13 +365,16 @@ class _StagedFile:
 
 
 def _digest(path: str) -> bytes:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file. Raises StorageError."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            check()
-            digest.update(block[:count])
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(block):
+                check()
+                digest.update(block[:count])
+    except OSError as error:
+        raise_error(error, "read", path)
     return digest.digest()
 
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
-from metaflow_artifacts._storage.base import ObjectInfo, Storage
+from metaflow_artifacts._storage.base import CopyOutcome, ObjectInfo, Storage
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
 from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
 from metaflow_artifacts._storage.remote_deletes import Deletes
@@ -43,6 +43,8 @@ class RemoteStorage(Storage):
     stages_in_memory: ClassVar[bool] = True
     batch: ClassVar[int] = 0
     """How many objects one request deletes; 0 where the service has no such request."""
+    keeps_sha256: ClassVar[bool] = False
+    """Whether the service can keep a SHA-256 of an object. Then it copies none without."""
 
     def __init__(self, root: str, bucket: str, prefix: str, service: Service, threads: int, patience: float) -> None:
         self.root = root
@@ -99,10 +101,15 @@ class RemoteStorage(Storage):
 
     @abstractmethod
     def _copy(self, client: Any, name: str, source: Any, source_name: str, found: Described) -> Described:
-        """Copy an object of another storage on the same service, if it still is the version that was `found`.
+        """Copy an object of another storage on the same service, if it still is the version that was `found`, and if
+        there is none of this name here, as far as the service takes that condition.
 
         Returns what the service says about the copy.
         """
+
+    @abstractmethod
+    def _discard(self, client: Any, name: str, version: str) -> object:
+        """Remove an object if it still is this version."""
 
     @abstractmethod
     def _delete(self, client: Any, name: str) -> object:
@@ -115,6 +122,10 @@ class RemoteStorage(Storage):
     @abstractmethod
     def _is_unsupported(self, error: BaseException | None) -> bool:
         """Whether the server refuses this kind of request, so that another kind should be used."""
+
+    @abstractmethod
+    def _is_denied(self, error: BaseException | None) -> bool:
+        """Whether this user lacks the right to make this kind of request."""
 
     @abstractmethod
     def _may_be_replaced(self, error: BaseException | None) -> bool:
@@ -174,28 +185,49 @@ class RemoteStorage(Storage):
     def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
         self._send(key, Outgoing(size, sha256, blocks), sha256)
 
-    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> CopyOutcome:
         check_key(key, writing=True)
         if not isinstance(source, RemoteStorage) or type(source) is not type(self):
-            return False
+            return CopyOutcome.UNABLE
         name = source._prefix + key
         try:
             if not self._shares_service(source):
-                return False
+                return CopyOutcome.UNABLE
             found = source._requests.make("read", key, lambda client: source._describe(client, name))
             if found.size != size or found.sha256 not in (None, sha256):
-                return False
-            if found.sha256 is None and (strict or found.digest is None):
-                return False
+                return CopyOutcome.UNFIT
+            if found.sha256 is None and (strict or self.keeps_sha256 or found.digest is None):
+                return CopyOutcome.UNFIT
             copied = self._requests.make(
                 "copy", key, lambda client: self._copy(client, self._prefix + key, source, name, found)
             )
-            return copied.is_like(found, sha256) and self._is_young(key, copied.modified)
-        except TransientStorageError:
-            raise
-        except (StorageError, ArtifactNotFound):
-            # The caller reads and writes the object, which shows what is wrong with either.
-            return False
+            if copied.is_like(found, sha256) and self._is_young(key, copied.modified):
+                return CopyOutcome.COPIED
+            self._take_back(key, copied.version)
+            return CopyOutcome.UNFIT
+        except (StorageError, ArtifactNotFound) as error:
+            # The caller looks again, or reads and writes the object, which shows what is wrong with either.
+            return self._outcome(error)
+
+    def _outcome(self, error: StorageError | ArtifactNotFound) -> CopyOutcome:
+        """What the failure of a copy means; raises it if it may pass."""
+        cause = error.__cause__
+        if self._service.is_refusal(cause):
+            return CopyOutcome.EXISTS
+        if self._service.is_changed(cause):
+            return CopyOutcome.UNFIT
+        if isinstance(error, TransientStorageError):
+            raise error
+        return CopyOutcome.UNABLE if self._is_unsupported(cause) or self._is_denied(cause) else CopyOutcome.UNFIT
+
+    def _take_back(self, key: str, version: str | None) -> None:
+        """Remove a copy that turned out wrong, unless somebody has written the object again. Else a save relies on it.
+
+        Where it cannot be removed, the caller writes over it, if the source has the right content.
+        """
+        if version is not None:
+            with contextlib.suppress(StorageError, ArtifactNotFound):
+                self._requests.make("delete", key, lambda client: self._discard(client, self._prefix + key, version))
 
     def _is_young(self, key: str, modified: float | None) -> bool:
         """Whether a copy has a time of its own. A server that keeps the source's time would have gc take it away."""

@@ -60,7 +60,10 @@ class Described:
         """Whether this copy of `source` has been shown to have its content, or that of the digest `sha256`."""
         if self.size not in (None, source.size):
             return False
-        return self.sha256 == sha256 or (self.digest is not None and self.digest == source.digest)
+        if self.sha256 is not None:
+            # It decides alone: the other digest is as wrong as the source may be.
+            return self.sha256 == sha256
+        return self.digest is not None and self.digest == source.digest
 
 
 class ResponseBody:

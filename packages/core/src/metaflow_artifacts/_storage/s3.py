@@ -14,7 +14,7 @@ from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_objects import Answer, Body, Described
-from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client
+from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client, takes
 from metaflow_artifacts._storage.s3_client import portable as portable_client
 from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
 from metaflow_artifacts._storage.s3_service import S3Service
@@ -42,6 +42,7 @@ _AWS_HOSTS = (
 _SHA256 = re.compile(r"[A-Za-z0-9+/]{43}=")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
+_IF_FREE = {"IfNoneMatch": "*"}
 _NOT_TO_COPY = frozenset({"AccessDenied", "InvalidObjectState"})
 """Answers for an object with another's key, or in an archive, which can be replaced all the same."""
 
@@ -57,6 +58,7 @@ class S3Storage(RemoteStorage):
     """
 
     batch: ClassVar[int] = 1000
+    keeps_sha256: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -163,6 +165,7 @@ class S3Storage(RemoteStorage):
             CopySourceIfMatch=found.version,
             ChecksumAlgorithm="SHA256",
             **self._written,
+            **(_IF_FREE if takes(client, "CopyObject", *_IF_FREE) else {}),
         )
         made = _described(answer.get("CopyObjectResult", {}), None)
         if made.digest == found.digest or made.sha256 is not None:
@@ -170,8 +173,17 @@ class S3Storage(RemoteStorage):
         # Some servers say more about an object than about a copy.
         return self._describe(client, name)
 
+    def _discard(self, client: Any, name: str, version: str) -> object:
+        if not takes(client, "DeleteObject", "IfMatch"):
+            return None
+        return client.delete_object(Bucket=self.bucket, Key=name, IfMatch=version)
+
     def _is_unsupported(self, error: BaseException | None) -> bool:
         return is_unsupported(error)
+
+    def _is_denied(self, error: BaseException | None) -> bool:
+        code = code_of(error)
+        return code == "AccessDenied" or code.startswith("KMS")
 
     def _may_be_replaced(self, error: BaseException | None) -> bool:
         code = code_of(error)

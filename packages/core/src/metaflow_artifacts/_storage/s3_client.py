@@ -15,7 +15,7 @@ from metaflow_artifacts._storage.job import tracked
 from metaflow_artifacts._storage.remote_requests import named
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["THREADS", "client_at", "client_config", "default_client", "portable", "prepare"]
+__all__ = ["THREADS", "client_at", "client_config", "default_client", "portable", "prepare", "takes"]
 
 THREADS = 24
 """Concurrent requests to begin with: one connection to S3 carries some 50 to 100 MB/s."""
@@ -93,6 +93,12 @@ def prepare(client: Any) -> Any:
     if isinstance(pools, dict):
         pools.update(tracked(pools))
     return client
+
+
+def takes(client: Any, operation: str, *fields: str) -> bool:
+    """Whether this version of botocore knows these fields of a request."""
+    known = client.meta.service_model.operation_model(operation).input_shape.members
+    return all(field in known for field in fields)
 
 
 def _send_at_once(request: Any, **_: Any) -> None:

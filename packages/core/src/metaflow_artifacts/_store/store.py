@@ -34,7 +34,7 @@ from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, is_url, open_storage
 from metaflow_artifacts._store.background_models import BackgroundModels
-from metaflow_artifacts._store.copying import CopyResult, copy_artifacts, raise_first
+from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
@@ -238,11 +238,11 @@ class Store(BackgroundModels):
         """
         return self.manifest_and_bytes(reference)[0]
 
-    def manifest_and_bytes(self, reference: Reference) -> tuple[Manifest, bytes]:
-        """As `manifest`, with the bytes that are stored."""
+    def manifest_and_bytes(self, reference: Reference, read: bytes | None = None) -> tuple[Manifest, bytes]:
+        """As `manifest`, with the bytes that are stored. `read` is what was read of all of them before."""
         parsed = ParsedReference.of(reference)
         key = parsed.key
-        manifest, data = self._decoded(key)
+        manifest, data = self._decoded(key, read)
         if manifest.artifact["key"] != key:
             raise CorruptArtifact(
                 f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
@@ -250,8 +250,8 @@ class Store(BackgroundModels):
         demand_same(parsed, manifest.artifact)
         return manifest, data
 
-    def _decoded(self, key: str) -> tuple[Manifest, bytes]:
-        data = self._read(key, MAX_BYTES + 1)
+    def _decoded(self, key: str, read: bytes | None) -> tuple[Manifest, bytes]:
+        data = self._read(key, MAX_BYTES + 1) if read is None else read
         for _ in range(_READ_ATTEMPTS):
             try:
                 return decode(data, key), data
@@ -376,14 +376,15 @@ class Store(BackgroundModels):
 
         Between two buckets of one service, and on one file system, the content does not pass this process. With
         `lineage`, the artifacts that they were made from are copied too. With `verify`, all content is read and
-        verified at the target. The oldest artifact comes first. A copy that was interrupted goes on when it is
-        repeated. Where an artifact cannot be copied, the others are, and then this raises: ArtifactNotFound or
-        CorruptArtifact if it is not whole here, StorageError if its key belongs to another artifact there. Also raises
-        InvalidReference, InvalidInput if both are one store, and StorageError if a storage fails.
+        verified at the target. An artifact is committed after those that it was made from, and after the older ones of
+        its attempt. A copy that was interrupted goes on when it is repeated. Where an artifact cannot be copied, the
+        others are, and then this raises: ArtifactNotFound or CorruptArtifact if it is not whole here, or damaged there,
+        StorageError if its key belongs to another artifact there. Also raises InvalidReference, InvalidInput if both
+        are one store, and StorageError if a storage fails.
         """
-        result, failures = copy_artifacts(self, target, references, lineage, verify, progress or Progress())
-        raise_first(failures)
-        return result
+        outcome = copy_artifacts(self, target, references, lineage, verify, progress or Progress())
+        outcome.raise_first()
+        return outcome.result
 
     def list(self, prefix: str = MODEL_ARTIFACTS) -> Iterator[str]:
         """The keys of all artifacts that start with `prefix`, in any order; by default those of models."""

@@ -22,12 +22,14 @@ __all__ = [
     "READ_ATTEMPTS",
     "READ_BYTES",
     "REFRESH_AFTER",
+    "Presence",
     "are_safe_from_gc",
     "chunk_key",
     "damaged",
     "drain",
     "is_stored",
     "missing",
+    "probe_chunk",
     "put_chunk",
     "read_chunk",
 ]
@@ -54,26 +56,37 @@ def is_stored(storage: Storage, chunk: Chunk, refresh_after: float = REFRESH_AFT
 
     If so, a save may name the chunk in its manifest, provided that `are_safe_from_gc` is true before the commit.
     """
-    return _probe_chunk(storage, chunk, refresh_after) is not _Presence.ABSENT
+    return probe_chunk(storage, chunk, refresh_after).stored
 
 
-class _Presence(Enum):
+class Presence(Enum):
+    """Whether a chunk is stored, as `is_stored` finds it."""
+
     ABSENT = 0
-    YOUNG = 1
-    RENEWED = 2
+    UNUSABLE = 1
+    """An object is at its key, with another size or content, or its time cannot be renewed: it is written again."""
+    YOUNG = 2
+    RENEWED = 3
+
+    @property
+    def stored(self) -> bool:
+        return self in (Presence.YOUNG, Presence.RENEWED)
 
 
-def _probe_chunk(storage: Storage, chunk: Chunk, refresh_after: float) -> _Presence:
+def probe_chunk(storage: Storage, chunk: Chunk, refresh_after: float) -> Presence:
+    """As `is_stored`, with the reason."""
     info = storage.stat(chunk_key(chunk.sha256))
-    if info is None or info.size != chunk.size:
-        return _Presence.ABSENT
+    if info is None:
+        return Presence.ABSENT
+    if info.size != chunk.size:
+        return Presence.UNUSABLE
     if storage.is_settled(info):
         if storage.now() - info.modified < refresh_after:
-            return _Presence.YOUNG
+            return Presence.YOUNG
     elif not _has_its_content(storage, chunk):
-        # A power failure has truncated it or filled it with zeros: the caller writes it again.
-        return _Presence.ABSENT
-    return _Presence.RENEWED if storage.touch(info.key, info.modified) else _Presence.ABSENT
+        # A power failure has truncated it or filled it with zeros.
+        return Presence.UNUSABLE
+    return Presence.RENEWED if storage.touch(info.key, info.modified) else Presence.UNUSABLE
 
 
 def _has_its_content(storage: Storage, chunk: Chunk) -> bool:
@@ -96,12 +109,12 @@ def are_safe_from_gc(
     distinct = list(dict.fromkeys(chunks))
     while since is None or wait_for_gc(storage, since) or storage.now() - since > refresh_after:
         since = storage.now()
-        found = set(ordered(storage, lambda chunk: _probe_chunk(storage, chunk, refresh_after), distinct))
-        if _Presence.ABSENT in found:
+        found = set(ordered(storage, lambda chunk: probe_chunk(storage, chunk, refresh_after), distinct))
+        if not all(presence.stored for presence in found):
             return False
         # A chunk younger than refresh_after cannot be in any later batch. A chunk that was renewed just now may be in
         # a batch that checked its time before: check again.
-        if _Presence.RENEWED not in found:
+        if Presence.RENEWED not in found:
             return True
     return True
 

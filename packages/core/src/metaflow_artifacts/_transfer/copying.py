@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 
 from metaflow_artifacts._format.manifest import Chunk
-from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._storage.base import CopyOutcome, Reader, Storage
 from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._transfer.chunks import (
     READ_ATTEMPTS,
     READ_BYTES,
     REFRESH_AFTER,
+    Presence,
     chunk_key,
     damaged,
-    is_stored,
     missing,
+    probe_chunk,
     read_chunk,
 )
 from metaflow_artifacts._transfer.engine import Call, engine
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.width import width_of
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.errors import (
+    ArtifactError,
+    ArtifactNotFound,
+    CorruptArtifact,
+    StorageError,
+    TransientStorageError,
+)
 
 __all__ = ["ChunkCopier"]
 
 _BLOCK_BYTES = 512 << 10
 _TRIALS = 8
-"""After how many chunks that the service has not copied it is no longer asked, if it has not copied any."""
+"""After how many answers in a row that it does not copy the service is asked for few chunks only."""
+_ASKED_AGAIN = 64
+"""Then it is asked for each chunk of this many."""
+_LOOKS = 3
+"""How often a chunk is looked for that the service says is there, and that was not there just before."""
+_REMEMBERED = 100_000
+"""Of how many chunks it is kept that they were verified."""
 
 
 class ChunkCopier:
@@ -51,53 +65,72 @@ class ChunkCopier:
         self._progress = progress
         self._refresh_after = refresh_after
         self._width = width_of(target, "copy")
-        self._verified: set[Chunk] = set()
-        self._left = _TRIALS
+        self._verified: dict[Chunk, None] = {}
+        self._unable = 0
+        """How many answers in a row have said that the service does not copy."""
+        self._asked = 0
         self._lock = threading.Lock()
 
-    def copy(self, chunks: Iterable[Chunk]) -> dict[Chunk, CorruptArtifact]:
+    def copy(self, chunks: Iterable[Chunk]) -> dict[Chunk, ArtifactError]:
         """Copy distinct chunks, several at once; those that the target has are left, their time renewed if it is old.
 
-        Returns why chunks cannot be copied: they are missing in the source or damaged. Raises StorageError.
+        Returns why chunks cannot be copied: they are missing in the source, damaged, or not to be read. Raises
+        StorageError.
         """
-        failures: dict[Chunk, CorruptArtifact] = {}
+        failures: dict[Chunk, ArtifactError] = {}
         engine().run(self._calls(chunks, failures), self._width)
         return failures
 
-    def _calls(self, chunks: Iterable[Chunk], failures: dict[Chunk, CorruptArtifact]) -> Generator[Call, None, None]:
+    def _calls(self, chunks: Iterable[Chunk], failures: dict[Chunk, ArtifactError]) -> Generator[Call, None, None]:
         for chunk in chunks:
             yield READ_BYTES + _BLOCK_BYTES, partial(self._copy, chunk, failures)
 
-    def _copy(self, chunk: Chunk, failures: dict[Chunk, CorruptArtifact]) -> None:
+    def _copy(self, chunk: Chunk, failures: dict[Chunk, ArtifactError]) -> None:
         try:
-            new = not is_stored(self._target, chunk, self._refresh_after)
-            if new:
-                self._store(chunk)
+            new = self._store(chunk)
             if self._verify and chunk not in self._verified:
                 self._verify_stored(chunk)
         except CorruptArtifact as error:
             failures[chunk] = error
+        except _Unreadable as error:
+            failures[chunk] = error.reason
         else:
             self._progress.add(chunk.size, stored=chunk.size if new else 0)
 
-    def _store(self, chunk: Chunk) -> None:
-        if not self._copied_by_service(chunk):
-            self._send(chunk)
+    def _store(self, chunk: Chunk) -> bool:
+        """Store a chunk unless it is stored. Returns whether it was not."""
+        for _ in range(_LOOKS):
+            presence = probe_chunk(self._target, chunk, self._refresh_after)
+            if presence.stored:
+                return False
+            if presence is not Presence.ABSENT or not self._asks_service():
+                # What is at the key may be a good chunk: only what was hashed may replace it.
+                break
+            outcome = self._copy_by_service(chunk)
+            if outcome is CopyOutcome.COPIED:
+                return True
+            if outcome is not CopyOutcome.EXISTS:
+                break
+        self._send(chunk)
+        return True
 
-    def _copied_by_service(self, chunk: Chunk) -> bool:
-        if not self._left:
-            return False
-        key, digest = chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256)
-        copied = self._target.copy_from(self._source, key, chunk.size, digest, strict=self._verify)
+    def _asks_service(self) -> bool:
         with self._lock:
-            if copied:
-                self._left = -1
+            self._asked += 1
+            return self._unable < _TRIALS or self._asked % _ASKED_AGAIN == 0
+
+    def _copy_by_service(self, chunk: Chunk) -> CopyOutcome:
+        key, digest = chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256)
+        outcome = self._target.copy_from(self._source, key, chunk.size, digest, strict=self._verify)
+        with self._lock:
+            if outcome is CopyOutcome.UNABLE:
+                self._unable += 1
+            elif outcome is CopyOutcome.COPIED:
+                self._unable = 0
                 self.by_service += chunk.size
-            elif self._left > 0:
-                self._left -= 1
-        if copied:
+        if outcome is CopyOutcome.COPIED:
             self._width.moved(chunk.size)
-        return copied
+        return outcome
 
     def _send(self, chunk: Chunk) -> None:
         """Send what is read from the source. Its last block is sent only if the digest is right."""
@@ -118,10 +151,22 @@ class ChunkCopier:
 
     def _blocks(self, key: str, size: int) -> Generator[memoryview, None, None]:
         block = memoryview(bytearray(min(_BLOCK_BYTES, size + 1)))
-        with self._source.open(key) as reader:
+        with self._reader(key) as reader:
             while count := reader.readinto(block):
                 self._width.moved(count)
                 yield block[:count]
+
+    @contextlib.contextmanager
+    def _reader(self, key: str) -> Iterator[Reader]:
+        """Opens an object of the source. Raises _Unreadable if only this object may be the reason that it fails."""
+        with contextlib.ExitStack() as stack:
+            try:
+                reader = stack.enter_context(self._source.open(key))
+            except TransientStorageError:
+                raise
+            except StorageError as error:
+                raise _Unreadable(error) from error
+            yield reader
 
     def _verify_stored(self, chunk: Chunk) -> None:
         try:
@@ -130,7 +175,15 @@ class ChunkCopier:
             self._send(chunk)
             read_chunk(self._target, chunk, _ignore, _nothing)
         with self._lock:
-            self._verified.add(chunk)
+            self._verified[chunk] = None
+            if len(self._verified) > _REMEMBERED:
+                del self._verified[next(iter(self._verified))]
+
+
+class _Unreadable(Exception):
+    def __init__(self, reason: StorageError) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _ignore(block: memoryview) -> None:

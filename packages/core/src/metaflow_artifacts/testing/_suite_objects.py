@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._storage.base import CopyOutcome, Storage
 from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 from metaflow_artifacts.testing._suite import Suite, about, in_blocks, read_blocks
@@ -194,8 +194,7 @@ class ObjectTests(Suite):
         other = self.beside(storage)
         data = hashlib.sha256(b"seed").digest() * (size // 32) + b"x" * (size % 32)
         storage.send("a/b", size, hashlib.sha256(data).digest(), lambda: in_blocks(data))
-        self.raw_put(other, "a/b", b"another")
-        assert other.copy_from(storage, "a/b", size, hashlib.sha256(data).digest())
+        assert other.copy_from(storage, "a/b", size, hashlib.sha256(data).digest()) is CopyOutcome.COPIED
         assert self.raw_get(other, "a/b") == data
         assert self.raw_keys(other) == {"a/b"}
         self.raw_put(storage, "a/b", b"another")
@@ -211,7 +210,9 @@ class ObjectTests(Suite):
         modified = first.modified
         while modified <= first.modified and time.monotonic() < deadline:
             time.sleep(0.2)
-            assert other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+            other.delete(["a/b"])
+            outcome = other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+            assert outcome is CopyOutcome.COPIED
             copied = other.stat("a/b")
             assert copied is not None
             modified = copied.modified
@@ -220,7 +221,8 @@ class ObjectTests(Suite):
     def test_a_renewal_leaves_the_time_of_a_copy_alone(self, storage: Storage) -> None:
         other = self.beside(storage)
         storage.put("a/b", b"content")
-        assert other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        outcome = other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        assert outcome is CopyOutcome.COPIED
         copied, first = other.stat("a/b"), storage.stat("a/b")
         assert copied is not None
         assert first is not None
@@ -229,16 +231,26 @@ class ObjectTests(Suite):
             time.sleep(0.2)
         assert other.stat("a/b") == about(copied)
 
+    def test_a_copy_replaces_nothing(self, storage: Storage) -> None:
+        other = self.beside(storage)
+        storage.put("a/b", b"content")
+        self.raw_put(other, "a/b", b"another")
+        outcome = other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        assert outcome is CopyOutcome.EXISTS
+        assert self.raw_get(other, "a/b") == b"another"
+
     def test_what_is_not_there_is_not_copied(self, storage: Storage) -> None:
         other = self.beside(storage)
         storage.put("a/other", b"content")
-        assert not other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        outcome = other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        assert outcome is CopyOutcome.UNFIT
         assert self.raw_keys(other) == set()
 
     def test_an_object_of_another_size_is_not_copied(self, storage: Storage) -> None:
         other = self.beside(storage)
         storage.put("a/b", b"contents")
-        assert not other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        outcome = other.copy_from(storage, "a/b", 7, hashlib.sha256(b"content").digest())
+        assert outcome is CopyOutcome.UNFIT
         assert self.raw_keys(other) == set()
 
     def test_an_object_with_another_digest_is_not_copied(self, storage: Storage) -> None:
@@ -247,7 +259,8 @@ class ObjectTests(Suite):
         storage.put("a/b", b"another")
         self.raw_put(storage, "a/c", b"another")
         for key in ("a/b", "a/c"):
-            assert not other.copy_from(storage, key, 7, hashlib.sha256(b"content").digest(), strict=True)
+            outcome = other.copy_from(storage, key, 7, hashlib.sha256(b"content").digest(), strict=True)
+            assert outcome is CopyOutcome.UNFIT
         assert self.raw_keys(other) == set()
 
     def test_stat_gives_size_and_time(self, storage: Storage) -> None:

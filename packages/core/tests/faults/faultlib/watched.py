@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from metaflow_artifacts._storage import ObjectInfo, Reader, Staged, Storage
+from metaflow_artifacts._storage import CopyOutcome, ObjectInfo, Reader, Staged, Storage
 
 __all__ = ["ForwardingStorage", "Watched"]
 
@@ -54,7 +54,7 @@ class ForwardingStorage(Storage):
         self.before("stat", key)
         return self.inner.stat(key)
 
-    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> bool:
+    def copy_from(self, source: Storage, key: str, size: int, sha256: bytes, *, strict: bool = False) -> CopyOutcome:
         self.before("copy_from", key)
         return self.inner.copy_from(source, key, size, sha256, strict=strict)
 

@@ -1,0 +1,155 @@
+"""Which artifacts a copy takes, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from metaflow_artifacts._format.keys import CheckpointKey, parse_key
+from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.references import ParsedReference, Reference
+from metaflow_artifacts._transfer.threads import ordered
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
+
+if TYPE_CHECKING:
+    from metaflow_artifacts._store.store import Store
+
+__all__ = ["Plan", "Planned", "in_waves"]
+
+_SMALL_BYTES = 128 << 10
+"""A manifest below this size is read once: it may hold the content of a small artifact."""
+_KEPT_BYTES = 32 << 20
+"""Of how many bytes of manifests the content is kept until they are copied."""
+
+
+class Planned(NamedTuple):
+    """What is kept of an artifact of the source until it is copied."""
+
+    created_on: str
+    attempt: int
+    version_id: int
+    key: str
+    pathspec: str
+    size: int
+    """Of its content, in bytes."""
+    parents: tuple[str, ...]
+    data: bytes | None
+    """Its manifest, if that is small."""
+
+    @classmethod
+    def of(cls, artifact: ModelArtifact, data: bytes | None) -> Planned:
+        return cls(
+            artifact["created_on"],
+            artifact["attempt"],
+            artifact.get("version_id", 0),
+            artifact["key"],
+            artifact["pathspec"],
+            artifact["size"],
+            tuple(artifact.get("parents", ())),
+            data,
+        )
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return isinstance(parse_key(self.key), CheckpointKey)
+
+
+@dataclass
+class Plan:
+    """The artifacts to copy. Those that cannot be are `failures`."""
+
+    source: Store
+    listed: frozenset[str]
+    """Keys that nobody has named: if nothing is there any more, that is no failure."""
+    found: dict[str, Planned] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    """Ancestors that do not exist."""
+    failures: dict[str, ArtifactError] = field(default_factory=dict)
+    _kept: int = 0
+
+    def add(self, references: Iterable[Reference], lineage: bool) -> None:
+        """Add the artifacts that references name; with `lineage`, also their ancestors that exist."""
+        new = self._find([ParsedReference.of(reference) for reference in references])
+        seen = {*new, *self.failures}
+        while new and lineage:
+            wanted = []
+            for parent in {parent for one in new.values() for parent in one.parents} - seen:
+                seen.add(parent)
+                try:
+                    wanted.append(ParsedReference.of(parent))
+                except InvalidReference:
+                    self.missing.append(parent)
+            new = self._find([one for one in wanted if one.key not in self.found])
+            for one in wanted:
+                if isinstance(self.failures.get(one.key), ArtifactNotFound):
+                    del self.failures[one.key]
+                    self.missing.append(one.key)
+
+    def fail(self, key: str, error: ArtifactError) -> None:
+        """Note why an artifact is not copied."""
+        if not (key in self.listed and isinstance(error, ArtifactNotFound)):
+            self.failures[key] = error
+
+    def in_order(self) -> list[Planned]:
+        """All artifacts, the oldest first. They are no longer kept here."""
+        found, self.found = self.found, {}
+        return sorted(found.values(), key=lambda one: one[:4])
+
+    def _find(self, wanted: Iterable[ParsedReference]) -> dict[str, Planned]:
+        """Add the artifacts that exist. Returns them by their keys."""
+        new = {}
+        distinct = {(one.key, one.artifact is None): one for one in wanted}
+        for key, outcome in ordered(self.source.storage, self._read, distinct.values()):
+            if isinstance(outcome, ArtifactError):
+                self.fail(key, outcome)
+                continue
+            if outcome.data is not None:
+                self._kept += len(outcome.data)
+                if self._kept > _KEPT_BYTES:
+                    outcome = outcome._replace(data=None)
+            new[key] = outcome
+        self.found.update(new)
+        return new
+
+    def _read(self, parsed: ParsedReference) -> tuple[str, Planned | ArtifactError]:
+        try:
+            data = self.source.storage.get(parsed.key, 0, _SMALL_BYTES)
+            if len(data) == _SMALL_BYTES:
+                return parsed.key, Planned.of(self.source.info(parsed), None)
+            manifest, data = self.source.manifest_and_bytes(parsed, data)
+            return parsed.key, Planned.of(manifest.artifact, data)
+        except ArtifactNotFound as error:
+            url = self.source.storage.url(parsed.key)
+            if url in str(error):
+                return parsed.key, error
+            return parsed.key, ArtifactNotFound(f"nothing is stored at {url}: {error}")
+        except CorruptArtifact as error:
+            return parsed.key, error
+
+
+def in_waves(artifacts: Iterable[Planned]) -> Iterator[list[Planned]]:
+    """Groups whose members may be committed at once, in order. The artifacts come with the oldest first.
+
+    An artifact is in a later group than those that it was made from, and than those before it of the same attempt.
+    """
+    waves: list[list[Planned]] = []
+    places: dict[object, int] = {}
+    for one in artifacts:
+        attempt = _attempt(one)
+        wave = 1 + max((places.get(before, -1) for before in (*one.parents, attempt)), default=-1)
+        places[one.key] = wave
+        if attempt is not None:
+            places[attempt] = wave
+        if wave == len(waves):
+            waves.append([])
+        waves[wave].append(one)
+    return iter(waves)
+
+
+def _attempt(one: Planned) -> object:
+    """What the artifacts of one attempt of a task have in common; None if it was saved outside of a task."""
+    key = parse_key(one.key)
+    if isinstance(key, CheckpointKey):
+        return key.place, key.id, key.attempt
+    return (one.pathspec, one.attempt) if one.pathspec else None
