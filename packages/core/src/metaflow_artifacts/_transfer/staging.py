@@ -5,8 +5,8 @@ ends. So a directory whose lock can be had is nobody's. Some network file system
 outside of local file systems, the name of the file says which kernel keeps the lock, and what others have made is left
 alone. Where there is no flock, there is no such file, and nobody takes the directory.
 
-    .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>-<device>
-    .metaflow_artifacts_ab12cd34/load-1f0c…    which load it is: the same one, done again, uses the files
+    .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>-<device>. It holds which
+                                               load it is: the same one, done again, uses the files
     .metaflow_artifacts_ab12cd34/files/        the files of the artifact
 """
 
@@ -38,7 +38,7 @@ STAGING_PREFIX = ".metaflow_artifacts_"
 
 _FILES = "files"
 _MADE = re.compile(re.escape(STAGING_PREFIX) + r"[a-z0-9_]{8}")
-_CONTENT = re.compile(r"files|mode|lock-[A-Za-z0-9-]+|load-[0-9a-f]+")
+_CONTENT = re.compile(r"files|mode|lock-[A-Za-z0-9-]+")
 """What may be in a private directory. A directory with anything else was made by somebody else."""
 _KEPT_S = 24 * 3600.0
 """Seconds for which what another load has left is kept: until then, that load may be done again."""
@@ -68,15 +68,17 @@ class Stage:
 
     def is_of(self, load: str) -> bool:
         """Whether it was made by that load (see `make_stage`)."""
-        return bool(load) and os.path.lexists(os.path.join(self._path, _mark(load)))
+        return bool(load) and self._load() == _digest(load)
 
     def is_outdated(self) -> bool:
         """Whether it is so old that the load that has left it will hardly be done again, or is of no known load."""
         try:
-            known = any(name.startswith("load-") for name in os.listdir(self._path))
-            return not known or time.time() - os.stat(self._path).st_mtime > _KEPT_S
+            return not self._load() or time.time() - os.stat(self._path).st_mtime > _KEPT_S
         except OSError:
             return False
+
+    def _load(self) -> bytes:
+        return b"" if self._lock is None else os.pread(self._lock, 64, 0)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -122,8 +124,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _mark(load: str) -> str:
-    return f"load-{hashlib.sha256(load.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
+def _digest(load: str) -> bytes:
+    return hashlib.sha256(load.encode("utf-8", "surrogatepass")).hexdigest().encode()
 
 
 def make_stage(target: str, load: str = "") -> Stage:
@@ -140,7 +142,7 @@ def make_stage(target: str, load: str = "") -> Stage:
                 stage = Stage(path, lock)
                 os.mkdir(stage.files)
                 if load:
-                    os.close(os.open(os.path.join(path, _mark(load)), os.O_CREAT | os.O_WRONLY, 0o600))
+                    os.write(lock, _digest(load))
                 return stage
         except _NoLocks:
             os.mkdir(os.path.join(path, _FILES))
