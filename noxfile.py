@@ -209,9 +209,9 @@ def rare(session: nox.Session) -> None:
         "packages/core/tests/test_floats.py",
     )
     session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
-    for package in ("metaflow-model", "metaflow-checkpoint", "metaflow-hf"):
-        session.run("pytest", *PARALLEL, f"packages/{package}/tests", "-m", "long", *session.posargs)
-    session.run("pytest", *PARALLEL, "tests/clouds", "-m", "long", *session.posargs)
+    packages = [f"packages/metaflow-{name}/tests" for name in ("model", "checkpoint", "hf")]
+    for suite in (MF_TESTS, *packages, "tests/clouds"):
+        session.run("pytest", *PARALLEL, suite, "-m", "long", *session.posargs)
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", "-m", "long", *session.posargs, env=environment)
 

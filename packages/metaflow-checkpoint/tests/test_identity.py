@@ -6,6 +6,8 @@ import itertools
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 
 
@@ -65,6 +67,7 @@ def run_as(runner: FlowRunner, flows: Path, who: str, *arguments: str) -> Result
     return runner.with_environment(METAFLOW_USER=who, WHO=who).run(flows / "shared_flow.py", *arguments)
 
 
+@pytest.mark.long
 def test_namespaces_are_separate_unless_a_tag_joins_them(runner: FlowRunner, flows: Path) -> None:
     assert run_as(runner, flows, "ann").fact("began with") == []
     assert run_as(runner, flows, "bob").fact("began with") == []

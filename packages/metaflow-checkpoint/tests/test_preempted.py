@@ -1,7 +1,7 @@
 """The patterns that the documentation of metaflow-checkpoint shows, where each process is killed half-way.
 
 What a killed task had saved is what its retry goes on from, and the content in the end is that of a training that
-nobody killed, byte for byte. `nox -s preempted` runs each on the datastore that is left out otherwise.
+nobody killed, byte for byte. `nox -s rare` runs each on the datastore that is left out otherwise.
 """
 
 from __future__ import annotations

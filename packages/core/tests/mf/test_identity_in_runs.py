@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 
 FLOW = Path(__file__).parent / "flows" / "identity_flow.py"
@@ -16,6 +18,7 @@ def places(result: Result) -> Counter[tuple[str, str]]:
     return Counter((name, place) for name, _, _, place, _ in result.facts("identity"))
 
 
+@pytest.mark.long
 def test_places_are_the_same_in_every_run(tmp_path: Path) -> None:
     runner = FlowRunner(tmp_path, {"PYTHONHASHSEED": "1"})
     first = runner.run(FLOW)

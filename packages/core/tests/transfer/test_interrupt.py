@@ -92,7 +92,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("action", ["save", "load", "load, in the middle"])
+@pytest.mark.parametrize("action", ["save", "load, in the middle", pytest.param("load", marks=pytest.mark.long)])
 def test_an_interrupt_ends_requests_that_stall(
     service: Service, proxy: FaultProxy, source: Path, tmp_path: Path, action: str
 ) -> None:
