@@ -209,8 +209,8 @@ def test_a_load_gets_the_room_that_the_cache_takes(
     load()
     monkeypatch.setattr(CacheFiles, "free", lambda files: (3 * CHUNK, 2 * SIZE))
     assert store.cache is not None
-    store.cache.spare(str(Path(store.root).parent), SIZE)
-    held = sum(chunk.size for chunk in store.cache.chunks())
+    with store.cache.beside(str(Path(store.root).parent), lambda: SIZE):
+        held = sum(chunk.size for chunk in store.cache.chunks())
     assert held + SIZE <= SIZE + 3000 + 3 * CHUNK
     assert held
 
@@ -328,7 +328,7 @@ def test_patience_counts_from_the_last_growth(tmp_path: Path) -> None:
     part.restart()
     now = 0.0
     patience = cache_module.Patience(cache, lambda: now)
-    chunk = Chunk("0" * 64, 5)
+    chunk = Chunk("0" * 64, 50_000_000)
     assert not patience.is_over(chunk)
     now = 29
     part.write(memoryview(b"1"))
@@ -337,6 +337,22 @@ def test_patience_counts_from_the_last_growth(tmp_path: Path) -> None:
     assert not patience.is_over(chunk)
     now = 60
     assert patience.is_over(chunk)
+    part.close()
+
+
+def test_patience_has_an_end_where_a_chunk_grows_slowly(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path))
+    part = CacheFiles(str(tmp_path)).part("0" * 64)
+    assert part is not None
+    part.restart()
+    now = 0.0
+    patience = cache_module.Patience(cache, lambda: now)
+    chunk = Chunk("0" * 64, 20_000_000)
+    while not patience.is_over(chunk):
+        part.write(memoryview(b"1"))
+        now += 1
+        assert now < 60
+    assert now > 50
     part.close()
 
 

@@ -179,6 +179,19 @@ class CacheFiles:
             return isinstance(error, FileNotFoundError)
         return True
 
+    def is_blocked(self, sha256: str, size: int) -> bool:
+        """Whether a chunk can be neither read nor replaced here: in its place is what only another user may remove.
+
+        Raises nothing.
+        """
+        try:
+            with self.opened() as top:
+                os.stat(sha256, dir_fd=top, follow_symlinks=False)
+        except OSError:
+            return False
+        with self.reading(sha256, size) as file:
+            return file is None and not self.remove(sha256)
+
     def create(self, name: str) -> int:
         """A descriptor of a new, empty file, in place of what a killed process has left there."""
         with self.opened(make=True) as top:
@@ -259,17 +272,18 @@ class CacheFiles:
 
     def free(self) -> tuple[int, int]:
         """The bytes of the file system that are free, and of all of it. Nothing is made."""
+        info = os.statvfs(self._nearest())
+        return info.f_bavail * info.f_frsize, info.f_blocks * info.f_frsize
+
+    def device(self) -> int:
+        """The number of the file system that the cache is on, or will be on."""
+        return os.stat(self._nearest()).st_dev
+
+    def _nearest(self) -> str:
         nearest = self.directory
         while not os.path.lexists(nearest) and nearest != os.path.dirname(nearest):
             nearest = os.path.dirname(nearest)
-        info = os.statvfs(nearest)
-        return info.f_bavail * info.f_frsize, info.f_blocks * info.f_frsize
-
-    def device(self) -> int | None:
-        """The number of the file system; None where there is no cache yet. Raises nothing."""
-        with contextlib.suppress(OSError), self.opened() as top:
-            return os.fstat(top).st_dev
-        return None
+        return nearest
 
 
 def _inner(outer: int, make: bool) -> int:
