@@ -402,6 +402,88 @@ def test_the_users_directory_says_who_shares_the_cache(load: Callable[..., tuple
     assert {stat.S_IMODE(path.stat().st_mode) for path in files(tmp_path)} == {0o600}
 
 
+@pytest.mark.parametrize(("kind", "plant"), [(".lock", HARMS["a link"]), (".part", HARMS["a directory"])])
+def test_what_another_user_has_left_costs_one_chunk(
+    kind: str,
+    plant: Callable[[Path], object],
+    load: Callable[..., tuple[int, int]],
+    store: Store,
+    saved: ModelArtifact,
+    tmp_path: Path,
+) -> None:
+    chunk = store.manifest(saved).chunks[0]
+    path = tmp_path / "cache" / TOP / f"{chunk.sha256}{kind}"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    plant(path)
+    load()
+    kept = kind == ".part"  # The part has another name, and the lock has not.
+    assert load() == (0 if kept else 1, SIZE + 3000 - (0 if kept else chunk.size))
+    cache_files = CacheFiles(str(tmp_path / "cache"))
+    left, removed = cache_files.shrink(0)
+    assert removed
+    assert left == cache_files.size()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    cache_files = CacheFiles(str(tmp_path))
+    part = cache_files.part("0" * 64)
+    assert part is not None
+    part.restart()
+    reader, writer = os.pipe()
+    gate, end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(end)
+        part.close()
+        os.write(writer, b"x")
+        os.read(gate, 1)
+        os._exit(0)
+    try:
+        assert os.read(reader, 1) == b"x"
+        assert (tmp_path / TOP / ("0" * 64 + ".part")).exists()
+        assert cache_files.part("0" * 64) is None
+        part.forget()  # as where the process is killed
+        again = cache_files.part("0" * 64)
+        assert again is not None
+        again.close()
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+        for fd in (reader, writer, gate):
+            os.close(fd)
+
+
+def test_a_lock_that_may_not_be_opened_yet_is_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / TOP).mkdir()
+    (tmp_path / TOP / ("0" * 64 + ".lock")).touch()
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert CacheFiles(str(tmp_path)).part("0" * 64) is None
+
+
+def test_the_directory_is_seen_with_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_mode = os.fchmod
+    calls = []
+
+    def seen(fd: int, mode: int) -> None:
+        calls.append((tmp_path / TOP).exists())
+        set_mode(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", seen)
+    part = CacheFiles(str(tmp_path)).part("0" * 64)
+    assert part is not None
+    part.close()
+    assert calls == [False, True]
+    assert os.listdir(tmp_path) == [TOP]
+
+
 def test_a_link_in_place_of_the_cache_is_not_followed(load: Callable[..., tuple[int, int]], tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "elsewhere").mkdir()

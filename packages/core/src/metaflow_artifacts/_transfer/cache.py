@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk
-from metaflow_artifacts._transfer.cache_files import CachedChunk, CacheFiles, Part
+from metaflow_artifacts._transfer.cache_files import CachedChunk, CacheFiles, NoPart, Part
 from metaflow_artifacts._transfer.cache_room import Room
 from metaflow_artifacts._transfer.chunks import drain
 from metaflow_artifacts._transfer.target import NO_SPACE
@@ -147,6 +147,8 @@ class Cache:
             return Filling()
         try:
             part = self._files.part(name)
+        except NoPart:
+            return Filling()
         except OSError as error:
             self.failed(error)
             return Filling()

@@ -245,9 +245,9 @@ class _Writer:
         filling: Filling | None,
         full: Callable[[], None] | None,
     ) -> None:
-        """`full` makes room on a full disk. `width` counts what comes; `filling` is given it too. `locks` has a lock for each file that is wanted. Linux
-        lets one thread at a time write to a file; without the locks the other threads would spin, on cores that could
-        hash."""
+        """`width` counts what comes; `filling` is given it too. `full` is called where the disk is full. `locks` has a
+        lock for each file that is wanted. Linux lets one thread at a time write to a file; without the locks the other
+        threads would spin, on cores that could hash."""
         self.files = files
         self.parts = parts
         self.directory = directory
