@@ -22,7 +22,7 @@ from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._transfer.cache_files import CachedChunk, CacheFiles, NoPart, Part
 from metaflow_artifacts._transfer.cache_room import Room
 from metaflow_artifacts._transfer.chunks import drain
-from metaflow_artifacts._transfer.target import NO_SPACE
+from metaflow_artifacts._transfer.target import NO_SPACE, is_path
 from metaflow_artifacts.errors import InvalidInput, TargetError, warn
 
 __all__ = ["CACHE", "CACHE_GB", "Cache", "Filling", "Patience", "cache_from"]
@@ -42,7 +42,8 @@ _SLOWEST = 1_000_000
 def cache_from(settings: Mapping[str, Any]) -> Cache | None:
     """The cache that the two settings name: `METAFLOW_ARTIFACTS_CACHE` and `METAFLOW_ARTIFACTS_CACHE_GB`.
 
-    None where the first is missing or empty. Raises InvalidInput for a limit that is no number above 0.
+    None where the first is missing or empty. Raises InvalidInput for a limit that is no number above 0, and a directory
+    that cannot be one.
     """
     directory = settings.get(CACHE)
     if not directory:
@@ -54,10 +55,20 @@ def cache_from(settings: Mapping[str, Any]) -> Cache | None:
             value = float(text)
         except (TypeError, ValueError):
             value = math.nan
-        if not 0 < value < math.inf:
+        if not 0 < value * _GB < math.inf:
             raise InvalidInput(f"{CACHE_GB}: expected a number of gigabytes above 0, such as 50 or 0.5, found {text!r}")
         limit = int(value * _GB)
-    return cache_at(os.path.abspath(os.path.expanduser(str(directory))), limit)
+    path = os.path.expanduser(str(directory))
+    if not is_path(path):
+        raise InvalidInput(f"{CACHE}: expected the path of a directory, found {directory!r}")
+    try:
+        path = os.path.abspath(path)
+    except OSError as error:
+        raise InvalidInput(
+            f"{CACHE}: {directory!r} is relative to the working directory, which is gone ({error.strerror}); "
+            "set an absolute path"
+        ) from error
+    return cache_at(path, limit)
 
 
 @functools.lru_cache(maxsize=16)
