@@ -314,7 +314,7 @@ def test_a_process_that_stalls_is_not_waited_for(
     # What it left is nobody's as soon as its lock is free.
     part.restart()
     part.write(memoryview(b"cut"))
-    os.close(part._lock)
+    part.forget()
     load()
     assert store.cache is not None
     store.cache.clear()
