@@ -209,8 +209,8 @@ def test_a_load_gets_the_room_that_the_cache_takes(
     load()
     monkeypatch.setattr(CacheFiles, "free", lambda files: (3 * CHUNK, 2 * SIZE))
     assert store.cache is not None
-    store.cache.spare(str(Path(store.root).parent), SIZE)
-    held = sum(chunk.size for chunk in store.cache.chunks())
+    with store.cache.beside(str(Path(store.root).parent), lambda: SIZE):
+        held = sum(chunk.size for chunk in store.cache.chunks())
     assert held + SIZE <= SIZE + 3000 + 3 * CHUNK
     assert held
 
@@ -314,7 +314,7 @@ def test_a_process_that_stalls_is_not_waited_for(
     # What it left is nobody's as soon as its lock is free.
     part.restart()
     part.write(memoryview(b"cut"))
-    os.close(part._lock)
+    part.forget()
     load()
     assert store.cache is not None
     store.cache.clear()
@@ -328,7 +328,7 @@ def test_patience_counts_from_the_last_growth(tmp_path: Path) -> None:
     part.restart()
     now = 0.0
     patience = cache_module.Patience(cache, lambda: now)
-    chunk = Chunk("0" * 64, 5)
+    chunk = Chunk("0" * 64, 50_000_000)
     assert not patience.is_over(chunk)
     now = 29
     part.write(memoryview(b"1"))
@@ -337,6 +337,22 @@ def test_patience_counts_from_the_last_growth(tmp_path: Path) -> None:
     assert not patience.is_over(chunk)
     now = 60
     assert patience.is_over(chunk)
+    part.close()
+
+
+def test_patience_has_an_end_where_a_chunk_grows_slowly(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path))
+    part = CacheFiles(str(tmp_path)).part("0" * 64)
+    assert part is not None
+    part.restart()
+    now = 0.0
+    patience = cache_module.Patience(cache, lambda: now)
+    chunk = Chunk("0" * 64, 20_000_000)
+    while not patience.is_over(chunk):
+        part.write(memoryview(b"1"))
+        now += 1
+        assert now < 60
+    assert now > 50
     part.close()
 
 
@@ -386,6 +402,88 @@ def test_the_users_directory_says_who_shares_the_cache(load: Callable[..., tuple
     assert {stat.S_IMODE(path.stat().st_mode) for path in files(tmp_path)} == {0o600}
 
 
+@pytest.mark.parametrize(("kind", "plant"), [(".lock", HARMS["a link"]), (".part", HARMS["a directory"])])
+def test_what_another_user_has_left_costs_one_chunk(
+    kind: str,
+    plant: Callable[[Path], object],
+    load: Callable[..., tuple[int, int]],
+    store: Store,
+    saved: ModelArtifact,
+    tmp_path: Path,
+) -> None:
+    chunk = store.manifest(saved).chunks[0]
+    path = tmp_path / "cache" / TOP / f"{chunk.sha256}{kind}"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    plant(path)
+    load()
+    kept = kind == ".part"  # The part has another name, and the lock has not.
+    assert load() == (0 if kept else 1, SIZE + 3000 - (0 if kept else chunk.size))
+    cache_files = CacheFiles(str(tmp_path / "cache"))
+    left, removed = cache_files.shrink(0)
+    assert removed
+    assert left == cache_files.size()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    cache_files = CacheFiles(str(tmp_path))
+    part = cache_files.part("0" * 64)
+    assert part is not None
+    part.restart()
+    reader, writer = os.pipe()
+    gate, end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(end)
+        part.close()
+        os.write(writer, b"x")
+        os.read(gate, 1)
+        os._exit(0)
+    try:
+        assert os.read(reader, 1) == b"x"
+        assert (tmp_path / TOP / ("0" * 64 + ".part")).exists()
+        assert cache_files.part("0" * 64) is None
+        part.forget()  # as where the process is killed
+        again = cache_files.part("0" * 64)
+        assert again is not None
+        again.close()
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+        for fd in (reader, writer, gate):
+            os.close(fd)
+
+
+def test_a_lock_that_may_not_be_opened_yet_is_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / TOP).mkdir()
+    (tmp_path / TOP / ("0" * 64 + ".lock")).touch()
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert CacheFiles(str(tmp_path)).part("0" * 64) is None
+
+
+def test_the_directory_is_seen_with_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_mode = os.fchmod
+    calls = []
+
+    def seen(fd: int, mode: int) -> None:
+        calls.append((tmp_path / TOP).exists())
+        set_mode(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", seen)
+    part = CacheFiles(str(tmp_path)).part("0" * 64)
+    assert part is not None
+    part.close()
+    assert calls == [False, True]
+    assert os.listdir(tmp_path) == [TOP]
+
+
 def test_a_link_in_place_of_the_cache_is_not_followed(load: Callable[..., tuple[int, int]], tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -414,7 +512,28 @@ def test_the_default_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert cache.limit(20 * 10**9) == 15 * 10**9
 
 
-@pytest.mark.parametrize("text", ["much", "0", "-1", "nan", "inf", "5 GB", []])
+@pytest.mark.parametrize("text", ["much", "0", "-1", "nan", "inf", "1e300", "5 GB", []])
 def test_a_limit_that_is_no_number_is_refused(text: object, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="METAFLOW_ARTIFACTS_CACHE_GB: expected a number"):
         cache_from({CACHE: str(tmp_path), CACHE_GB: text})
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_a_directory_that_is_no_path_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="METAFLOW_ARTIFACTS_CACHE: expected the path"):
+        cache_from({CACHE: text})
+
+
+def test_a_relative_directory_needs_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InvalidInput, match="set an absolute path"):
+        cache_from({CACHE: "relative"})
+    assert cache_from({CACHE: str(tmp_path)}) is not None
+
+
+def test_a_store_that_was_pickled_before_there_was_a_cache_has_none(tmp_path: Path) -> None:
+    store = Store(LocalStorage(tmp_path))
+    del store.__dict__["cache"]
+    assert pickle.loads(pickle.dumps(store)).cache is None

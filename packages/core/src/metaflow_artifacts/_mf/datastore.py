@@ -155,7 +155,7 @@ def open_root(root: str) -> Store:
 def configured_cache() -> Cache | None:
     """The node's cache that Metaflow's configuration, or the environment, names; None for none.
 
-    Raises InvalidInput for a limit that is no number.
+    Raises InvalidInput for a limit that is no number, and a directory that is no path.
     """
     from metaflow.metaflow_config_funcs import from_conf
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._storage.base import Storage
@@ -42,9 +43,10 @@ def load_files(
                 write_file(stage.files, file, content[file.offset : file.offset + file.size])
                 progress.add(file.size)
         stored = wanted if manifest.chunks else set()
+        room: AbstractContextManager[None] = contextlib.nullcontext()
         if cache is not None and stored:
-            cache.spare(target.path, progress.total)
-        with leftovers(target, load, files, manifest.chunks, stored, progress) as found:
+            room = cache.beside(target.path, lambda: max(0, progress.total - progress.done))
+        with room, leftovers(target, load, files, manifest.chunks, stored, progress) as found:
             fetch_chunks(storage, files, manifest.chunks, stage, stored - found.in_place, progress, found, cache)
             # Others may change while these are fetched.
             while changed := found.changed():

@@ -80,7 +80,8 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
     `client` is a function that returns the boto3 S3 client to use; without it, one with default settings is made.
     Azure and GCS take the credentials that their SDKs find. Loads from a cloud use the node's cache, if the environment
     variable METAFLOW_ARTIFACTS_CACHE names its directory. Raises InvalidInput for a root of another kind and for a
-    limit of the cache that is no number, and StorageError for an address of Azure that no credentials are sent to.
+    limit of the cache that is no number or a directory that is no path, and StorageError for an address of Azure that
+    no credentials are sent to.
     """
     storage = open_storage(root, client=client)
     return Store(storage, cache=cache_from(os.environ) if is_url(storage.root) else None)
@@ -91,6 +92,9 @@ class Store(BackgroundModels):
 
     It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
     """
+
+    # For stores that were pickled before there was a cache.
+    cache: Cache | None = None
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ still gives the right bytes: it fetches what the cache does not give. See `cache
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import math
@@ -15,13 +14,15 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk
-from metaflow_artifacts._transfer.cache_files import CachedChunk, CacheFiles, Part
+from metaflow_artifacts._transfer.cache_files import CachedChunk, CacheFiles, NoPart, Part
+from metaflow_artifacts._transfer.cache_room import Room
 from metaflow_artifacts._transfer.chunks import drain
+from metaflow_artifacts._transfer.target import NO_SPACE, is_path
 from metaflow_artifacts.errors import InvalidInput, TargetError, warn
 
 __all__ = ["CACHE", "CACHE_GB", "Cache", "Filling", "Patience", "cache_from"]
@@ -30,19 +31,19 @@ CACHE = "METAFLOW_ARTIFACTS_CACHE"
 CACHE_GB = "METAFLOW_ARTIFACTS_CACHE_GB"
 
 _GB = 1_000_000_000
-_DEFAULT_LIMIT = 50 * _GB
-_SHARE = 16
-"""A process may fill this part of the room that it found before it looks again: others fill the cache too."""
 _REST_S = 60.0
 """How long nothing is written to the cache after that failed."""
 _PATIENCE_S = 30.0
 """How long a chunk that another process fetches may not grow before it is fetched here."""
+_SLOWEST = 1_000_000
+"""Bytes a second. A chunk that comes more slowly, after `_PATIENCE_S`, is fetched here."""
 
 
 def cache_from(settings: Mapping[str, Any]) -> Cache | None:
     """The cache that the two settings name: `METAFLOW_ARTIFACTS_CACHE` and `METAFLOW_ARTIFACTS_CACHE_GB`.
 
-    None where the first is missing or empty. Raises InvalidInput for a limit that is no number above 0.
+    None where the first is missing or empty. Raises InvalidInput for a limit that is no number above 0, and a directory
+    that cannot be one.
     """
     directory = settings.get(CACHE)
     if not directory:
@@ -54,10 +55,20 @@ def cache_from(settings: Mapping[str, Any]) -> Cache | None:
             value = float(text)
         except (TypeError, ValueError):
             value = math.nan
-        if not 0 < value < math.inf:
+        if not 0 < value * _GB < math.inf:
             raise InvalidInput(f"{CACHE_GB}: expected a number of gigabytes above 0, such as 50 or 0.5, found {text!r}")
         limit = int(value * _GB)
-    return cache_at(os.path.abspath(os.path.expanduser(str(directory))), limit)
+    path = os.path.expanduser(str(directory))
+    if not is_path(path):
+        raise InvalidInput(f"{CACHE}: expected the path of a directory, found {directory!r}")
+    try:
+        path = os.path.abspath(path)
+    except OSError as error:
+        raise InvalidInput(
+            f"{CACHE}: {directory!r} is relative to the working directory, which is gone ({error.strerror}); "
+            "set an absolute path"
+        ) from error
+    return cache_at(path, limit)
 
 
 @functools.lru_cache(maxsize=16)
@@ -77,9 +88,8 @@ class Cache:
         self.directory = directory
         self._limit = limit
         self._files = CacheFiles(directory)
-        self._locks: dict[int, threading.Lock] = {}
-        self._allowance = 0
-        """Bytes that may be written before the directory is looked at again."""
+        self.room = Room(self._files, limit)
+        self._open: dict[int, set[Filling]] = {}
         self._rests_until = -math.inf
         self._warned: dict[int, OSError] = {}
         """By process, the error that it has warned of."""
@@ -91,9 +101,9 @@ class Cache:
         return cache_at, (self.directory, self._limit)
 
     @property
-    def _lock(self) -> threading.Lock:
-        # One for each process: a forked child must not wait for a thread that only its parent has.
-        return self._locks.setdefault(os.getpid(), threading.Lock())
+    def fillings(self) -> set[Filling]:
+        """What this process is writing. Its parent's are not its own."""
+        return self._open.setdefault(os.getpid(), set())
 
     def holds(self, chunk: Chunk) -> bool:
         """Whether a chunk seems to be there. Only `read` tells."""
@@ -134,6 +144,8 @@ class Cache:
 
     def fill(self, chunk: Chunk) -> Filling | None:
         """The right to fetch a chunk and put it here. None where another process or thread is at it."""
+        if self._files.is_blocked(chunk.sha256, chunk.size):
+            return Filling()
         return self._filling(chunk.sha256, chunk.size)
 
     def fill_new(self, size: int) -> Filling:
@@ -142,14 +154,26 @@ class Cache:
         return self._filling(name, size) or Filling()
 
     def _filling(self, name: str, size: int) -> Filling | None:
-        if time.monotonic() < self._rests_until:
+        if time.monotonic() < self._rests_until or self.room.lacks(size):
             return Filling()
         try:
             part = self._files.part(name)
+        except NoPart:
+            return Filling()
         except OSError as error:
             self.failed(error)
             return Filling()
-        return None if part is None else Filling(self, part, size)
+        if part is None:
+            return None
+        if not self.make_room(size):
+            # Nobody waits for what is not kept.
+            part.close()
+            return Filling()
+        filling = Filling(self, part, size)
+        self.fillings.add(filling)
+        if time.monotonic() < self._rests_until:
+            filling.abandon()
+        return filling
 
     def growth(self, chunk: Chunk) -> object:
         """A value that changes while another process fetches the chunk."""
@@ -157,50 +181,53 @@ class Cache:
 
     def make_room(self, size: int) -> bool:
         """Whether `size` bytes may be written. Chunks that were not used for long are removed for them."""
-        with self._lock:
-            if self._allowance < size:
-                try:
-                    room = self._room(0)
-                except OSError as error:
-                    self.failed(error)
-                    return False
-                self._allowance = max(room // _SHARE, size if size <= room else 0)
-            if self._allowance < size:
-                return False
-            self._allowance -= size
-            return True
-
-    def spare(self, directory: str, size: int) -> None:
-        """Leave room for a load of `size` bytes into a directory, if that is on the same disk."""
         try:
-            if os.stat(directory).st_dev == self._files.device() and self._files.free()[0] < 2 * size:
-                with self._lock:
-                    self._allowance = 0
-                    self._room(size)
+            return self.room.take(size)
+        except OSError as error:
+            self.failed(error)
+            return False
+
+    @contextlib.contextmanager
+    def beside(self, directory: str, left: Callable[[], int]) -> Iterator[None]:
+        """While the block runs, a load writes to `directory`: on the same disk, the cache leaves it the room.
+
+        `left` says how many bytes it still has to write.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._failing():
+                if self.room.is_beside(directory):
+                    stack.enter_context(self.room.load(left))
+                    self.room.make()
+            yield
+        with self._failing():
+            self.room.settle()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.failed(error)
 
-    def _room(self, taken: int) -> int:
-        """How many bytes the cache may grow by, `taken` bytes of the disk being promised to somebody else.
+    def give_way(self, directory: str) -> None:
+        """The disk of `directory` is full: if it is the cache's too, remove all that can go. Raises nothing."""
+        with contextlib.suppress(OSError):
+            if self.room.is_beside(directory):
+                self._empty()
 
-        Above 15/16 of the limit, it first shrinks to 7/8.
-        """
-        held = self._files.size()
-        limit = self.limit(held, taken)
-        if held > limit - limit // 16:
-            held, _ = self._files.shrink(limit - limit // 8)
-        return max(0, limit - held)
+    def _empty(self) -> None:
+        self._rests_until = time.monotonic() + _REST_S
+        for filling in list(self.fillings):
+            filling.abandon()
+        with contextlib.suppress(OSError):
+            self._files.shrink(0)
 
-    def limit(self, held: int, taken: int = 0) -> int:
+    def limit(self, held: int) -> int:
         """The most bytes that the cache may hold, where it holds `held` of them now. Raises OSError.
 
         It does not take the last twentieth of the disk.
         """
-        free, whole = self._files.free()
-        room = max(0, free - taken + held)
-        if self._limit is None:
-            return min(_DEFAULT_LIMIT, room // 2)
-        return max(0, min(self._limit, room - whole // 20))
+        return self.room.limit(held)
 
     def chunks(self) -> Sequence[CachedChunk]:
         """What is there, least recently used first. Raises OSError."""
@@ -216,9 +243,12 @@ class Cache:
         # No lock: the caller may hold it, and this is atomic.
         if self._warned.setdefault(os.getpid(), error) is error:
             reason = error.strerror or str(error)
-            if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            if error.errno in NO_SPACE:
                 reason = f"{reason}; make room, or set {CACHE_GB} to a lower limit"
             warn(f"the cache in {self.directory!r} ({CACHE}) cannot be written to, loads go on without it: {reason}")
+        if error.errno in NO_SPACE:
+            # Loads need the disk more.
+            self._empty()
 
 
 class Filling:
@@ -228,9 +258,13 @@ class Filling:
     """
 
     def __init__(self, cache: Cache | None = None, part: Part | None = None, size: int = 0) -> None:
+        """`size` bytes of the cache's room were taken for it."""
         self._to = None if cache is None or part is None else (cache, part)
         self._size = size
+        self._unwritten = size
         self._writes = False
+        self._is_over = False
+        self._using = threading.Lock()
 
     def __enter__(self) -> Filling:
         return self
@@ -239,28 +273,62 @@ class Filling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._to is not None:
-            self._to[1].close()
+            with self._using:
+                self._stop()
+                self._to[1].close()
+            self._to[0].fillings.discard(self)
 
     def restart(self) -> None:
         """The chunk's first block comes next."""
-        if self._to is not None and (self._writes or self._to[0].make_room(self._size)):
+
+        def begin(part: Part) -> None:
+            self._count(self._unwritten - self._size)
             self._writes = True
-            self._try(lambda part: part.restart())
+            part.restart()
+
+        self._try(begin)
 
     def write(self, block: memoryview) -> None:
         """Append a block."""
-        if self._writes:
-            self._try(lambda part: part.write(block))
+
+        def append(part: Part) -> None:
+            if self._writes:
+                part.write(block)
+                self._count(min(len(block), self._unwritten))
+
+        self._try(append)
+
+    def abandon(self) -> None:
+        """Write no more, and remove what was written. Any thread may call this."""
+        with self._using:
+            self._stop()
+
+    def _count(self, written: int) -> None:
+        assert self._to is not None
+        self._unwritten -= written
+        self._to[0].room.wrote(written)
+
+    def _stop(self) -> None:
+        if self._to is not None and not self._is_over:
+            self._writes, self._is_over = False, True
+            self._to[1].drop()
+            self._count(self._unwritten)
 
     def _try(self, call: Callable[[Part], None]) -> None:
-        assert self._to is not None
-        cache, part = self._to
-        try:
-            call(part)
-        except OSError as error:
-            self._writes = False
-            part.drop()
-            cache.failed(error)
+        if self._to is None:
+            return
+        failure = None
+        with self._using:
+            if self._is_over:
+                return
+            try:
+                call(self._to[1])
+            except OSError as error:
+                failure = error
+                self._stop()
+        # It may abandon others, so no lock is held.
+        if failure is not None:
+            self._to[0].failed(failure)
 
     def beside(self, take: Callable[[memoryview], None]) -> Callable[[memoryview], None]:
         """A function that passes a block to `take`, and writes it."""
@@ -275,11 +343,12 @@ class Filling:
 
     def commit(self, sha256: str) -> None:
         """What was written has this digest: it is the chunk."""
-        if self._writes and self._to is not None:
-            self._writes = False
-            # What is in its place may be another user's, who alone may replace it.
-            with contextlib.suppress(OSError):
-                self._to[1].commit(sha256)
+        with self._using:
+            if self._writes and self._to is not None:
+                self._writes = False
+                # What is in its place may be another user's, who alone may replace it.
+                with contextlib.suppress(OSError):
+                    self._to[1].commit(sha256)
 
 
 class Patience:
@@ -289,10 +358,13 @@ class Patience:
         self._cache = cache
         self._clock = clock
         self._seen: dict[str, tuple[object, float]] = {}
+        self._first: dict[str, float] = {}
 
     def is_over(self, chunk: Chunk) -> bool:
-        """Whether a chunk has not grown for so long that it is better fetched here too."""
+        """Whether a chunk has not grown for so long, or comes so slowly, that it is better fetched here too."""
         now, state = self._clock(), self._cache.growth(chunk)
+        if now - self._first.setdefault(chunk.sha256, now) > _PATIENCE_S + chunk.size / _SLOWEST:
+            return True
         before, since = self._seen.setdefault(chunk.sha256, (state, now))
         if before != state:
             self._seen[chunk.sha256] = state, now

@@ -90,6 +90,8 @@ class _Load:
         self._progress = progress
         self._found = found
         self._cache = cache
+        self._full = None if cache is None else functools.partial(cache.give_way, stage.files)
+        """What is called where the disk of the target is full."""
         self._width = width_of(storage, "load")
         self._locks = {number: threading.Lock() for number in wanted}
         self._left: list[_Piece] = []
@@ -180,11 +182,11 @@ class _Load:
     def _write_run(self, run: Run, content: bytes) -> None:
         rest = memoryview(content)
         for file in self._files_of(run):
-            write_file(self._stage.files, file, rest[: file.size])
+            write_file(self._stage.files, file, rest[: file.size], self._full)
             rest = rest[file.size :]
 
     def _writer(self, piece: _Piece, width: Width | None, filling: Filling | None = None) -> _Writer:
-        return _Writer(self._files, piece.parts, self._stage.files, self._locks, width, filling)
+        return _Writer(self._files, piece.parts, self._stage.files, self._locks, width, filling, self._full)
 
 
 def read_range(
@@ -241,16 +243,18 @@ class _Writer:
         locks: dict[int, threading.Lock],
         width: Width | None,
         filling: Filling | None,
+        full: Callable[[], None] | None,
     ) -> None:
-        """`width` counts what comes; `filling` is given it too. `locks` has a lock for each file that is wanted. Linux
-        lets one thread at a time write to a file; without the locks the other threads would spin, on cores that could
-        hash."""
+        """`width` counts what comes; `filling` is given it too. `full` is called where the disk is full. `locks` has a
+        lock for each file that is wanted. Linux lets one thread at a time write to a file; without the locks the other
+        threads would spin, on cores that could hash."""
         self.files = files
         self.parts = parts
         self.directory = directory
         self.locks = locks
         self.width = width
         self.filling = filling
+        self.full = full
 
     def __enter__(self) -> _Writer:
         return self
@@ -288,13 +292,12 @@ class _Writer:
                 self._left = part.length
                 if part.file in self.locks:
                     self._file_lock = self.locks[part.file]
-                    self._file = create(
-                        os.path.join(self.directory, self.files[part.file].path), self.files[part.file].mode
-                    )
+                    file = self.files[part.file]
+                    self._file = create(os.path.join(self.directory, file.path), file.mode, self.full)
                     seek(self._file, part.start)
             count = min(self._left, len(block))
             if self._file is not None:
                 with self._file_lock:
-                    write_all(self._file, block[:count])
+                    write_all(self._file, block[:count], self.full)
             self._left -= count
             block = block[count:]

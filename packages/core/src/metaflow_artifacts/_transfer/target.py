@@ -7,10 +7,11 @@ changed or removed, and no link in it is followed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from metaflow_artifacts._transfer.staging import Stage, make_stage
 from metaflow_artifacts.errors import InvalidInput, StorageError, TargetError
 
 __all__ = [
+    "NO_SPACE",
     "Target",
     "create",
     "is_path",
@@ -204,8 +206,15 @@ def _one_name(stage: str, a: str, b: str) -> bool:
     return same
 
 
-def create(location: str, mode: int) -> Any:
-    """Open a new file for writing. Its mode is that of any new file, with the execute bits of `mode`."""
+NO_SPACE = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""The numbers of the errors of a disk that is full."""
+
+
+def create(location: str, mode: int, full: Callable[[], None] | None = None) -> Any:
+    """Open a new file for writing. Its mode is that of any new file, with the execute bits of `mode`.
+
+    Where the disk is full, `full` is called, and it is tried once more. Raises TargetError.
+    """
 
     def opener(path: str, flags: int) -> int:
         return os.open(path, flags & ~os.O_TRUNC, 0o666 | (mode & 0o111))
@@ -213,6 +222,9 @@ def create(location: str, mode: int) -> Any:
     try:
         return open(location, "wb", buffering=0, opener=opener)
     except OSError as error:
+        if full is not None and error.errno in NO_SPACE:
+            full()
+            return create(location, mode)
         raise TargetError(f"cannot write {location!r}: {error.strerror}; {_MAKE_ROOM}") from error
 
 
@@ -227,16 +239,26 @@ def seek(file: Any, position: int) -> None:
         raise TargetError(f"cannot write {file.name!r} at byte {position}: {error.strerror}; {_MAKE_ROOM}") from error
 
 
-def write_all(file: Any, block: memoryview) -> None:
-    """Write all of a block to an unbuffered file. Raises TargetError, which names the file."""
+def write_all(file: Any, block: memoryview, full: Callable[[], None] | None = None) -> None:
+    """Write all of a block to an unbuffered file. Raises TargetError, which names the file.
+
+    Where the disk is full, `full` is called, and the rest is tried once more.
+    """
     try:
         while block:
             block = block[file.write(block) :]
     except OSError as error:
+        if full is not None and error.errno in NO_SPACE:
+            full()
+            write_all(file, block)
+            return
         raise TargetError(f"cannot write {file.name!r}: {error.strerror}; {_MAKE_ROOM}") from error
 
 
-def write_file(directory: str, file: FileEntry, content: memoryview) -> None:
-    """Write a new file of an artifact below `directory`. Raises TargetError, which names the file."""
-    with create(os.path.join(directory, file.path), file.mode) as out:
-        write_all(out, content)
+def write_file(directory: str, file: FileEntry, content: memoryview, full: Callable[[], None] | None = None) -> None:
+    """Write a new file of an artifact below `directory`. Raises TargetError, which names the file.
+
+    Where the disk is full, `full` is called, and it is tried once more.
+    """
+    with create(os.path.join(directory, file.path), file.mode, full) as out:
+        write_all(out, content, full)
