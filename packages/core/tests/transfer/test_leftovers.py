@@ -9,7 +9,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from metaflow_artifacts._storage import LocalStorage
 from metaflow_artifacts._store import loading as store_loading
 from metaflow_artifacts._store.loading import load_id
 from metaflow_artifacts._transfer import loading, reuse, staging
+from metaflow_artifacts._transfer import target as targets
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages, make_stage
 
@@ -400,6 +401,26 @@ def test_what_others_have_made_is_not_removed(store: Store, saved: ModelArtifact
     # An empty directory of that name is what a load leaves that is killed at its begin.
     assert sorted(stages(target)) == [strange.name, f"{STAGING_PREFIX}mine"]
     assert (strange / "precious").exists()
+
+
+def test_a_directory_that_another_load_has_made_meanwhile_is_filled(
+    store: Store,
+    saved: ModelArtifact,
+    target: Path,
+    fresh: dict[str, tuple[bytes, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moves = targets._moves
+
+    def late(stage: str, path: str) -> Iterator[tuple[str, str]]:
+        steps = list(moves(stage, path))
+        monkeypatch.setattr(targets, "_moves", moves)
+        load(store, saved, target)
+        return iter(steps)
+
+    monkeypatch.setattr(targets, "_moves", late)
+    load(store, saved, target)
+    assert content(target) == fresh
 
 
 def test_a_forked_child_keeps_no_lock(target: Path) -> None:

@@ -81,7 +81,7 @@ def open_target(path: str | os.PathLike[str], load: str = "") -> Iterator[Target
             yield Target(target, stage)
             with _wording(target):
                 for step in list(_moves(stage.files, target)):
-                    os.replace(*step)
+                    _move(*step)
         except BaseException as error:
             # What an interrupt leaves is for the same load, done again. Errors leave the target as it was, which
             # includes what a killed load has left there.
@@ -156,6 +156,17 @@ def _moves(stage: str, target: str) -> Iterator[tuple[str, str]]:
             )
         else:
             yield source, target_path
+
+
+def _move(source: str, target: str) -> None:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # Another load has made this directory since.
+        for step in list(_moves(source, target)):
+            _move(*step)
 
 
 def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
