@@ -175,6 +175,8 @@ def test_numbers_that_the_store_is_asked_for(store: Store, arguments: Any) -> No
 def test_what_is_wrong_with_the_arguments_is_said_at_once(writer: CheckpointWriter, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="metadata"):
         save(writer, {"a": b""}, metadata=[1])
+    with pytest.raises(InvalidInput, match=r"\.result\(\)"):
+        save(writer, {"a": PendingSave()})
     with pytest.raises(InvalidInput, match="name"):
         save(writer, {"a": b""}, name="x" * 1000)
     with pytest.raises(InvalidInput, match="on_busy"):
@@ -271,12 +273,16 @@ def test_a_forked_child(writer: CheckpointWriter, store: Store) -> None:
                 pending.result()
             except UsageError as error:
                 answers.append("forked" in str(error))
+            try:
+                background.background_saves().wait()
+            except UsageError:
+                answers.append("waits")
             answers.append(Store(store.storage).save_model_async({"a": b"child"}).result()["size"])
             os.write(written, repr(answers).encode())
         finally:
             os._exit(0)
     os.close(written)
-    assert os.read(reader, 1000).decode() == "[0, 'dict', True, 5]"
+    assert os.read(reader, 1000).decode() == "[0, 'dict', True, 'waits', 5]"
     os.waitpid(child, 0)
     gate.open()
     assert pending.result()["version_id"] == 1

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from metaflow_artifacts import SourceError, SourceNotFound
 from metaflow_artifacts._transfer import snapshot as module
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, take_snapshot
+from metaflow_artifacts._transfer.source import opened_source
 
 BIG = 3 << 20
 
@@ -38,7 +42,9 @@ def contents(source: Source) -> dict[str, bytes]:
 
 
 def _content(file: Any) -> bytes:
-    return Path(file.location).read_bytes() if file.content is None else bytes(file.content)
+    if file.content is not None:
+        return bytes(file.content)
+    return Path(file.location).read_bytes() if file.fd is None else os.pread(file.fd, file.size + 1, 0)
 
 
 def hidden(directory: Path) -> list[str]:
@@ -67,9 +73,38 @@ def test_it_has_the_state_of_the_call(tree: Path, monkeypatch: pytest.MonkeyPatc
     assert contents(taken.source) == before
     assert taken.source.dirs == ["empty"]
     assert [file.mode & 0o111 for file in taken.source.files] == [0, 0o111]
-    assert len(hidden(tree.parent)) == 1
-    taken.close()
     assert hidden(tree.parent) == []
+    taken.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(taken.source.files[0].fd or -1)
+
+
+@pytest.mark.parametrize("gone", ["removed", "renamed", "consumed"])
+@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("descriptors", [1, 256])
+def test_the_directory_may_go(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, consume: bool, descriptors: int
+) -> None:
+    monkeypatch.setattr(module, "_DESCRIPTORS", descriptors)
+    before = {"big.bin": (tree / "big.bin").read_bytes(), "sub/run.sh": b"#!"}
+    given: Any = {"big.bin": tree / "big.bin"} if consume else tree
+    taken = take_snapshot(given, consume=consume)
+    if gone == "removed":
+        shutil.rmtree(tree.parent)
+    elif gone == "renamed":
+        tree.parent.rename(tmp_path / "elsewhere")
+    else:
+        take_snapshot(tree, consume=True).close()
+    expected = {"big.bin": before["big.bin"]} if consume else before
+    opened = [opened_source(file, number) for number, file in enumerate(taken.source.files)]
+    read = [
+        b"".join(map(bytes, one.blocks(0, file.size, memoryview(bytearray(BIG)))))
+        for one, file in zip(opened, taken.source.files, strict=True)
+    ]
+    assert dict(zip([file.path for file in taken.source.files], read, strict=True)) == expected
+    for one, file in zip(opened, taken.source.files, strict=True):
+        one.finish(0, file.size, "")
+    taken.close()
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "mapping"])
@@ -87,9 +122,9 @@ def test_each_kind_of_content(tmp_path: Path, kind: str, size: int, consume: boo
     }[kind]
     taken = take_snapshot(given, consume=consume)
     assert path.exists() is not consume
+    changing[:] = b"X" * len(changing)
     if not consume:
         path.write_bytes(b"x" * size)
-        changing[:] = b"X" * len(changing)
     expected = {"f": data, "m": b"in memory"} if kind == "mapping" else {"state.bin": data}
     assert contents(taken.source) == expected
     taken.give_back()
@@ -132,6 +167,7 @@ def test_a_log_that_grows_and_a_file_that_goes(tree: Path, monkeypatch: pytest.M
     taken = take_snapshot(tree)
     # In the fourth attempt it is what three lines had been added to.
     assert contents(taken.source) == {"big.bin": before + 3 * b"a line"}
+    taken.close()
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
@@ -155,6 +191,10 @@ def test_consume_never_copies(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(NoSnapshot, match="links that lead out"):
         take_snapshot(tree, consume=True)
     assert (tree / "link").read_bytes() == b"beside"
+    (tree / "link").unlink()
+    (tree / "link").symlink_to(tmp_path / "work" / "beside")
+    with pytest.raises(NoSnapshot, match="links that lead out"):
+        take_snapshot(tree, consume=True)
     (tmp_path / "link").symlink_to(tree)
     with pytest.raises(NoSnapshot, match="is a link"):
         take_snapshot(tmp_path / "link", consume=True)
@@ -164,17 +204,20 @@ def test_consume_never_copies(tree: Path, tmp_path: Path) -> None:
 
 
 def test_where_the_source_cannot_be_written_to(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, elsewhere = module._Directory.__init__, tmp_path / "elsewhere"
+    elsewhere, made = tmp_path / "elsewhere", []
     elsewhere.mkdir()
+    real_file, real_directory = tempfile.TemporaryFile, tempfile.mkdtemp
 
-    def read_only(self: Any, parent: str) -> None:
-        if parent.startswith(str(tmp_path / "work")):
+    def read_only(real: Any, **kwargs: Any) -> Any:
+        if kwargs["dir"].startswith(str(tmp_path / "work")):
             raise PermissionError(errno.EACCES, "Permission denied")
-        real(self, parent)
+        made.append(kwargs["dir"])
+        return real(**kwargs)
 
-    monkeypatch.setattr(module._Directory, "__init__", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(read_only, real_file))
+    monkeypatch.setattr(tempfile, "mkdtemp", partial(read_only, real_directory))
     taken = take_snapshot(tree, temp_root=elsewhere)
-    assert len(hidden(elsewhere)) == 1
+    assert set(made) == {str(elsewhere)}
     assert contents(taken.source)["big.bin"] == (tree / "big.bin").read_bytes()
     taken.close()
     with pytest.raises(NoSnapshot, match="can be made beside"):
@@ -186,19 +229,21 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tree: Path) -> N
     code = f"""
 import os, sys
 from metaflow_artifacts._transfer.snapshot import take_snapshot
-take_snapshot({str(tree)!r})
+take_snapshot({str(tree)!r}, consume=True)
 print("taken", flush=True)
 sys.stdin.read()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == b"taken\n"
-    module._Directory._cleared.clear()
+    (tree / "sub").mkdir(parents=True)
+    (tree / "big.bin").write_bytes(bytes(BIG))
+    module._cleared.clear()
     take_snapshot(tree).close()
     assert len(hidden(tree.parent)) == 1, "that of a process that runs"
     process.kill()
     process.communicate()
-    module._Directory._cleared.clear()
+    module._cleared.clear()
     take_snapshot(tree).close()
     assert hidden(tree.parent) == []
 

@@ -91,6 +91,9 @@ def _store_all(log: Log, elsewhere: Callable[[], Sequence[str]]) -> None:
 
 def _store_what_is_left(log: Log) -> None:
     saves = background_saves()
+    if saves.is_abandoned:
+        # Another decorator's wrapper has waited.
+        return
     try:
         if saves.pending:
             count = count_text(saves.pending, "save")

@@ -66,6 +66,8 @@ class Preemption:
     def _do_as_before(self, number: int, frame: Any) -> None:
         previous = self._previous
         if callable(previous):
+            # It may save, and this thread cannot go on before it returns.
+            background_saves().reopen_without_lock()
             try:
                 previous(number, frame)
             finally:

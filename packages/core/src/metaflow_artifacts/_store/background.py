@@ -11,10 +11,9 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,7 @@ from metaflow_artifacts._transfer.engine import in_background
 from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, Snapshot, take_snapshot
-from metaflow_artifacts.errors import InvalidInput, SaveReplaced, SaveTimeout, warn
+from metaflow_artifacts.errors import ArtifactError, InvalidInput, SaveReplaced, SaveTimeout, warn
 
 __all__ = ["BackgroundSaves", "OnBusy", "SaveOptions", "Storing", "background_saves"]
 
@@ -36,6 +35,7 @@ Storing = Callable[[Source], ModelArtifact]
 
 _IDLE_S = 10.0
 """After how long without a save the worker ends."""
+_LONGEST_WAIT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SaveOptions:
     """How a save in the background is taken over."""
 
     consume: bool = False
-    """Whether the caller gives its files and buffers away: files are moved and not copied."""
+    """Whether the caller gives its files away: they are moved and not copied. Buffers are always copied."""
     on_busy: OnBusy = "wait"
     """Where another save waits already: `wait` until there is room, or `replace` the one that waits."""
     temp_root: str | os.PathLike[str] | None = None
@@ -73,11 +73,27 @@ class _Job:
             reference = self.store(self.snapshot.source)
         except BaseException as error:
             self.snapshot.give_back()
-            # The frames hold the content.
-            traceback.clear_frames(error.__traceback__)
+            _strip(error)
             return error
         self.snapshot.close()
         return reference
+
+    def release(self) -> None:
+        """Hold the content no longer."""
+        self.snapshot, self.store = _NOTHING, _nothing
+
+
+def _strip(error: BaseException) -> None:
+    """Remove the tracebacks of an error and of those it comes from: their frames hold the content."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        todo += [one.__cause__, one.__context__]
 
 
 _NOTHING = Snapshot(Source())
@@ -99,11 +115,18 @@ class BackgroundSaves:
         """Held by the call that hands a save over, so that the order of numbers is that of the queue."""
         self._waiting: deque[_Job] = deque()
         self._running: _Job | None = None
+        self._foreground: _Job | None = None
+        """What the caller's thread stores, as there can be no snapshot."""
+        self._entering = 0
+        """How many calls have found room and not handed over yet."""
         self._worker: threading.Thread | None = None
         self._is_closed = False
         self._is_abandoned = False
+        self._has_ended = False
         self._handed_over: list[tuple[Hashable, PendingSave]] = []
         """Since the last `wait`."""
+        self._inherited: list[tuple[Hashable, PendingSave]] = []
+        """In a forked child: what its parent had not stored."""
         self._failed: list[_Job] = []
         self._has_told = False
         self.seconds_waited = 0.0
@@ -126,52 +149,95 @@ class BackgroundSaves:
         options.check()
         start = time.monotonic()
         pending = pending or PendingSave()
-        with self._turn:
-            self._wait_for_room(group, options.on_busy)
+        with self._turn, self._room(group, options.on_busy):
             try:
                 snapshot, reason = take_snapshot(content, consume=options.consume, temp_root=options.temp_root), ""
             except NoSnapshot as error:
                 snapshot, reason = _Foreground(content, options.consume), str(error)
             try:
+                if reason and not self._has_told:
+                    self._has_told = True
+                    options.tell(f"saves are not made in the background, and the step waits for each: {reason}")
                 job = _Job(group, pending, snapshot, begin(), options.note_unseen)
             except BaseException:
                 snapshot.give_back()
                 raise
-            self._add(job, options.on_busy)
-        if reason:
-            if not self._has_told:
-                self._has_told = True
-                options.tell(f"saves are not made in the background, and the step waits for each: {reason}")
-            pending._finished.wait()
+            if reason:
+                self._store_now(job)
+            else:
+                self._add(job, options.on_busy)
+        self._wait_at_exit(pending)
         pending.seconds_waited = time.monotonic() - start
         self.seconds_waited += pending.seconds_waited
         return pending
 
-    def _wait_for_room(self, group: Hashable, on_busy: OnBusy) -> None:
+    @contextmanager
+    def _room(self, group: Hashable, on_busy: OnBusy) -> Iterator[None]:
+        """Begins when there is room for one more."""
         with self._lock:
             # Once it is closed, the process is about to end: what was handed over then would be lost.
-            self._changed.wait_for(
-                lambda: not self._is_closed and (not self._waiting or self._replaceable(group, on_busy) is not None)
-            )
+            # A signal that comes just before a wait is handled only after it, so no wait is without an end.
+            while not self._changed.wait_for(
+                lambda: not self._is_closed and (not self._waiting or self._replaceable(group, on_busy) is not None),
+                _LONGEST_WAIT_S,
+            ):
+                pass
+            self._entering += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._entering -= 1
+                self._changed.notify_all()
 
     def _replaceable(self, group: Hashable, on_busy: OnBusy) -> _Job | None:
         return next((job for job in self._waiting if on_busy == "replace" and job.group == group), None)
 
     def _add(self, job: _Job, on_busy: OnBusy) -> None:
         with self._lock:
-            # It may have been closed since there was room.
-            self._changed.wait_for(lambda: not self._is_closed)
             old = self._replaceable(job.group, on_busy)
             if old is not None:
+                # First: an interrupt may come between any two of these lines. The worker leaves out what is done.
+                old.pending._finish(SaveReplaced("a later save with on_busy='replace' has taken the place of this one"))
                 self._waiting.remove(old)
             self._waiting.append(job)
             self._handed_over.append((job.group, job.pending))
             self._changed.notify_all()
         if old is not None:
             old.snapshot.close()
-            old.pending._finish(SaveReplaced("a later save with on_busy='replace' has taken the place of this one"))
-        _wait_at_exit()
+        _finalize_at_exit()
         self._ensure_worker()
+
+    def _store_now(self, job: _Job) -> None:
+        """Store a save in the caller's thread, after all that were handed over before.
+
+        What interrupts it is raised, and ends it as it ends a plain save.
+        """
+        self.settle()
+        self._foreground = job
+        outcome: ModelArtifact | BaseException = ArtifactError("this save was interrupted")
+        try:
+            outcome = job.run()
+        finally:
+            with self._lock:
+                self._foreground = None
+                job.pending._finish(outcome)
+                job.release()
+                self._handed_over.append((job.group, job.pending))
+                if isinstance(outcome, ArtifactError):
+                    self._failed.append(job)
+                self._changed.notify_all()
+        if isinstance(outcome, BaseException) and not isinstance(outcome, ArtifactError):
+            job.pending.take_error()
+            raise outcome
+
+    def _wait_at_exit(self, pending: PendingSave) -> None:
+        """Where the process is ending already, wait: `end` may have run, and threads are stopped soon."""
+        if threading.main_thread().is_alive():
+            return
+        pending._finished.wait()
+        if self._has_ended:
+            self._print_failures()
 
     def _ensure_worker(self) -> None:
         """Start the worker if there is something to do and none. An interrupt may have come before it was started."""
@@ -198,13 +264,19 @@ class BackgroundSaves:
                     return
                 self._running = job = self._waiting.popleft()
                 self._changed.notify_all()
+            if job.pending.done():
+                job.snapshot.close()
+                with self._lock:
+                    self._running = None
+                    self._changed.notify_all()
+                continue
             with in_background():
                 outcome = job.run()
             with self._lock:
                 self._running = None
                 job.pending._finish(outcome)
+                job.release()
                 if isinstance(outcome, BaseException):
-                    job.snapshot, job.store = _NOTHING, _nothing
                     self._failed.append(job)
                 self._changed.notify_all()
             del job, outcome
@@ -212,37 +284,43 @@ class BackgroundSaves:
     @property
     def pending(self) -> int:
         """How many saves are not done."""
+        return len(self._jobs())
+
+    def _jobs(self) -> list[_Job]:
         with self._lock:
-            return len(self._waiting) + (self._running is not None)
+            return [job for job in (self._foreground, self._running, *self._waiting) if job is not None]
 
     def settle(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is pending, `timeout` seconds at most; whether that is so."""
-        if not self.pending:
+        """Wait until all that was handed over before is done, `timeout` seconds at most; whether that is so."""
+        jobs = self._jobs()
+        if not jobs:
             return True
         self._ensure_worker()
         start = time.monotonic()
         try:
             with self._lock:
-                return self._changed.wait_for(lambda: not self.pending, timeout)
+                return self._changed.wait_for(lambda: all(job.pending.done() for job in jobs), timeout)
         finally:
             self.seconds_waited += time.monotonic() - start
 
     def wait(self, timeout: float | None = None, *, kind: str | None = None) -> list[ModelArtifact]:
         """Wait for all saves, and return the references of those handed over since the last call, in their order.
 
-        Those that were replaced are left out. With `kind`, only those count whose group is a tuple that begins with
-        it. Raises the first error, and SaveTimeout after `timeout` seconds.
+        Those that were replaced are left out, and those that are handed over while this waits. With `kind`, only those
+        count whose group is a tuple that begins with it. Raises the first error, SaveTimeout after `timeout` seconds,
+        and UsageError in a forked child that has handed over none, while its parent had some that were not stored.
         """
+        with self._lock:
+            mine = [pending for group, pending in self._handed_over if kind in (None, _kind(group))]
+        if not mine:
+            mine = [pending for group, pending in self._inherited if kind in (None, _kind(group))]
         if not self.settle(timeout):
             raise SaveTimeout(f"{self.pending} saves are not done after {timeout} seconds; they go on")
+        taken = set(map(id, mine))
         with self._lock:
-            mine: list[tuple[Hashable, PendingSave]] = []
-            others: list[tuple[Hashable, PendingSave]] = []
-            for group, pending in self._handed_over:
-                (mine if kind in (None, _kind(group)) else others).append((group, pending))
-            self._handed_over = others
+            self._handed_over = [(group, pending) for group, pending in self._handed_over if id(pending) not in taken]
         references = []
-        for _, pending in mine:
+        for pending in mine:
             error = pending.exception()
             if error is None:
                 references.append(pending.result())
@@ -260,30 +338,44 @@ class BackgroundSaves:
         return [(error, job.note_unseen) for job in failed if (error := job.pending.take_error()) is not None]
 
     def close_when_done(self, timeout: float) -> bool:
-        """Wait until nothing is pending, `timeout` seconds at most, and take nothing over then. Whether all is stored.
+        """Take nothing more over, and wait until nothing is pending, `timeout` seconds at most. Whether all is stored.
 
-        A call that would hand over a save waits until `reopen`.
+        A call that would hand over a save waits until `reopen`; one that is being made is still taken over.
         """
         with self._lock:
-            is_done = self._changed.wait_for(lambda: not self.pending, timeout)
             self._is_closed = True
-            return is_done
+            return self._changed.wait_for(lambda: not self.pending and not self._entering, timeout)
 
     def reopen(self) -> None:
         """Take saves over again."""
         with self._lock:
-            self._is_closed = False
+            self.reopen_without_lock()
             self._changed.notify_all()
 
+    def reopen_without_lock(self) -> None:
+        """As `reopen`, for the handler of a signal: calls from now on do not wait; those that wait go on waiting."""
+        self._is_closed = False
+
     def abandon(self) -> None:
-        """Do not wait for what is pending when the process ends."""
+        """Do not wait for what is pending, neither when the process ends nor where it is pickled."""
         self._is_abandoned = True
+        for job in self._jobs():
+            job.pending._abandon()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for what is pending."""
+        return self._is_abandoned
 
     def end(self) -> None:
         """The end of the process: wait for what is pending, and print the errors that nobody has seen."""
         if self._process != os.getpid() or self._is_abandoned:
             return
         self.settle()
+        self._has_ended = True
+        self._print_failures()
+
+    def _print_failures(self) -> None:
         for error, note in self._take_failures():
             print(f"a save in the background failed: {type(error).__name__}: {error}", file=sys.stderr)
             note(error)
@@ -317,12 +409,15 @@ class _Foreground(Snapshot):
 
 
 _saves = BackgroundSaves()
-_waiting_at_exit: set[int] = set()
+_finalized: set[int] = set()
+"""The processes in which `_end` is called where multiprocessing ends them."""
 
 
 def _renew() -> None:
     global _saves
-    _saves = BackgroundSaves()
+    parents, _saves = _saves, BackgroundSaves()
+    _saves._inherited = [*parents._inherited, *parents._handed_over]
+    _saves._inherited = [(group, pending) for group, pending in _saves._inherited if not pending.done()]
 
 
 os.register_at_fork(after_in_child=_renew)
@@ -333,19 +428,20 @@ def background_saves() -> BackgroundSaves:
     return _saves
 
 
-def _wait_at_exit() -> None:
-    if os.getpid() in _waiting_at_exit:
+def _finalize_at_exit() -> None:
+    if os.getpid() in _finalized or "multiprocessing" not in sys.modules:
         return
-    _waiting_at_exit.add(os.getpid())
-    atexit.register(_end)
-    if "multiprocessing" in sys.modules:
-        from multiprocessing import parent_process
-        from multiprocessing.util import Finalize
+    _finalized.add(os.getpid())
+    from multiprocessing import parent_process
+    from multiprocessing.util import Finalize
 
-        if parent_process() is not None:
-            # Workers that were forked end without Python's own clean-up.
-            Finalize(None, _end, exitpriority=100)
+    if parent_process() is not None:
+        # Workers that were forked end without Python's own clean-up.
+        Finalize(None, _end, exitpriority=100)
 
 
 def _end() -> None:
     _saves.end()
+
+
+atexit.register(_end)

@@ -62,7 +62,7 @@ class BackgroundModels:
         def begin() -> Storing:
             return store
 
-        group = "model", label
+        group = "model", str(getattr(self, "storage", "")), pathspec, label
         return background_saves().submit(path, begin, options or SaveOptions(), group=group, pending=pending)
 
     def save_model(

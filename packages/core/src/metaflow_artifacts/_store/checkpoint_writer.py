@@ -118,7 +118,8 @@ class CheckpointWriter:
 
             return store
 
-        group = "checkpoint", str(self.place), self.id, name
+        task = str(self.place), self.id, self.attempt, self.pathspec
+        group = "checkpoint", self.store.storage.root, *task, name, latest
         return background_saves().submit(content, begin, options or SaveOptions(), group=group, pending=pending)
 
     def details(

@@ -20,12 +20,16 @@ class PendingSave:
     That of a save that failed is a dict with the one member `error`, which no load takes.
     """
 
+    is_pending_save = True
+    """What tells it from other objects where this class is not known."""
+
     def __init__(self) -> None:
         self._process = os.getpid()
         self._finished = threading.Event()
         self._reference: ModelArtifact | None = None
         self._error: BaseException | None = None
         self._is_seen = False
+        self._is_abandoned = False
         self.seconds_waited = 0.0
         """How long the call of `save_async` took."""
         self._began = 0.0
@@ -74,6 +78,10 @@ class PendingSave:
         if not self._finished.wait(timeout):
             raise SaveTimeout(f"the save is not done after {timeout} seconds; it goes on")
 
+    def _abandon(self) -> None:
+        """Do not wait for it where it is pickled."""
+        self._is_abandoned = True
+
     def _begin(self) -> None:
         self._began = time.monotonic()
 
@@ -103,6 +111,8 @@ class PendingSave:
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._is_abandoned and not self._is_done:
+            return dict, ({"error": "the save was not done when the step ended"},)
         try:
             self._wait(None)
         except ArtifactError as error:

@@ -25,13 +25,12 @@ _MODE = 0o644
 """Permission bits of a file whose content comes from memory."""
 
 
-def source_of(content: Content, *, keeps_buffers: bool = False) -> Source:
+def source_of(content: Content) -> Source:
     """Find all that is to be saved.
 
     In a mapping, the keys are paths within the artifact, and the values are bytes-like objects, or paths of files or
-    directories. What can be written to is copied, `bytes` are kept by reference; with `keeps_buffers`, the caller
-    writes to none of them any more. Raises InvalidInput for a path within the artifact that is not relative and
-    normalised, or that is a directory of another; else as `scan`.
+    directories. What can be written to is copied, `bytes` are kept by reference. Raises InvalidInput for a path within
+    the artifact that is not relative and normalised, or that is a directory of another; else as `scan`.
     """
     if isinstance(content, Source):
         return content
@@ -47,7 +46,7 @@ def source_of(content: Content, *, keeps_buffers: bool = False) -> Source:
         if isinstance(value, (str, os.PathLike)):
             _add_path(source, path, value)
         else:
-            source.files.append(_in_memory(path, value, keeps_buffers))
+            source.files.append(_in_memory(path, value))
     source.files.sort(key=lambda file: os.fsencode(file.path))
     source.dirs.sort(key=os.fsencode)
     problem = tree_problem([file.path for file in source.files], source.dirs)
@@ -67,13 +66,17 @@ def _add_path(source: Source, path: str, value: str | os.PathLike[str]) -> None:
         source.dirs.append(path)
 
 
-def _in_memory(path: str, value: Any, keeps_buffers: bool) -> SourceFile:
+def _in_memory(path: str, value: Any) -> SourceFile:
     try:
         view = memoryview(value)
         # Of a read-only view, others may write to what it shows. Contiguous bytes only: `tobytes` copies any view.
-        is_fixed = type(view.obj) is bytes or keeps_buffers
+        is_fixed = type(view.obj) is bytes
         content = view.cast("B") if is_fixed and view.c_contiguous and view.nbytes else view.tobytes()
     except (TypeError, ValueError, BufferError) as error:
+        if getattr(value, "is_pending_save", None) is True:
+            raise InvalidInput(
+                f"content to save: {path!r} is a save in the background; its .result() is the reference to it, a dict"
+            ) from error
         raise InvalidInput(
             f"content to save: {path!r} is {type(value).__name__}, neither bytes-like nor a path ({error}); encode it, "
             "or write it to a file and pass its path; metadata is a keyword: metadata={...}"

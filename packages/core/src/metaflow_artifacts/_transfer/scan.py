@@ -42,6 +42,8 @@ class SourceFile:
     """Whether the caller named this file itself: it cannot be left out."""
     content: bytes | memoryview | None = None
     """Its content, where it is in memory and in no file; nobody writes to it."""
+    fd: int | None = None
+    """A descriptor that is read instead of the location, which may be gone. Whoever opened it closes it."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ def look_again(file: SourceFile) -> SourceFile:
     if file.content is not None:
         return file
     try:
-        info = os.stat(file.location)
+        info = os.stat(file.location if file.fd is None else file.fd)
     except FileNotFoundError as error:
         if not file.named:
             # As a temporary file that was renamed.
@@ -110,7 +112,7 @@ def look_again(file: SourceFile) -> SourceFile:
         raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
     if not stat.S_ISREG(info.st_mode):
         raise SourceError(f"{file.location!r} became {_kind(info.st_mode)} while it was saved; save again")
-    return _file(file.path, file.location, info, named=file.named)
+    return replace(_file(file.path, file.location, info, named=file.named), fd=file.fd)
 
 
 def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:

@@ -1,8 +1,10 @@
 """Snapshots: the caller may change the source as soon as there is one, and it is stored later.
 
-What is in memory stays there. Files are cloned into a hidden directory on their own file system: by reflink, else by
-copy_file_range, else by read and write. With `consume` they are moved there. Each clone is one state that its file had,
-which is found out as in a save (see `source.py`).
+What is in memory stays there. Files are cloned on their own file system: by reflink, else by copy_file_range, else by
+read and write. Each clone is one state that its file had, which is found out as in a save (see `source.py`). Clones
+have no name, and are read from descriptors: nothing is left when the process is killed, and the caller may remove the
+directory. Where there are too many for descriptors, the smallest are together in one file, which is mapped into memory.
+With `consume`, files are moved into a hidden directory, and the largest are held open.
 """
 
 from __future__ import annotations
@@ -10,11 +12,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
+import resource
 import tempfile
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from io import FileIO
 
 from metaflow_artifacts._transfer.content import Content, source_of
 from metaflow_artifacts._transfer.removal import remove_tree
@@ -30,18 +36,20 @@ from metaflow_artifacts._transfer.source import (
     unreadable,
     wait_for_tick,
 )
-from metaflow_artifacts._transfer.staging import STAGING_PREFIX
+from metaflow_artifacts._transfer.staging import STAGING_PREFIX, lock_name
+from metaflow_artifacts.errors import SourceError
 
 __all__ = ["NoSnapshot", "Snapshot", "take_snapshot"]
 
 _IN_MEMORY_BYTES = 1 << 20
 """Files of at most this many bytes in all are read into memory instead."""
 _BLOCK_BYTES = 1 << 20
+_DESCRIPTORS = 256
+"""How many files of a snapshot are held open at most; fewer where the process may open few."""
 _MARGIN = 1.05
 """A snapshot is made where at least this many times its size is free."""
 _PREFIX = f"{STAGING_PREFIX}snapshot_"
 _NEW_PREFIX = f"{STAGING_PREFIX}new_"
-_LOCK = "lock"
 _FICLONE = 0x40049409
 """Linux: make a file share the blocks of another one."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -52,17 +60,32 @@ class NoSnapshot(Exception):
 
 
 class Snapshot:
-    """What is to be stored, and the hidden directory that holds its files."""
+    """What is to be stored, with its open files and the hidden directory of what was moved."""
 
-    def __init__(self, source: Source, directory: _Directory | None = None, moved: list[tuple[str, str]] | None = None):
+    def __init__(
+        self,
+        source: Source,
+        directory: _Directory | None = None,
+        moved: list[tuple[str, str]] | None = None,
+        opened: Iterable[FileIO] = (),
+    ):
         self.source = source
         self._directory = directory
         self._moved = moved or []
+        self._opened = list(opened)
+        if self._opened or directory is not None:
+            _snapshots.add(self)
 
     def close(self) -> None:
-        """Remove the directory. Nothing is raised."""
+        """Close the files, and remove the directory. Nothing is raised."""
+        self._close_files()
         if self._directory is not None:
             self._directory.close()
+
+    def _close_files(self) -> None:
+        for file in self._opened:
+            with contextlib.suppress(OSError):
+                file.close()
 
     def give_back(self) -> None:
         """Move what was consumed back to where it was, unless something else is there; then `close`."""
@@ -72,17 +95,34 @@ class Snapshot:
                     os.rename(location, path)
         self.close()
 
+    def forget(self) -> None:
+        """In a forked child: close its copies of the descriptors, which would outlive the parent with it."""
+        self._close_files()
+        if self._directory is not None:
+            self._directory.unlock()
+
+
+_snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for snapshot in list(_snapshots):
+        snapshot.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
+
 
 def take_snapshot(
     content: Content, *, consume: bool = False, temp_root: str | os.PathLike[str] | None = None
 ) -> Snapshot:
     """A snapshot of a file, directory or mapping. The caller closes it.
 
-    With `consume`, files and directories are moved, and buffers are not copied. `temp_root` is where a snapshot is made
+    With `consume`, files and directories are moved. `temp_root` is where a snapshot is made
     if the source's file system cannot be written to. Raises NoSnapshot where there is no room, or where `consume` would
     have to copy; else as `source_of`, and SourceError for a file that changes each time it is cloned.
     """
-    source = source_of(content, keeps_buffers=consume)
+    source = source_of(content)
     if all(file.content is not None for file in source.files):
         # Nobody can change a mapping of bytes, nor a directory without files.
         return Snapshot(source)
@@ -92,11 +132,12 @@ def take_snapshot(
         source = _read(source) or source
         if all(file.content is not None for file in source.files):
             return Snapshot(source)
-    directory = _Directory.near(content, source, temp_root)
+    cloner = _Cloner(source, _writable(content, source, temp_root))
     try:
-        return Snapshot(_clone_all(source, directory), directory)
+        return Snapshot(cloner.clone_all(), opened=cloner.opened)
     except BaseException:
-        directory.close()
+        for file in cloner.opened:
+            file.close()
         raise
 
 
@@ -119,18 +160,12 @@ def _read(source: Source) -> Source | None:
 class _Directory:
     """A hidden directory. It is locked while its process lives, so that others remove what a killed one has left."""
 
-    _cleared: set[tuple[int, str]] = set()  # noqa: RUF012
-    """Directories in which this process has looked for what is left, with its id."""
-
     def __init__(self, parent: str) -> None:
         """Raises OSError where it cannot be made in `parent`."""
-        key = os.getpid(), parent
-        if key not in self._cleared:
-            self._cleared.add(key)
-            _remove_leftovers(parent)
+        _clear(parent)
         new = tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=parent)
         try:
-            self._lock = os.open(os.path.join(new, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(os.path.join(new, lock_name(parent)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             # Some file systems have no locks: there, nothing is ever removed by others.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,27 +176,45 @@ class _Directory:
             raise
         self._closing = threading.Lock()
 
-    @classmethod
-    def near(cls, content: Content, source: Source, temp_root: str | os.PathLike[str] | None) -> _Directory:
-        """One on the file system of the source, else in `temp_root`. Raises NoSnapshot."""
-        problem: OSError | None = None
-        for parent in [*_parents(content, source), os.fspath(temp_root or tempfile.gettempdir())]:
-            try:
-                return cls(parent)
-            except OSError as error:
-                problem = error
-        raise NoSnapshot(f"no directory can be made for it: {problem}")
-
     def close(self) -> None:
         with self._closing:
             if self._lock >= 0:
                 remove_tree(self.path)
-                os.close(self._lock)
-                self._lock = -1
+                self._unlock()
+
+    def unlock(self) -> None:
+        """In a forked child."""
+        if self._lock >= 0:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, -1
+        with contextlib.suppress(OSError):
+            os.close(lock)
+
+
+def _writable(content: Content, source: Source, temp_root: str | os.PathLike[str] | None) -> str:
+    """A directory on the file system of the source in which files can be made, else `temp_root`. Raises NoSnapshot."""
+    problem: OSError | None = None
+    for parent in [*_parents(content, source), os.fspath(temp_root or tempfile.gettempdir())]:
+        try:
+            _unnamed(parent).close()
+            _clear(parent)
+            return parent
+        except OSError as error:
+            problem = error
+    raise NoSnapshot(f"no file can be made for it: {problem}")
+
+
+def _unnamed(parent: str) -> FileIO:
+    """A new file without a name on the file system of `parent`. Raises OSError."""
+    file = tempfile.TemporaryFile(buffering=0, prefix=_NEW_PREFIX, dir=parent)  # noqa: SIM115
+    assert isinstance(file, FileIO)
+    return file
 
 
 def _parents(content: Content, source: Source) -> list[str]:
-    """Where a hidden directory may be: beside the source, or in it if it is where a file system is mounted."""
+    """Directories on the file system of the source: that which it is in, and itself."""
     if isinstance(content, (str, os.PathLike)):
         real = os.path.realpath(content)
         parent = os.path.dirname(real)
@@ -175,13 +228,21 @@ def _parents(content: Content, source: Source) -> list[str]:
     return [os.path.dirname(os.path.realpath(largest.location))]
 
 
-def _remove_leftovers(parent: str) -> None:
-    """Remove snapshots of processes that were killed."""
+_cleared: set[tuple[int, str]] = set()
+"""Directories in which this process has looked for what is left, with its id."""
+
+
+def _clear(parent: str) -> None:
+    """Remove, once for each directory, what processes that were killed have moved into it."""
+    key = os.getpid(), parent
+    if key in _cleared:
+        return
+    _cleared.add(key)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         left = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
         for path in left:
             with contextlib.suppress(OSError):
-                lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                lock = os.open(os.path.join(path, lock_name(parent)), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     remove_tree(path)
@@ -189,54 +250,103 @@ def _remove_leftovers(parent: str) -> None:
                     os.close(lock)
 
 
-def _clone_all(source: Source, directory: _Directory) -> Source:
-    cloner = _Cloner(source, directory.path)
-    files = []
-    for number, file in enumerate(source.files):
-        clone = file if file.content is not None else cloner.clone(file, number)
-        if clone is not None:
-            files.append(clone)
-    return Source(files, source.dirs)
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Three snapshots may be there at a time.
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else min(_DESCRIPTORS, soft // 8)
+
+
+def _largest(files: Iterable[tuple[int, SourceFile]]) -> set[int]:
+    """The numbers of the files that get a descriptor each."""
+    by_size = sorted(((file.size, number) for number, file in files if file.content is None), reverse=True)
+    return {number for _, number in by_size[: _descriptors()]}
 
 
 class _Cloner:
-    """Clones files into a directory."""
+    """Clones files to where they have no name."""
 
     def __init__(self, source: Source, directory: str) -> None:
+        self.opened: list[FileIO] = []
+        self._source = source
         self._directory = directory
         self._left = sum(file.size for file in source.files if file.content is None)
         self._links = True
         """Whether blocks can be shared, as far as is known."""
         self._has_room = False
+        self._shared: FileIO | None = None
+        """Holds the files that have no descriptor of their own."""
+        self._shared_size = 0
 
-    def clone(self, file: SourceFile, number: int) -> SourceFile | None:
-        """A file's clone; None where the file was removed. Raises SourceError, NoSnapshot."""
-        location = os.path.join(self._directory, str(number))
+    def clone_all(self) -> Source:
+        """Clones of all files; those that were removed are left out. Raises SourceError, NoSnapshot."""
+        files: list[SourceFile] = []
+        shared: dict[int, int] = {}
+        """Offsets by place in `files`."""
+        apart = _largest(enumerate(self._source.files))
+        for number, file in enumerate(self._source.files):
+            if file.content is not None:
+                files.append(file)
+                continue
+            at = 0 if number in apart else self._shared_size
+            clone = self._clone_one(file, number, None if number in apart else self._shared_file())
+            if clone is None:
+                continue
+            if number not in apart:
+                shared[len(files)] = at
+                self._shared_size += clone.size
+            files.append(clone)
+        if self._shared is not None:
+            view = memoryview(b"")
+            if self._shared_size:
+                view = memoryview(mmap.mmap(self._shared.fileno(), self._shared_size, prot=mmap.PROT_READ))
+            for place, at in shared.items():
+                files[place] = replace(files[place], content=view[at : at + files[place].size])
+        return Source(files, self._source.dirs)
+
+    def _shared_file(self) -> FileIO:
+        if self._shared is None:
+            self._shared = self._make()
+        return self._shared
+
+    def _make(self) -> FileIO:
+        try:
+            file = _unnamed(self._directory)
+        except OSError as error:
+            raise NoSnapshot(f"no file can be made in {self._directory}: {error.strerror}") from error
+        self.opened.append(file)
+        return file
+
+    def _clone_one(self, file: SourceFile, number: int, shared: FileIO | None) -> SourceFile | None:
+        """A file's clone, in a file of its own or at the end of `shared`; None where the file was removed."""
+        if file.gone:
+            return None
+        out, base = (self._make(), 0) if shared is None else (shared, self._shared_size)
         for attempt in range(FILE_ATTEMPTS):
             if file.gone:
                 return None
             try:
-                self._clone(file, number, location, may_grow=attempt == FILE_ATTEMPTS - 1)
+                self._clone(file, number, out.fileno(), base, may_grow=attempt == FILE_ATTEMPTS - 1)
             except Changed:
                 file = look_again(file)
                 continue
             self._left -= file.size
-            info = os.stat(location)
+            info = os.fstat(out.fileno())
             times = info.st_mtime_ns, info.st_ctime_ns
-            return SourceFile(file.path, location, file.size, file.mode, *times, info.st_ino, 1, named=True)
+            inode, links = info.st_ino, info.st_nlink
+            fd = out.fileno() if shared is None else None
+            return SourceFile(file.path, file.location, file.size, file.mode, *times, inode, links, named=True, fd=fd)
         raise keeps_changing(file)
 
-    def _clone(self, file: SourceFile, number: int, location: str, *, may_grow: bool) -> None:
+    def _clone(self, file: SourceFile, number: int, out: int, base: int, *, may_grow: bool) -> None:
         fd = open_for_reading(file, number)
         try:
-            out = os.open(location, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                self._copy(file, number, fd, out)
-                now = os.fstat(fd)
-                if not is_unchanged(file, now) and not (may_grow and has_grown(file, now) and _begins_as(fd, out)):
-                    raise Changed(number)
-            finally:
-                os.close(out)
+            os.ftruncate(out, base)
+            self._copy(file, number, fd, out, base)
+            now = os.fstat(fd)
+            if is_unchanged(file, now):
+                return
+            if not (may_grow and has_grown(file, now) and _begins_as(fd, out, base)):
+                raise Changed(number)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSnapshot(f"there is no room for a copy in {self._directory}: {error.strerror}") from error
@@ -244,8 +354,8 @@ class _Cloner:
         finally:
             os.close(fd)
 
-    def _copy(self, file: SourceFile, number: int, fd: int, out: int) -> None:
-        if self._links:
+    def _copy(self, file: SourceFile, number: int, fd: int, out: int, base: int) -> None:
+        if self._links and not base:
             try:
                 # All of the file, at one moment.
                 fcntl.ioctl(out, _FICLONE, fd)
@@ -261,7 +371,7 @@ class _Cloner:
         while at < file.size:
             if copies:
                 try:
-                    count = os.copy_file_range(fd, out, file.size - at, at, at)
+                    count = os.copy_file_range(fd, out, file.size - at, at, base + at)
                 except OSError as error:
                     if error.errno in _NO_ROOM:
                         raise
@@ -269,7 +379,7 @@ class _Cloner:
                     continue
             else:
                 block = os.pread(fd, min(_BLOCK_BYTES, file.size - at), at)
-                count = os.pwrite(out, block, at) if block else 0
+                count = os.pwrite(out, block, base + at) if block else 0
             if not count:
                 raise Changed(number)
             at += count
@@ -282,10 +392,10 @@ class _Cloner:
         self._has_room = True
 
 
-def _begins_as(fd: int, out: int) -> bool:
-    """Whether a file that has grown still begins with what was copied."""
+def _begins_as(fd: int, out: int, base: int) -> bool:
+    """Whether a file that has grown still begins with what was copied to the end of `out`, from `base` on."""
     at = 0
-    while block := os.pread(out, _BLOCK_BYTES, at):
+    while block := os.pread(out, _BLOCK_BYTES, base + at):
         if os.pread(fd, len(block), at) != block:
             return False
         at += len(block)
@@ -315,7 +425,10 @@ def _move(content: Content, source: Source) -> Snapshot:
             moved.append((path, location))
         files = [file for file in source.files if file.content is not None]
         for (name, _), (path, location) in zip(named, moved, strict=True):
-            files += _found_again(name, path, scan(location, warns=False), source)
+            there = scan(location, warns=False)
+            if _leads_out(location, there):
+                raise NoSnapshot(f"{path!r} holds links that lead out of it")
+            files += _found_again(name, path, there, source)
         if len(files) < len(source.files):
             raise NoSnapshot(f"{paths[0]!r} holds links that lead out of it")
     except BaseException as error:
@@ -324,7 +437,35 @@ def _move(content: Content, source: Source) -> Snapshot:
             raise NoSnapshot(f"{paths[0]!r} cannot be moved: {error}") from error
         raise
     files.sort(key=lambda file: os.fsencode(file.path))
-    return Snapshot(Source(files, source.dirs), directory, moved)
+    opened = _hold(files)
+    return Snapshot(Source(files, source.dirs), directory, moved, opened)
+
+
+def _hold(files: list[SourceFile]) -> list[FileIO]:
+    """Open the largest of `files`, and replace their entries: the caller may remove the directory they are in."""
+    opened = []
+    for number in _largest(enumerate(files)):
+        with contextlib.suppress(OSError, Changed, SourceError):
+            fd = open_for_reading(files[number], number)
+            opened.append(FileIO(fd))
+            files[number] = replace(files[number], fd=fd)
+    return opened
+
+
+def _leads_out(location: str, there: Source) -> bool:
+    """Whether a link leads to what was not moved, and may be written to."""
+    above = os.path.join(os.path.realpath(location), "")
+    real: dict[str, str] = {}
+    for file in there.files:
+        if file.named:
+            continue
+        directory, name = os.path.split(file.location)
+        if directory not in real:
+            real[directory] = os.path.join(os.path.realpath(directory), "")
+        path = os.path.realpath(file.location) if os.path.islink(file.location) else real[directory] + name
+        if not path.startswith(above):
+            return True
+    return False
 
 
 def _found_again(name: str, original: str, there: Source, source: Source) -> list[SourceFile]:

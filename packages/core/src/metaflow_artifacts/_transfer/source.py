@@ -86,7 +86,7 @@ def has_grown(file: SourceFile, now: os.stat_result) -> bool:
 def open_for_reading(file: SourceFile, number: int) -> int:
     """A descriptor of a file. Raises Changed where it is missing, SourceError where it cannot be read."""
     try:
-        return os.open(file.location, _READ)
+        return os.open(file.location, _READ) if file.fd is None else os.dup(file.fd)
     except FileNotFoundError as error:
         raise Changed(number) from error
     except OSError as error:

@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["STAGING_PREFIX", "Stage", "left_stages", "make_stage"]
+__all__ = ["STAGING_PREFIX", "Stage", "left_stages", "lock_name", "make_stage"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the name of a private directory begins."""
@@ -133,7 +133,7 @@ def make_stage(target: str, load: str = "") -> Stage:
 
     Raises OSError.
     """
-    name = _lock_name(target)
+    name = lock_name(target)
     while True:
         path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
         try:
@@ -161,7 +161,7 @@ def left_stages(target: str) -> Iterator[Stage]:
     """The private directories in `target` that no process uses any more. The caller removes each."""
     with os.scandir(target) as entries:
         paths = [entry.path for entry in entries if _is_ours(entry)]
-    name = _lock_name(target) if paths else ""
+    name = lock_name(target) if paths else ""
     for path in paths:
         try:
             lock = _take(os.path.join(path, name), 0)
@@ -220,7 +220,8 @@ def _take(location: str, flags: int) -> int | None:
     return lock
 
 
-def _lock_name(target: str) -> str:
+def lock_name(target: str) -> str:
+    """The name of a lock in a private directory in `target`. Raises OSError."""
     # Two mounts of one network file system do not share their locks on every system.
     return "lock-local" if _is_local(target) else f"lock-{_kernel()}-{os.stat(target).st_dev}"
 
