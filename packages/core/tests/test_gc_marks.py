@@ -127,9 +127,9 @@ def test_saves_do_not_wait_for_marks_that_gc_could_not_remove(
     assert gc(Store(CannotDelete(local, GC_MARKS)), dry_run=False).removed == 3
     assert kinds(local) == ["done", "open", "run"]
     monkeypatch.setattr(time, "sleep", never)
-    for _ in range(2):
+    for number in range(2):
         saved = Store(CannotDelete(local), chunk_size=CHUNK).save_model(tmp_path / "a")
-        local.load(saved, tmp_path / "out")
+        local.load(saved, tmp_path / str(number))
     assert check(local, read=True).ok
 
 

@@ -228,3 +228,11 @@ def test_outside_of_a_run_a_missing_datastore_is_named(
     result = runner.python(f"from metaflow import load_model\nload_model({key!r}, 'x')", fails=True)
     assert "metaflow_artifacts.errors.StorageError: " in result.lines[-1]
     assert says in result.lines[-1]
+
+
+def test_saves_in_the_background(runner: FlowRunner) -> None:
+    result = runner.run(FLOWS / "background_flow.py")
+    assert result.fact("before a plain one") == [True, True]
+    assert result.fact("references") == ["first", "memory"]
+    assert result.fact("kept") == ["dict", "dict"]
+    assert [result.fact(name) for name in ("first", "memory", "plain")] == ["1" * 9, "in memory", "2"]

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from metaflow import FlowSpec, catch, checkpoint, current, model, retry, step
+from metaflow import FlowSpec, catch, checkpoint, current, retry, step
 
 from metaflow_artifacts.plugin import default_store
 from metaflow_artifacts.testing.flows import emit
@@ -30,7 +30,6 @@ def first_byte(path):
 
 class BackgroundFlow(FlowSpec):
     @checkpoint
-    @model
     @step
     def start(self):
         path = os.path.join(current.checkpoint.directory, "weights")
@@ -45,21 +44,16 @@ class BackgroundFlow(FlowSpec):
         emit("numbers", [one["version_id"] for one in references] + [self.plain["version_id"]])
         emit("subprocess", subprocess.check_output([sys.executable, "-c", SUBPROCESS], text=True).strip())
         emit("listed", [one["metadata"].get("from", one["name"]) for one in current.checkpoint.list()])
-        self.model = current.model.save_async({"a": b"model"}, label="in_memory")
         self.consumed = current.checkpoint.save_async(consume=True)
         emit("consumed", [os.path.isdir(current.checkpoint.directory), os.listdir(current.checkpoint.directory)])
         self.next(self.load)
 
     @checkpoint
-    @model(load=["model"])
     @step
     def load(self):
-        emit("kept", [type(one).__name__ for one in [*self.saves, self.model, self.consumed]])
-        found = [first_byte(os.path.join(current.model.load(one), "weights")) for one in [*self.saves, self.plain]]
-        emit("loaded", found)
-        emit("consumed content", first_byte(os.path.join(current.model.load(self.consumed), "weights")))
-        with open(os.path.join(current.model.loaded["model"], "a")) as file:
-            emit("model", file.read())
+        emit("kept", [type(one).__name__ for one in [*self.saves, self.consumed]])
+        loads = [current.checkpoint.load(one, one["key"][-1]) for one in [*self.saves, self.plain, self.consumed]]
+        emit("loaded", [first_byte(os.path.join(path, "weights")) for path in loads])
         self.next(self.code_fails)
 
     @retry(times=1, minutes_between_retries=0)
