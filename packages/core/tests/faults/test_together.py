@@ -157,13 +157,13 @@ def test_a_gc_beside_savers_removes_nothing_that_is_needed(
 ) -> None:
     """`python -m faultlib.soak` does the same for a minute."""
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    root, options = str(tmp_path / "store"), ["--seconds", "8"]
+    root, options = str(tmp_path / "store"), ["--seconds", "5"]
     if where == "s3":
         # S3 tells times to the second: a shorter grace period would need savers that are surely faster.
         server: SeaweedServer = request.getfixturevalue("s3_server")
         environment.update(server.environment())
         root = request.getfixturevalue("root")
-        options = ["--seconds", "15", "--savers", "4", "--grace", "6", "--pieces", "300"]
+        options = ["--seconds", "8", "--savers", "4", "--grace", "6", "--pieces", "300"]
     command = [sys.executable, "-m", "faultlib.soak", root, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

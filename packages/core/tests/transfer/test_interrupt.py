@@ -30,10 +30,12 @@ from metaflow_artifacts.testing.servers import s3_client
 CHUNK = 1 << 20
 
 TRANSFER = """
-import pickle, sys
+import pickle, signal, sys
 from metaflow_artifacts import Store
 from metaflow_artifacts._transfer.engine import engine
 
+# A shell that starts the tests in the background has them ignore it, and a process inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 storage, action, path, key = sys.argv[1:]
 store = Store(pickle.loads(bytes.fromhex(storage)), chunk_size=1 << 20)
 try:

@@ -4,13 +4,15 @@
 
 ROOT is a directory, or a root in S3 that boto3's environment leads to. Artifacts are made of pieces that many of
 them share; when the last artifact with a piece is deleted, the piece becomes garbage, and after the grace period gc
-removes it while others save it again. Prints what was done, as JSON; fails where a load or the last check does.
+removes it while others save it again. On a machine that is so busy that nothing was removed in --seconds, it goes on
+until something is, a minute at most. Prints what was done, as JSON; fails where a load or the last check does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import random
 import shutil
@@ -27,6 +29,7 @@ from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import gc
 
 CHUNK = 32 << 10
+_LONGER_S = 60.0
 
 
 def piece(number: int) -> bytes:
@@ -34,15 +37,15 @@ def piece(number: int) -> bytes:
     return random.Random(number).randbytes(CHUNK)
 
 
-def saver(store: Store, number: int, end: float, pieces: int) -> Counter[str]:
-    """Save, or copy from another store, load at once, load an older one, delete the oldest; until the time `end`."""
+def saver(store: Store, number: int, ended: mmap.mmap, pieces: int) -> Counter[str]:
+    """Save, or copy from another store, load at once, load an older one, delete the oldest; until `ended` says so."""
     choose = random.Random(number)
     done: Counter[str] = Counter()
     kept: list[tuple[str, list[int]]] = []
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory, "source"), Path(directory, "target")
         beside = Store(LocalStorage(Path(directory, "beside")), chunk_size=CHUNK)
-        while time.monotonic() < end:
+        while not ended[0]:
             numbers = [choose.randrange(pieces) for _ in range(choose.randint(3, 6))]
             source.write_bytes(b"".join(map(piece, numbers)))
             progress = Progress()
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--grace", type=float, default=2, help="of gc; half of it is when savers renew a chunk")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
+    ended = mmap.mmap(-1, 1)  # Shared with the savers: not 0 when they are to stop.
 
     def store() -> Store:
         return Store(open_storage(options.root), chunk_size=CHUNK, refresh_after=options.grace / 2)
@@ -85,7 +89,7 @@ def main() -> None:
         if pid == 0:
             code = 1
             try:
-                done = saver(store(), number, end, options.pieces)
+                done = saver(store(), number, ended, options.pieces)
                 os.write(sink, json.dumps(done).encode())
                 code = 0
             except BaseException as error:
@@ -95,9 +99,10 @@ def main() -> None:
         children.append((pid, source))
     total: Counter[str] = Counter()
     mine = store()
-    while time.monotonic() < end:
+    while time.monotonic() < end or (not total["chunks removed"] and time.monotonic() < end + _LONGER_S):
         stats = gc(mine, grace=options.grace, dry_run=False)
         total.update({"gc runs": 1, "chunks removed": stats.removed, "chunks spared": stats.spared})
+    ended[0] = 1
     failed = 0
     for pid, source in children:
         with os.fdopen(source, "rb") as pipe:
