@@ -4,6 +4,7 @@
     nox -s installed -- python benchmarks/background.py --only calls         how long calls take
     nox -s installed -- python benchmarks/background.py --only steps         steps a second, with and without a save
     nox -s installed -- python benchmarks/background.py --only epochs        200 steps with a save every 10th
+    nox -s installed -- python benchmarks/background.py --only process       as steps, stored by a process of nice 19
 
 It needs numpy. SeaweedFS runs on one core and the training on the others, if there are several. `link` is the same
 server through a link that passes --rate MB/s (50) in all, with --latency seconds (0.01). Each line is a ratio of two
@@ -112,7 +113,21 @@ def write(path: Path, mib: int) -> None:
         os.fsync(file.fileno())
 
 
-def steps(root: str, work: Path, mib: int, rounds: int, loop: str) -> dict[str, float]:
+class Process:
+    """What a save by a process of its own would cost: it starts, and stores a clone of the files."""
+
+    def __init__(self, root: str, path: Path) -> None:
+        clone = path.with_suffix(".clone")
+        subprocess.run(["cp", "--reflink=auto", path, clone], check=True)
+        code = "import os, sys; os.nice(19); from metaflow_artifacts import open_store\n"
+        code += "open_store(sys.argv[1]).save_model(sys.argv[2])"
+        self._process = subprocess.Popen([sys.executable, "-c", code, root, clone])
+
+    def done(self) -> bool:
+        return self._process.poll() is not None
+
+
+def steps(root: str, work: Path, mib: int, rounds: int, loop: str, how: str) -> dict[str, float]:
     """Steps a second while a save is pending, and without one."""
     from metaflow_artifacts import open_store
 
@@ -124,8 +139,10 @@ def steps(root: str, work: Path, mib: int, rounds: int, loop: str) -> dict[str, 
         write(path, mib)
         end = time.perf_counter() + 2
         for total, until in ((alone, lambda end=end: time.perf_counter() > end), (beside, None)):
-            pending = store.save_model_async(path) if until is None else None
-            for index, value in enumerate(rate(step, until or pending.done)):  # type: ignore[union-attr]
+            pending: Any = None
+            if until is None:
+                pending = Process(root, path) if how == "process" else store.save_model_async(path)
+            for index, value in enumerate(rate(step, until or pending.done)):
                 total[index] += value
     return {
         "alone": alone[0] / alone[1],
@@ -192,7 +209,7 @@ def print_calls(where: str, got: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["calls", "steps", "epochs"])
+    parser.add_argument("--only", choices=["calls", "steps", "epochs", "process"])
     parser.add_argument("--where", default="local,s3,link")
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
@@ -207,7 +224,7 @@ def main() -> None:
         if name == "calls":
             got = calls(root, Path(work), options.mib, options.rounds)
         elif name == "steps":
-            got = steps(root, Path(work), options.mib, options.rounds, rest[0])
+            got = steps(root, Path(work), options.mib, options.rounds, *rest)
         else:
             got = epochs(root, Path(work), int(rest[0]), rest[1])
         print(json.dumps(got))
@@ -233,8 +250,9 @@ def main() -> None:
             if options.only in (None, "calls"):
                 print_calls(where, run("calls", root, env, options, cores))
             for loop in LOOPS:
-                if options.only in (None, "steps"):
-                    got = run("steps", root, env, options, cores, loop)
+                if options.only in (None, "steps", "process"):
+                    how = "process" if options.only == "process" else "thread"
+                    got = run("steps", root, env, options, cores, loop, how)
                     note = f"{got['alone']:.0f} and {got['beside']:.0f} steps/s, stored in {got['seconds']:.1f} s"
                     line(f"{where}, {loop}: steps beside a save", got["beside"] / got["alone"], "at least 0.95", note)
                     free = got["beside on a free core"] / got["alone on a free core"]

@@ -7,6 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+BLOCKED = """
+import os, signal, threading, time
+from metaflow_artifacts import open_store
+from metaflow_artifacts._mf import background, preemption
+from metaflow_artifacts._store.background import SaveOptions, background_saves
+from metaflow_artifacts._transfer.scan import Source
+
+def tell(line):
+    print(line, flush=True)
+
+tell.warning = tell
+
+def storing(source):
+    threading.Event().wait()
+
+def block():
+    # It is never stored.
+    background_saves().submit({"a": b"1"}, lambda: storing, SaveOptions())
+"""
+
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
@@ -47,3 +69,51 @@ for number in range(1_000_000):
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert "SIGTERM was received" in done.stdout
     assert "could not be stored" not in done.stdout
+
+
+@pytest.mark.parametrize("grace", [None, 0.3], ids=["what is pending", "the step"])
+def test_a_process_that_got_sigterm_ends_after_its_time(grace: float | None) -> None:
+    code = f"""{BLOCKED}
+preemption.PENDING_S = 0.3
+preemption.watch_for_preemption(tell, {grace})
+block()
+os.kill(os.getpid(), signal.SIGTERM)
+while True:
+    signal.pause()
+"""
+    done = run(code)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    if grace is None:
+        assert done.stdout.endswith("\n1 save in the background could not be stored within 0.3 seconds\n")
+    else:
+        assert done.stdout == "SIGTERM was received: the step has 0.3 seconds to save and to leave\n"
+
+
+@pytest.mark.parametrize("by", ["the code", "an alarm"])
+def test_a_step_that_fails_waits_its_time_for_what_is_pending(by: str) -> None:
+    """An alarm is what Metaflow's @timeout sets: it comes while the step waits at its end."""
+    code = f"""{BLOCKED}
+background.AFTER_FAILURE_S = 0.3
+
+def ring(number, frame):
+    raise TimeoutError("rung")
+
+def step():
+    block()
+    if {by!r} == "the code":
+        raise ValueError("wrong")
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+try:
+    background.with_pending_saves(step, tell)()
+except (ValueError, TimeoutError) as error:
+    print(error, flush=True)
+"""
+    done = run(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "The step failed; 1 save in the background may take up to 0.3 more seconds",
+        "1 save in the background could not be stored in this time",
+        "wrong" if by == "the code" else "rung",
+    ]
