@@ -26,6 +26,8 @@ def weights_after(epochs: int, seed: str) -> bytes:
 def test_trainings_in_a_subprocess_and_in_a_foreach_survive_kills(either: FlowRunner, flows: Path) -> None:
     result = either.run(flows / "sweep_flow.py")
     assert result.output.count("Task is starting (retry)") == 3
+    # What the killed attempts had left, too.
+    assert either.leftovers() == either.leftovers(".metaflow_artifacts_") == []
 
     assert result.facts("trainer resumes") == [None, 2]
     assert result.fact("trainer saved") == [5, 4, 3, 2, 1, 0]

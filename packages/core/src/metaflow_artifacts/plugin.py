@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from ._mf.live_card import has_card as has_card
     from ._mf.live_card import shown_on as shown_on
     from ._mf.loaded import Loaded as Loaded
-    from ._mf.loaded import TemporaryDirectories as TemporaryDirectories
     from ._mf.loaded import loaded_keys as loaded_keys
     from ._mf.loaded import note_loaded as note_loaded
     from ._mf.log import Log as Log
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
     from ._mf.task import NotRegistered as NotRegistered
     from ._mf.task import TaskIdentity as TaskIdentity
+    from ._mf.temporary import TemporaryDirectories as TemporaryDirectories
     from ._storage.base import ObjectInfo as ObjectInfo
     from ._storage.base import Storage as Storage
     from ._store.background import background_saves as background_saves
@@ -138,7 +138,8 @@ _WHERE = {
     "_mf.conflict": ("guard_decorators", "refuse_foreign_decorators"),
     "_mf.datastore": ("require_usable", "store_of_flow"),
     "_mf.errors": ("in_flow", "in_hook", "shown"),
-    "_mf.loaded": ("Loaded", "TemporaryDirectories", "loaded_keys", "note_loaded"),
+    "_mf.loaded": ("Loaded", "loaded_keys", "note_loaded"),
+    "_mf.temporary": ("TemporaryDirectories",),
     "_mf.live_card": ("CardReport", "LiveCard", "has_card", "shown_on"),
     "_mf.log": ("Log",),
     "_mf.preemption": ("is_preempted", "watch_for_preemption"),

@@ -19,7 +19,7 @@ from metaflow_artifacts import ModelArtifact, StorageError, Store, TargetError
 from metaflow_artifacts._storage import LocalStorage
 from metaflow_artifacts._store import loading as store_loading
 from metaflow_artifacts._store.loading import load_id
-from metaflow_artifacts._transfer import loading, reuse, staging
+from metaflow_artifacts._transfer import loading, locks, reuse
 from metaflow_artifacts._transfer import target as targets
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages, make_stage
@@ -512,16 +512,16 @@ def test_what_another_machine_may_have_left_is_not_touched(
     store: Store, saved: ModelArtifact, tree: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the file system is local, it was this machine, before it was started again."""
-    monkeypatch.setattr(staging, "_kernel", lambda: "before")
-    monkeypatch.setattr(staging, "_is_local", lambda path: True)
+    monkeypatch.setattr(locks, "_kernel", lambda: "before")
+    monkeypatch.setattr(locks, "_is_local", lambda path: True)
     left(target, tree, saved)
-    monkeypatch.setattr(staging, "_kernel", lambda: "now")
+    monkeypatch.setattr(locks, "_kernel", lambda: "now")
     assert load(store, saved, target) == SIZE + PACKED
     shutil.rmtree(target)
-    monkeypatch.setattr(staging, "_kernel", lambda: "another")
-    monkeypatch.setattr(staging, "_is_local", lambda path: False)
+    monkeypatch.setattr(locks, "_kernel", lambda: "another")
+    monkeypatch.setattr(locks, "_is_local", lambda path: False)
     stage = left(target, tree, saved).parent
-    monkeypatch.setattr(staging, "_kernel", lambda: "now")
+    monkeypatch.setattr(locks, "_kernel", lambda: "now")
     assert load(store, saved, target) == 0
     assert stages(target) == [stage.name]
     assert (stage / "files" / "sub" / "weights").read_bytes() == (tree / "sub" / "weights").read_bytes()

@@ -23,6 +23,7 @@ from dataclasses import replace
 from io import FileIO
 
 from metaflow_artifacts._transfer.content import Content, source_of
+from metaflow_artifacts._transfer.locks import lock_name
 from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again, scan
 from metaflow_artifacts._transfer.source import (
@@ -36,7 +37,7 @@ from metaflow_artifacts._transfer.source import (
     unreadable,
     wait_for_tick,
 )
-from metaflow_artifacts._transfer.staging import STAGING_PREFIX, lock_name
+from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 from metaflow_artifacts.errors import SourceError
 
 __all__ = ["NoSnapshot", "Snapshot", "take_snapshot"]

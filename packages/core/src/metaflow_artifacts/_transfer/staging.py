@@ -1,9 +1,7 @@
 """The private directory of a load, inside of its target; and those that killed loads have left there.
 
-A load holds a lock (flock) on a file in its private directory. The kernel releases it when the process ends, however it
-ends. So a directory whose lock can be had is nobody's. Some network file systems keep locks on each machine alone:
-outside of local file systems, the name of the file says which kernel keeps the lock, and what others have made is left
-alone. Where there is no flock, there is no such file, and nobody takes the directory.
+A load holds a lock on a file in its private directory (see `locks.py`). So a directory whose lock can be had is
+nobody's. Where there are no locks, there is no such file, and nobody takes the directory.
 
     .metaflow_artifacts_ab12cd34/lock-local    held by the process that loads; or lock-<kernel>-<device>. It holds which
                                                load it is: the same one, done again, uses the files
@@ -13,10 +11,8 @@ alone. Where there is no flock, there is no such file, and nobody takes the dire
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
-import platform
 import re
 import tempfile
 import threading
@@ -24,14 +20,10 @@ import time
 import weakref
 from collections.abc import Iterator
 
+from metaflow_artifacts._transfer.locks import NoLocks, lock_name, take_lock
 from metaflow_artifacts._transfer.removal import remove_tree
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["STAGING_PREFIX", "Stage", "left_stages", "lock_name", "make_stage"]
+__all__ = ["STAGING_PREFIX", "Stage", "left_stages", "make_stage"]
 
 STAGING_PREFIX = ".metaflow_artifacts_"
 """How the name of a private directory begins."""
@@ -42,9 +34,6 @@ _CONTENT = re.compile(r"files|mode|lock-[A-Za-z0-9-]+")
 """What may be in a private directory. A directory with anything else was made by somebody else."""
 _KEPT_S = 24 * 3600.0
 """Seconds for which what another load has left is kept: until then, that load may be done again."""
-_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "zfs", "tmpfs", "overlay"})
-"""File systems that one kernel alone has mounted."""
-_OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 _stages: weakref.WeakSet[Stage] = weakref.WeakSet()
@@ -137,14 +126,14 @@ def make_stage(target: str, load: str = "") -> Stage:
     while True:
         path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target)
         try:
-            lock = _take(os.path.join(path, name), os.O_CREAT | os.O_EXCL)
+            lock = take_lock(os.path.join(path, name), os.O_CREAT | os.O_EXCL)
             if lock is not None:
                 stage = Stage(path, lock)
                 os.mkdir(stage.files)
                 if load:
                     os.write(lock, _digest(load))
                 return stage
-        except _NoLocks:
+        except NoLocks:
             os.mkdir(os.path.join(path, _FILES))
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(path, name))
@@ -164,7 +153,7 @@ def left_stages(target: str) -> Iterator[Stage]:
     name = lock_name(target) if paths else ""
     for path in paths:
         try:
-            lock = _take(os.path.join(path, name), 0)
+            lock = take_lock(os.path.join(path, name), 0)
         except FileNotFoundError:
             # Killed before it had a lock, or by another machine: removed if it is empty.
             with contextlib.suppress(OSError):
@@ -186,66 +175,3 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
         return all(_CONTENT.fullmatch(name) for name in os.listdir(entry.path))
     except OSError:
         return False
-
-
-class _NoLocks(OSError):
-    """The system, or the file system, has no flock."""
-
-
-def _take(location: str, flags: int) -> int | None:
-    """A descriptor of the file at `location` that holds its lock; None where another process holds it.
-
-    Raises FileNotFoundError where there is no such file, _NoLocks, or OSError.
-    """
-    if fcntl is None:
-        raise _NoLocks
-    lock = os.open(location, _OPEN | flags, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError as error:
-        os.close(lock)
-        raise _NoLocks from error
-    try:
-        same = os.path.samestat(os.fstat(lock), os.stat(location, follow_symlinks=False))
-    except OSError:
-        os.close(lock)
-        raise
-    if not same:
-        # It was removed, and made again, between the two calls above.
-        os.close(lock)
-        return None
-    return lock
-
-
-def lock_name(target: str) -> str:
-    """The name of a lock in a private directory in `target`. Raises OSError."""
-    # Two mounts of one network file system do not share their locks on every system.
-    return "lock-local" if _is_local(target) else f"lock-{_kernel()}-{os.stat(target).st_dev}"
-
-
-def _is_local(path: str) -> bool:
-    """Whether no other machine can have mounted the file system of `path`; False where that is not known."""
-    try:
-        device = os.stat(path).st_dev
-        with open("/proc/self/mountinfo") as mounts:
-            for mount in mounts:
-                place, _, kind = mount.partition(" - ")
-                if place.split()[2] == f"{os.major(device)}:{os.minor(device)}":
-                    return kind.split()[0] in _LOCAL
-    except (OSError, ValueError, IndexError):
-        pass
-    return False
-
-
-@functools.cache
-def _kernel() -> str:
-    """What tells this running kernel from others: on Linux an id that it draws when it starts."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            text = file.read()
-    except OSError:
-        text = platform.node()
-    return re.sub(r"[^A-Za-z0-9-]", "", text)[:64]
