@@ -373,6 +373,40 @@ def test_a_storage_outlives_a_fork(root: str, s3_server: SeaweedServer) -> None:
     assert (done.stdout.strip(), done.stderr) == ("61", "")
 
 
+FORK_DURING_AN_IMPORT = """
+import os, signal, sys, threading, warnings
+from metaflow_artifacts._storage import open_storage
+
+class Slow:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "botocore.config" and not self.begun.is_set():
+            self.begun.set()
+            self.goes_on.wait()
+
+# Of Python 3.12 on, about a fork beside threads.
+warnings.simplefilter("ignore", DeprecationWarning)
+sys.meta_path.insert(0, Slow())
+storage = open_storage(sys.argv[1])
+threading.Thread(target=storage.connect).start()
+Slow.begun.wait()
+# The fork waits for the import, which begins to go on here.
+threading.Timer(0.2, Slow.goes_on.set).start()
+pid = os.fork()
+if not pid:
+    signal.alarm(30)
+    storage.put("a", b"content")
+    os._exit(0)
+print(os.waitpid(pid, 0)[1], storage.get("a"))
+"""
+
+
+def test_a_process_may_fork_while_a_thread_imports_boto3(root: str, s3_server: SeaweedServer) -> None:
+    done = run_python(FORK_DURING_AN_IMPORT, root, **s3_server.environment())
+    assert (done.stdout.strip(), done.stderr) == ("0 b'content'", "")
+
+
 def test_connecting_early_makes_the_one_client(root: str, s3_server: SeaweedServer) -> None:
     made = []
 

@@ -27,16 +27,19 @@ _DIGEST_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
-# One lock for making clients. A forked child gets a new one: its parent's lock may be held for ever.
-_making = threading.Lock()
+# One lock for making clients, which imports an SDK. A fork waits for it: a module that another thread was importing when
+# its process forked can never be imported in the child. A thread that holds it may fork.
+_making = threading.RLock()
 
 
 def _renew_lock() -> None:
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(
+    before=lambda: _making.acquire(), after_in_parent=lambda: _making.release(), after_in_child=_renew_lock
+)
 
 
 class Service(ABC):
