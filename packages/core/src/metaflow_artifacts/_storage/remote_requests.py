@@ -27,8 +27,8 @@ _DIGEST_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
-# One lock for making clients, which imports an SDK. A fork waits for it: a module that another thread was importing when
-# its process forked can never be imported in the child. A thread that holds it may fork.
+# One lock for making clients, which imports an SDK. A fork waits for it: a module that another thread was importing
+# when its process forked can never be imported in the child. A thread that holds it may fork.
 _making = threading.RLock()
 
 
