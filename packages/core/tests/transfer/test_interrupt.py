@@ -38,8 +38,14 @@ from metaflow_artifacts._transfer.engine import engine
 signal.signal(signal.SIGINT, signal.default_int_handler)
 storage, action, path, key = sys.argv[1:]
 store = Store(pickle.loads(bytes.fromhex(storage)), chunk_size=1 << 20)
+actions = {
+    "save": lambda: store.save_model(path),
+    "load": lambda: store.load(key, path),
+    "delete": lambda: store.storage.delete(["a", "b", "c", "d"]),
+    "list": lambda: list(store.list()),
+}
 try:
-    store.save_model(path) if action == "save" else store.load(key, path)
+    actions[action]()
 except KeyboardInterrupt:
     # No thread uses memory of the transfer any more.
     print("interrupted", engine()._held, flush=True)
@@ -94,7 +100,10 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("action", ["save", "load, in the middle", pytest.param("load", marks=pytest.mark.long)])
+ACTIONS = ["save", "load, in the middle", "delete", "list", pytest.param("load", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
 def test_an_interrupt_ends_requests_that_stall(
     service: Service, proxy: FaultProxy, source: Path, tmp_path: Path, action: str
 ) -> None:
@@ -104,15 +113,20 @@ def test_an_interrupt_ends_requests_that_stall(
         source.write_bytes(os.urandom(30 * CHUNK))
     stalled, lock, enough = [0], threading.Lock(), threading.Event()
 
+    def stalls(request: Request) -> bool:
+        if action == "save":
+            return request.size >= CHUNK
+        if action == "delete":
+            return request.method in ("DELETE", "POST")
+        return request.method == "GET" and (action == "list" or "chunks" in request.path)
+
     def plan(request: Request) -> Fault | None:
-        is_of_chunk = (
-            request.size >= CHUNK if action == "save" else request.method == "GET" and "chunks" in request.path
-        )
-        if not is_of_chunk:
+        if not stalls(request):
             return None
         with lock:
             stalled[0] += 1
-            if stalled[0] == 8:
+            # Google's storage has no request that deletes several objects.
+            if stalled[0] == {"list": 1, "delete": 4 if request.method == "DELETE" else 1}.get(action, 8):
                 enough.set()
         return Cut(1000, stall=True) if action == "load, in the middle" else Stall()
 

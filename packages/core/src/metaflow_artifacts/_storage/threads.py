@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from metaflow_artifacts._storage.job import Job, current
+
 __all__ = ["for_each"]
 
 _T = TypeVar("_T")
@@ -15,9 +17,11 @@ _T = TypeVar("_T")
 def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) -> None:
     """Make the call for each item, `threads` calls at once, and raise the first error.
 
-    After an error no further call begins, and those that have begun are waited for. The caller's thread makes calls
-    too, so this also works where no thread can be started any more, such as at the interpreter's exit.
+    After an error no further call begins, and those that have begun are waited for. An interrupt (KeyboardInterrupt)
+    also shuts their sockets. The caller's thread makes calls too, so this also works where no thread can be started any
+    more, such as at the interpreter's exit.
     """
+    job = current() or Job()
     remaining = iter(items)
     errors: list[BaseException] = []
     lock = threading.Lock()
@@ -32,10 +36,13 @@ def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) ->
                 except StopIteration:
                     return
             try:
-                call(item)
+                with job.working():
+                    call(item)
             except BaseException as error:
                 with lock:
                     errors.append(error)
+                if not isinstance(error, Exception):
+                    job.close()
                 return
 
     others = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
@@ -44,9 +51,13 @@ def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) ->
         for thread in others:
             thread.start()
             started.append(thread)
-    work()
-    for thread in started:
-        thread.join()
+    try:
+        work()
+        for thread in started:
+            thread.join()
+    except BaseException:
+        job.close()
+        raise
     if errors:
         try:
             raise errors[0]
