@@ -64,7 +64,8 @@ def test_steps_with_a_card_get_another_one(runner: FlowRunner, flows: Path) -> N
     assert set(cards_of(found, "end")) == {("default", None)}
 
 
-@pytest.mark.parametrize("either", ["runner", pytest.param("s3_runner", marks=pytest.mark.long)], indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("either", ["runner", "s3_runner"], indirect=True)
 def test_a_card_from_the_command_line_brings_ours_too(either: FlowRunner, flows: Path) -> None:
     either.with_environment(WHO="me").run(flows / "shared_flow.py", "--with", "card")
     found = either.python(CARDS, "SharedFlow")

@@ -71,6 +71,7 @@ def test_resume_and_eager_keep_a_gang_in_step(runner: FlowRunner, flows: Path) -
     assert begins[3][0] in (2, 3), begins
 
 
+@pytest.mark.long
 def test_gangs_that_end_by_timeout_or_are_caught(runner: FlowRunner, flows: Path) -> None:
     result = runner.run(flows / "gang_ends_flow.py")
     # Attempt, node, and what it resumed from: the second attempt times out, the third fails.

@@ -194,6 +194,7 @@ print(json.dumps(Run("ResumeFlow/%s").data.after))
     assert result.fact("saved")["parents"] == [model["key"]]
 
 
+@pytest.mark.long
 def test_the_second_task_of_a_node_loads_from_its_cache(
     runner: FlowRunner, s3_server: SeaweedServer, tmp_path: Path
 ) -> None:

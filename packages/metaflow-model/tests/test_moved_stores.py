@@ -27,7 +27,7 @@ except ArtifactNotFound as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["local", "s3"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_a_reference_is_loaded_from_where_its_store_was_moved_to(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
