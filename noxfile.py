@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,7 @@ LONG = [
     "gangs",
     "examples",
     "peer",
+    "release",
 ]
 
 PARALLEL = ("-n", "4", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
@@ -325,6 +327,31 @@ def installed(session: nox.Session) -> None:
     install(session, *DISTRIBUTIONS)
     if session.posargs:
         session.run(*session.posargs, external=True)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build and check what is uploaded to PyPI; with `-- VERSION`, first write that version and its changelog."""
+    session.install(*held("towncrier", "twine"))
+    if session.posargs:
+        (version,) = session.posargs
+        write_version(version)
+        session.run("towncrier", "build", "--yes", f"--version={version}")
+    folder = build_wheels()
+    session.run("twine", "check", "--strict", *map(str, sorted(folder.glob("*.whl"))), *map(str, folder.glob("*.gz")))
+
+
+def write_version(version: str) -> None:
+    """Write the version into the four packages, and the range of core's versions that the others take."""
+    major, minor, _ = version.split(".")
+    for path in ROOT.glob("packages/*/src/**/*.py"):
+        text = path.read_text()
+        changed = re.sub(r'^__version__ = ".*"$', f'__version__ = "{version}"', text, flags=re.MULTILINE)
+        if changed != text:
+            path.write_text(changed)
+    for path in ROOT.glob("packages/*/pyproject.toml"):
+        wanted = f'"metaflow-artifacts>={major}.{minor},<{major}.{int(minor) + 1}"'
+        path.write_text(re.sub(r'"metaflow-artifacts>=[^"]*"', wanted, path.read_text()))
 
 
 @nox.session
