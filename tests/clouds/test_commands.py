@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from cloudlib import Cloud
 
 from metaflow_artifacts.testing.flows import FlowRunner
@@ -84,6 +85,7 @@ def test_commands(cloud: Cloud, runner: FlowRunner, tmp_path: Path) -> None:
     assert f"pass --root {cloud.root}" in nothing
 
 
+@pytest.mark.long
 def test_gc_beside_savers(cloud: Cloud, runner: FlowRunner) -> None:
     # Azure tells times to the second: a shorter grace period would need savers that are surely faster.
     options = ["--seconds", "8", "--savers", "3", "--grace", "6", "--pieces", "200"]

@@ -77,6 +77,7 @@ def first(on_each: FlowRunner, repo: Repo) -> Result:
     return on_each.run(FLOWS / "reference_flow.py")
 
 
+@seldom_on_s3
 def test_a_run_downloads_each_file_once_and_keeps_a_plain_reference(first: Result, hub: Hub, repo: Repo) -> None:
     reference = first.fact("reference")
     assert first.fact("plain") is True
@@ -138,7 +139,8 @@ def test_force_download_downloads_every_file_again(first: Result, on_each: FlowR
     assert hub.fetched() == dict.fromkeys(SIZES, 1)
 
 
-@pytest.mark.parametrize("scope", [pytest.param("flow", marks=pytest.mark.long), "global"])
+@pytest.mark.long
+@pytest.mark.parametrize("scope", ["flow", "global"])
 def test_a_wider_cache_scope_shares_snapshots_with_other_steps_and_flows(
     runner: FlowRunner, hub: Hub, repo: Repo, tmp_path: Path, scope: str
 ) -> None:
@@ -197,13 +199,15 @@ def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub
 @pytest.mark.parametrize(
     ("status", "headers", "words"),
     [
-        (500, {}, "answers 500"),
+        pytest.param(500, {}, "answers 500", marks=pytest.mark.long),
         pytest.param(
             *(429, {"Retry-After": "1000"}, "answers 429; it limits the rate of requests"), marks=pytest.mark.long
         ),
         (401, {}, "no such model, or it is private"),
         pytest.param(*(403, {}, "access is restricted; ask for it at"), marks=pytest.mark.long),
-        (404, {"X-Error-Code": "EntryNotFound"}, "a file that it lists is not there"),
+        pytest.param(
+            *(404, {"X-Error-Code": "EntryNotFound"}, "a file that it lists is not there"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_failed_download_is_one_clear_error(
