@@ -34,6 +34,7 @@ def weights_after(epochs: int, seed: str) -> bytes:
     return weights
 
 
+@pytest.mark.long
 def test_a_model_is_saved_and_loaded(cloud: Cloud, runner: FlowRunner) -> None:
     result = runner.run(FLOWS / "cloud_flow.py")
     saved = result.fact("saved")
@@ -47,6 +48,7 @@ def test_the_datastore_of_the_command_line_is_used(cloud: Cloud, runner: FlowRun
     result = local.run(FLOWS / "cloud_flow.py", top=("--datastore", cloud.kind))
     assert result.fact("saved")["url"].startswith(f"{cloud.root}/mf.models/")
     assert result.fact("loaded") == ["saved in the cloud", 3 << 20]
+    assert local.leftovers() == []
     # The reference alone is enough elsewhere, where another datastore is configured.
     code = "import sys, json; from metaflow import load_model; load_model(json.loads(sys.argv[1]), sys.argv[2])"
     local.python(code, result.fact("as json"), "elsewhere")
