@@ -17,6 +17,7 @@ from metaflow_artifacts._storage.remote_objects import Answer, Body, Described
 from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client, takes
 from metaflow_artifacts._storage.s3_client import portable as portable_client
 from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
+from metaflow_artifacts._storage.s3_reads import QuickReads
 from metaflow_artifacts._storage.s3_service import S3Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
@@ -74,6 +75,7 @@ class S3Storage(RemoteStorage):
         self._connect = client or default_client
         super().__init__(whole, bucket, prefix, S3Service(self._connect), THREADS, patience)
         self._written: dict[str, str] = {}
+        self._quick: QuickReads | None = None
         if sse:
             self._written["ServerSideEncryption"] = sse
         if sse_kms_key_id:
@@ -218,6 +220,11 @@ class S3Storage(RemoteStorage):
             fields["IfMatch"] = version
         answer = client.get_object(**fields)
         return Answer(answer["Body"], int(answer["ContentLength"]), answer.get("ETag"), "ContentRange" in answer)
+
+    def _read_small(self, client: Any, name: str, first: int, last: int) -> bytes | None:
+        if self._quick is None or self._quick.client is not client:
+            self._quick = QuickReads(client)
+        return self._quick.get(name, first, last)
 
     def _demand_bucket(self, key: str) -> None:
         """Raise unless the bucket exists: the answer to HEAD does not say whether the key or the bucket is missing.

@@ -1,0 +1,178 @@
+"""Many ranges of small objects in S3: read without boto3, and by boto3 wherever anything is out of the ordinary."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage.s3 import S3Storage, client_config
+from metaflow_artifacts._storage.s3_reads import _Signer
+from metaflow_artifacts.errors import ArtifactNotFound, StorageError, TransientStorageError
+from metaflow_artifacts.testing.faults import Answer, Cut, Fault, FaultProxy, Lose, Refuse, Request, Stall, once
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
+CONTENT = bytes(range(256)) * 20
+NAMES = ["a", "dir/b", "c%20d", "e%C3%A4~", "f.0.name-1_2.3"]
+
+
+def by_boto3(request: Request) -> bool:
+    """Whether boto3 made a request: its own have an id."""
+    return "amz-sdk-invocation-id" in request.headers
+
+
+def warm(storage: S3Storage) -> None:
+    """Read as often as it takes until boto3 is no longer asked."""
+    storage.put("a", CONTENT)
+    for _ in range(10):
+        assert storage.get("a", 0, 10) == CONTENT[:10]
+
+
+def test_many_ranges_are_read_without_boto3(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    for name in NAMES:
+        storage.put(name, CONTENT + name.encode())
+    proxy.requests.clear()
+    connections = proxy.connections
+    for name in NAMES:
+        whole = CONTENT + name.encode()
+        for start, length in ((0, 4096), (5, 1), (len(whole) - 3, 100), (0, 1 << 28)):
+            assert storage.get(name, start, length) == whole[start : start + length]
+    assert len(proxy.requests) == 4 * len(NAMES)
+    assert not any(map(by_boto3, proxy.requests))
+    assert proxy.connections == connections
+
+
+FAULTS = [
+    Answer(503, "SlowDown"),
+    Answer(500, "InternalError"),
+    Answer(404, "NoSuchKey"),
+    Answer(403, "AccessDenied"),
+    Answer(301, "PermanentRedirect"),
+    Answer(200, "", body="all of the object"),
+    Cut(0),
+    Cut(7),
+    Cut(7, reset=False),
+    Lose(),
+    Refuse(),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_boto3_asks_again_after_any_other_answer(storage: S3Storage, proxy: FaultProxy, fault: Fault) -> None:
+    warm(storage)
+    proxy.requests.clear()
+    proxy.plan = once(fault, "GET")
+    assert storage.get("a", 3, 100) == CONTENT[3:103]
+    assert [by_boto3(request) for request in proxy.requests] == [False, True]
+    assert storage.get("a", 3, 100) == CONTENT[3:103]
+    assert not by_boto3(proxy.requests[-1])
+
+
+def test_errors_are_those_of_boto3(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    with pytest.raises(ArtifactNotFound):
+        storage.get("missing", 0, 10)
+    assert storage.get("a", len(CONTENT) + 5, 10) == b""
+    proxy.plan = lambda request: Answer(403, "AccessDenied")
+    with pytest.raises(StorageError, match="access denied"):
+        storage.get("a", 0, 10)
+
+
+def test_a_server_that_stalls_is_an_error(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
+    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint, config=client_config(read_timeout=0.3))
+    storage = open_storage(root, client=client, patience=0.7)
+    assert isinstance(storage, S3Storage)
+    warm(storage)
+    proxy.requests.clear()
+    proxy.plan = lambda request: Stall()
+    with pytest.raises(TransientStorageError, match=r"no answer from http://.* in time"):
+        storage.get("a", 0, 10)
+    assert 1 < len(proxy.requests) < 6
+    assert not any(map(by_boto3, proxy.requests))
+
+
+def test_where_no_answer_can_be_used_only_boto3_asks(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    proxy.plan = lambda request: None if by_boto3(request) else Cut(0)
+    for _ in range(8):
+        assert storage.get("a", 0, 10) == CONTENT[:10]
+    proxy.requests.clear()
+    assert storage.get("a", 0, 10) == CONTENT[:10]
+    assert len(proxy.requests) == 1
+
+
+def _add_header(request: Any, **_: Any) -> None:
+    request.headers["x-mine"] = "1"
+
+
+def with_header(client: Any) -> None:
+    client.meta.events.register("before-sign.s3.GetObject", _add_header)
+
+
+def with_stub(client: Any) -> None:
+    """Answers in place of the network, as moto does."""
+    from botocore.awsrequest import AWSResponse
+
+    def answer(request: Any, **_: Any) -> Any:
+        headers = {"Content-Length": "10", "Content-Range": "bytes 0-9/10"}
+        return AWSResponse(request.url, 206, headers, BytesIO(CONTENT[:10]))
+
+    client.meta.events.register("before-send.s3.GetObject", answer)
+
+
+@pytest.mark.parametrize("change", [with_header, with_stub])
+def test_a_client_that_somebody_changed_makes_its_own_requests(
+    root: str, s3_server: SeaweedServer, proxy: FaultProxy, change: Callable[[Any], None]
+) -> None:
+    calls: list[Any] = []
+
+    def client() -> Any:
+        made = s3_server.client(endpoint_url=proxy.endpoint)
+        change(made)
+        made.meta.events.register("before-call.s3.GetObject", lambda **_: calls.append(1))
+        return made
+
+    storage = open_storage(root, client=client)
+    storage.put("a", CONTENT)
+    for _ in range(15):
+        storage.get("a", 0, 10)
+    assert len(calls) == 15
+
+
+def test_a_client_without_credentials_makes_its_own_requests(
+    root: str, s3_server: SeaweedServer, proxy: FaultProxy
+) -> None:
+    from botocore import UNSIGNED
+
+    config = client_config(signature_version=UNSIGNED)
+    storage = open_storage(root, client=lambda: s3_server.client(endpoint_url=proxy.endpoint, config=config))
+    for _ in range(12):
+        with pytest.raises(StorageError, match="access denied"):
+            storage.get("a", 0, 10)
+    assert len(proxy.requests) == 12
+
+
+@pytest.mark.parametrize("token", [None, "a/token=="])
+def test_requests_are_signed_as_botocore_signs_them(token: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore import auth, compat
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    credentials = Credentials("access", "secret", token)
+    path = "/bucket/a%20dir/c%C3%A4~.0"
+    made = _Signer(credentials, "host:8333", "eu-west-1").headers(path, "bytes=0-4095")
+    moment = time.strptime(made["x-amz-date"], "%Y%m%dT%H%M%SZ")
+    now = compat.datetime.datetime(*moment[:6], tzinfo=compat.datetime.timezone.utc)
+    monkeypatch.setattr(auth, "get_current_datetime", lambda *_, **__: now.replace(tzinfo=None), raising=False)
+    request = AWSRequest("GET", f"http://host:8333{path}", headers={"range": "bytes=0-4095"})
+    request.context["payload_signing_enabled"] = True
+    auth.S3SigV4Auth(credentials, "s3", "eu-west-1").add_auth(request)
+    if request.headers["X-Amz-Date"] != made["x-amz-date"]:
+        pytest.skip("this botocore takes the time from elsewhere")
+    assert made["authorization"] == request.headers["Authorization"]
