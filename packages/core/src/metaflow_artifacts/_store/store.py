@@ -7,13 +7,12 @@ key is free. That write is the commit: before it, nothing can be loaded; after i
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, ModelKey
+from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.manifest import (
     FRONT_BYTES,
     MAX_BYTES,
@@ -35,10 +34,10 @@ from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, is_url, open_storage
 from metaflow_artifacts._store.background_models import BackgroundModels
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
+from metaflow_artifacts._store.deleting import delete_artifact, delete_artifacts
 from metaflow_artifacts._store.details import SaveDetails
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
-from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._store.references import ParsedReference, Reference, demand_same, key_of, root_of
 from metaflow_artifacts._store.selection import Patterns, patterns_of
 from metaflow_artifacts._transfer.cache import Cache, cache_from
@@ -50,7 +49,6 @@ from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.source import read_inline
-from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
@@ -405,43 +403,16 @@ class Store(BackgroundModels):
             # A damaged artifact can be deleted; one that took the key since cannot, by the old reference.
             with suppress(CorruptArtifact):
                 self.head(parsed)
-        self._delete(parsed)
+        delete_artifact(self.storage, parsed.parts)
 
-    def delete_checkpoints(self, keys: Iterable[CheckpointKey]) -> Iterator[CheckpointKey]:
-        """Remove checkpoints, several at once; each that was there. The numbers of an attempt are looked up once.
+    def delete_all(self, keys: Iterable[str]) -> Iterator[str]:
+        """Remove artifacts with few requests: up to 1,000 manifests with one, where the storage can do that.
 
-        Raises StorageError if the datastore fails.
+        Gives each key that was there, when it is gone, in the order given; nothing is removed before the first is asked
+        for. What a killed run leaves is whole. Raises InvalidReference for a malformed key, before anything is removed,
+        and StorageError if the datastore fails.
         """
-        highest: dict[tuple[CheckpointPlace, str, int], int] = {}
-        lock = threading.Lock()
-
-        def delete(key: CheckpointKey) -> CheckpointKey | None:
-            attempt = key.place, key.id, key.attempt
-            with lock:
-                if attempt not in highest:
-                    highest[attempt] = highest_number(self.storage, *attempt)
-            try:
-                self._delete(ParsedReference.of(str(key)), highest[attempt])
-            except ArtifactNotFound:
-                return None
-            return key
-
-        yield from (key for key in ordered(self.storage, delete, keys) if key is not None)
-
-    def _delete(self, parsed: ParsedReference, highest: int | None = None) -> None:
-        """`highest` is the highest number of the checkpoint's attempt; None if it is to be looked up."""
-        if self.storage.stat(parsed.key) is None:
-            raise ArtifactNotFound(f"nothing is stored at {self.storage.url(parsed.key)}: nothing was deleted")
-        unneeded = [parsed.key]
-        if isinstance(key := parsed.parts, CheckpointKey):
-            if highest is None:
-                highest = highest_number(self.storage, key.place, key.id, key.attempt)
-            if highest == key.n:
-                # A number is never given twice. The tombstone keeps this one from being drawn again.
-                self.storage.put(key.tombstone, b"")
-            else:
-                unneeded.append(key.tombstone)
-        self.storage.delete(unneeded)
+        return delete_artifacts(self.storage, keys)
 
 
 def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterable[tuple[str, dict[str, Any]]]:

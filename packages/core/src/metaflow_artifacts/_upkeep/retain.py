@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part, parse_key
+from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part
 from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._layout import checkpoint_prefix
@@ -261,9 +261,9 @@ def execute_retention(
     if plan.root != store.root:
         raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
-    unneeded = {parse_key(artifact["key"]): artifact for artifact in plan.delete}
+    unneeded = {artifact["key"]: artifact for artifact in plan.delete}
     deleted: list[ModelArtifact] = []
-    for key in store.delete_checkpoints(key for key in unneeded if isinstance(key, CheckpointKey)):
+    for key in store.delete_all(unneeded):
         deleted.append(unneeded[key])
         if done is not None:
             done(unneeded[key])
