@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from metaflow_artifacts import __version__
-from metaflow_artifacts._cli import cache, copying, reading, upkeep
-from metaflow_artifacts._cli.output import escape
+from metaflow_artifacts._cli import cache, copying, reading, upkeep, usage
+from metaflow_artifacts._cli.output import escape, print_json
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
 
 __all__ = ["main", "parser"]
@@ -23,22 +24,32 @@ _EXIT_CODES = """exit codes:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands. The parsed options have `run`, the function that carries out the command."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="metaflow-artifacts",
         description="Lists, fetches and checks the models and checkpoints in a store, and removes what is not needed.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--root",
-        metavar="ROOT",
-        help="the store: a directory, s3://bucket/prefix, gs://bucket/prefix, or the address of an Azure container; by "
-        "default the datastore that Metaflow is configured for",
-    )
-    common.add_argument("--json", action="store_true", help="print one JSON document, for programs")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    top.set_defaults(root=None, json=False)
+    # The same options before the command and after it: without a default, one parser does not undo the other's.
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    both = (top, common)
+    for options in both:
+        options.add_argument(
+            "--root",
+            metavar="ROOT",
+            default=argparse.SUPPRESS,
+            help="the store: a directory, s3://bucket/prefix, gs://bucket/prefix, or the address of an Azure "
+            "container; by default the datastore that Metaflow is configured for",
+        )
+        options.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print one JSON document, for programs; an error is one too, with the member error",
+        )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, parents=[common], help=about, description=about[0].upper() + about[1:] + ".")
@@ -47,9 +58,29 @@ def parser() -> argparse.ArgumentParser:
 
     reading.add_commands(command)
     copying.add_commands(command)
+    usage.add_commands(command)
     upkeep.add_commands(command)
     cache.add_commands(command)
     return top
+
+
+class _UsageError(SystemExit):
+    """The arguments are wrong. What argparse says of that is printed already."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise _UsageError(message)
+
+
+def _print_error(kind: str, message: str, code: int) -> None:
+    print_json({"error": {"kind": kind, "message": message, "exit_code": code}})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,13 +89,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A character that the encoding of the terminal or pipe lacks is written as its escape sequence.
             stream.reconfigure(errors="backslashreplace")
+    options = None
     try:
         options = parser().parse_args(arguments)
         code: int = options.run(options)
         sys.stdout.flush()
+    except _UsageError as usage:
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            _print_error("UsageError", usage.message, 2)
+        raise
     except ArtifactError as error:
         print(f"metaflow-artifacts: {escape(str(error))}", file=sys.stderr)
-        return 1 if isinstance(error, (ArtifactNotFound, CorruptArtifact)) else 2
+        code = 1 if isinstance(error, (ArtifactNotFound, CorruptArtifact)) else 2
+        # A command that has printed its document raises what stopped it, which the document says.
+        if options is not None and options.json and not getattr(options, "printed", False):
+            _print_error(type(error).__name__, str(error), code)
+        return code
     except KeyboardInterrupt:
         print("metaflow-artifacts: interrupted", file=sys.stderr)
         return 130

@@ -7,47 +7,65 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
-from metaflow_artifacts._text import size_text
+from metaflow_artifacts._text import count_text, size_text
 from metaflow_artifacts._transfer.progress import Progress
 
-__all__ = ["bar"]
+__all__ = ["Bar", "bar"]
 
 _AFTER = 1.0
 _EVERY = 0.1
 _WIDTH = 30
 
 
-@contextmanager
-def bar(what: str) -> Iterator[Progress]:
-    """Yield a `Progress` for a transfer. While the block runs, its progress is shown if stderr is a terminal."""
-    stream = sys.stderr
-    if not stream.isatty():
-        yield Progress()
-        return
-    lock = threading.Lock()
-    began = time.monotonic()
-    drawn = began + _AFTER - _EVERY
+class Bar(Progress):
+    """A `Progress` that is shown: the bytes of a transfer, or before one how many artifacts were read."""
 
-    def draw(transfer: Progress) -> None:
-        nonlocal drawn
+    def __init__(self, what: str, stream: TextIO) -> None:
+        """On another stream than a terminal, nothing is shown."""
+        super().__init__(self._draw if stream.isatty() else None)
+        self._what = what
+        self._stream = stream
+        self._drawing = threading.Lock()
+        self._began = time.monotonic()
+        self._drawn = self._began + _AFTER - _EVERY
+        self._shown = False
+
+    def _draw(self, _: Progress) -> None:
         now = time.monotonic()
-        if now - drawn < _EVERY or not lock.acquire(blocking=False):
+        if now - self._drawn < _EVERY or not self._drawing.acquire(blocking=False):
             return
         try:
-            drawn = now
-            part = transfer.done / transfer.total if transfer.total else 1.0
-            full = round(part * _WIDTH)
-            rate = size_text(round((transfer.done - transfer.found - transfer.cached) / (now - began)))
-            line = f"{what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size_text(transfer.total)}, {rate}/s"
-            stream.write(f"\r{line}\x1b[K")
-            stream.flush()
+            self._drawn = now
+            self._stream.write(f"\r{self._line(now - self._began)}\x1b[K")
+            self._stream.flush()
+            self._shown = True
         finally:
-            lock.release()
+            self._drawing.release()
 
+    def _line(self, seconds: float) -> str:
+        if not self.total and self.artifacts:
+            return f"{self._what}: {count_text(self.artifacts, 'artifact')} read, {self.artifacts / seconds:,.0f}/s"
+        part = self.done / self.total if self.total else 1.0
+        full = round(part * _WIDTH)
+        rate = size_text(round((self.done - self.found - self.cached) / seconds))
+        return f"{self._what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size_text(self.total)}, {rate}/s"
+
+    def hide(self) -> None:
+        """Remove the bar, so that something can be printed in its place. The next step shows it again."""
+        with self._drawing:
+            if self._shown:
+                self._shown = False
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Bar]:
+    """Yield a `Progress` for a transfer. While the block runs, its progress is shown if stderr is a terminal."""
+    shown = Bar(what, sys.stderr)
     try:
-        yield Progress(draw)
+        yield shown
     finally:
-        if drawn > began + _AFTER - _EVERY:
-            stream.write("\r\x1b[K")
-            stream.flush()
+        shown.hide()

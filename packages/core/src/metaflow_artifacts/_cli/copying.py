@@ -64,6 +64,7 @@ def _copy(options: argparse.Namespace) -> int:
         )
     else:
         _print(result, store.root, target.root, exists)
+    options.printed = True
     if outcome.stopped is not None:
         # `main` prints it, and gives the exit code.
         raise outcome.stopped

@@ -7,20 +7,19 @@ import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
 
 from metaflow_artifacts._cli.bar import bar
-from metaflow_artifacts._cli.output import escape, escape_lines, print_json, print_table, warn
+from metaflow_artifacts._cli.output import Table, escape, escape_lines, print_json, print_table, warn
 from metaflow_artifacts._cli.roots import resolve, store_of
+from metaflow_artifacts._cli.selecting import Selection, add_selection
 from metaflow_artifacts._format.manifest import FileEntry, Manifest
 from metaflow_artifacts._format.reference import ModelArtifact
-from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._store.ancestry import lineage
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._text import count_text, size_text, time_text
-from metaflow_artifacts._upkeep.survey import artifact_objects, heads
+from metaflow_artifacts._upkeep.newest import newest_artifacts
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 
 __all__ = ["add_commands"]
@@ -31,10 +30,7 @@ _PIECE = 16 << 20
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ls, show, tree, cat, get and lineage. `command` makes the parser of one command."""
     ls = command("ls", _ls, "list artifacts, newest first")
-    ls.add_argument("--type", choices=["model", "checkpoint"], help="only models, or only checkpoints")
-    ls.add_argument("--flow", metavar="PATTERN", help="only what flows of this name have saved (* and ? are wildcards)")
-    ls.add_argument("--step", metavar="PATTERN", help="only what steps of this name have saved")
-    ls.add_argument("--label", metavar="PATTERN", help="only what was saved under this label")
+    add_selection(ls)
     ls.add_argument("--limit", type=int, metavar="N", help="only the N newest")
     _key(command("show", _show, "show an artifact's reference, and how it is stored"))
     _key(command("tree", _tree, "list the files of an artifact"))
@@ -62,40 +58,34 @@ def _key(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _ls(options: argparse.Namespace) -> int:
     store = store_of(options)
+    selection = Selection.of(options, store.storage)
     damaged = 0
     artifacts: list[ModelArtifact] = []
-    for _, found in heads(store, artifact_objects(store.storage, _prefixes(options))):
-        if isinstance(found, CorruptArtifact):
-            damaged += 1
-            warn(str(found))
-        elif found is not None and _matches(found.artifact, options):
-            artifacts.append(found.artifact)
-    artifacts.sort(key=lambda artifact: artifact["created_on"], reverse=True)
-    _print_artifacts(artifacts[: options.limit], options)
+    table = Table(_TITLES, right=["size"])
+    with bar("ls") as progress:
+        objects = selection.objects(store.storage)
+        for found in newest_artifacts(store, objects, selection.matches, options.limit, progress):
+            if isinstance(found, CorruptArtifact):
+                damaged += 1
+                progress.hide()
+                warn(str(found))
+            elif options.json:
+                artifacts.append(found)
+            else:
+                progress.hide()
+                table.add(_row(found))
+    if options.json:
+        print_json(artifacts)
+    else:
+        table.end()
     return 1 if damaged else 0
 
 
-def _print_artifacts(artifacts: list[ModelArtifact], options: argparse.Namespace) -> None:
-    if options.json:
-        print_json(artifacts)
-        return
-    rows = [
-        (time_text(a["created_on"]), size_text(a["size"]), a["type"], a["label"], a["pathspec"] or "-", a["key"])
-        for a in artifacts
-    ]
-    print_table(("created on", "size", "type", "label", "pathspec", "key"), rows, right=["size"])
+_TITLES = ("created on", "size", "type", "label", "pathspec", "key")
 
 
-def _prefixes(options: argparse.Namespace) -> Iterator[str]:
-    for prefix in ARTIFACT_PREFIXES:
-        if options.type is None or (options.type == "model") is ("/models/" in prefix):
-            yield prefix
-
-
-def _matches(artifact: ModelArtifact, options: argparse.Namespace) -> bool:
-    flow, _, step, *_ = (*artifact["pathspec"].split("/"), "", "", "")
-    wanted = ((options.flow, flow), (options.step, step), (options.label, artifact["label"]))
-    return all(pattern is None or fnmatchcase(value, pattern) for pattern, value in wanted)
+def _row(a: ModelArtifact) -> tuple[str, ...]:
+    return time_text(a["created_on"]), size_text(a["size"]), a["type"], a["label"], a["pathspec"] or "-", a["key"]
 
 
 def _manifest(options: argparse.Namespace) -> tuple[Store, Manifest]:
@@ -202,5 +192,9 @@ def _get(options: argparse.Namespace) -> int:
 
 def _lineage(options: argparse.Namespace) -> int:
     store, (key,) = resolve(options, [options.key])
-    _print_artifacts(lineage(key, store), options)
+    artifacts = lineage(key, store)
+    if options.json:
+        print_json(artifacts)
+    else:
+        print_table(_TITLES, map(_row, artifacts), right=["size"])
     return 0

@@ -73,6 +73,12 @@ class Selection:
             storage.now(),
         )
 
+    @property
+    def is_part(self) -> bool:
+        """Whether there may be artifacts that are not among them."""
+        wanted = (self.patterns, self.type, self.flow, self.step, self.label)
+        return any(wanted) or self.younger is not None or self.older is not None
+
     def objects(self, storage: Storage) -> Iterator[ObjectInfo]:
         """The objects of a store that may be among them, by key and time. Raises InvalidReference, StorageError."""
         for prefix in self._prefixes():

@@ -1,29 +1,28 @@
-"""The commands that check a store and remove from it: du, check, gc, delete, retain."""
+"""The commands that check a store and remove from it: check, gc, delete, retain."""
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import escape, print_json, print_table, warn
-from metaflow_artifacts._cli.roots import resolve, store_of
+from metaflow_artifacts._cli.roots import is_pattern, resolve, store_of
+from metaflow_artifacts._cli.selecting import PATTERN_HELP, matching, seconds
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
-from metaflow_artifacts._text import count_text, parse_period, period_text, size_text, time_text
+from metaflow_artifacts._store.deleting import stored_among
+from metaflow_artifacts._text import count_text, period_text, size_text, time_text
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, GcStats, gc
+from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
-from metaflow_artifacts._upkeep.survey import artifact_objects, outlines, stored_chunks
-from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 
 __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add du, check, gc, delete and retain. `command` makes the parser of one command."""
-    command("du", _du, "show the size of the artifacts, and the space that they take in the store")
+    """Add check, gc, delete and retain. `command` makes the parser of one command."""
     checked = command(
         "check", _check, "check that every artifact is whole: that its manifest is valid and its chunks exist"
     )
@@ -34,7 +33,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     collected.add_argument(
         "--grace",
-        type=_seconds,
+        type=seconds,
         default=GRACE,
         metavar="TIME",
         help=f"keep what was written or needed within this time (default {period_text(GRACE)})",
@@ -46,8 +45,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _ignore(collected)
     _execute(collected)
-    deleted = command("delete", _delete, "delete artifacts; a later gc frees their space")
-    deleted.add_argument("keys", metavar="KEY", nargs="+", help="the artifact's key, or its url")
+    deleted = command(
+        "delete",
+        _delete,
+        "delete artifacts; a later gc frees their space. If there is a pattern: without --execute, print which ones",
+    )
+    deleted.add_argument("keys", metavar="KEY", nargs="+", help=f"the artifact's key, its url, or {PATTERN_HELP}")
+    _execute(deleted)
     kept = command(
         "retain",
         _retain,
@@ -59,7 +63,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     kept.add_argument("--best", type=int, metavar="N", help="keep the N with the best value of --metric")
     kept.add_argument("--metric", metavar="NAME", help="the metadata value by which --best chooses")
     kept.add_argument("--lowest", action="store_true", help="the lowest value is the best, not the highest")
-    kept.add_argument("--younger", type=_seconds, metavar="TIME", help="keep what was saved within this time")
+    kept.add_argument("--younger", type=seconds, metavar="TIME", help="keep what was saved within this time")
     kept.add_argument("--flow", metavar="NAME", help="only checkpoints of this flow")
     kept.add_argument("--step", metavar="NAME", help="only checkpoints of steps of this name")
     kept.add_argument(
@@ -88,73 +92,6 @@ def _ignore(parser: argparse.ArgumentParser) -> None:
 
 def _execute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--execute", action="store_true", help="remove or delete; without this, only print")
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_period(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-@dataclass
-class _Usage:
-    artifacts: int = 0
-    logical: int = 0
-    inline: int = 0
-    chunks: dict[bytes, int] = field(default_factory=dict)
-
-    @property
-    def stored(self) -> int:
-        return self.inline + sum(self.chunks.values())
-
-
-def _du(options: argparse.Namespace) -> int:
-    store = store_of(options)
-    groups: dict[tuple[str, str], _Usage] = defaultdict(_Usage)
-    total = _Usage()
-    damaged = 0
-    for _, outline in outlines(store, artifact_objects(store.storage)):
-        if isinstance(outline, CorruptArtifact):
-            damaged += 1
-            warn(str(outline))
-        elif outline is not None:
-            artifact = outline.artifact
-            flow = artifact["pathspec"].split("/")[0]
-            for usage in (total, groups[artifact["type"], flow]):
-                usage.artifacts += 1
-                usage.logical += artifact["size"]
-                if not outline.chunks:
-                    usage.inline += artifact["size"]
-                else:
-                    usage.chunks.update((bytes.fromhex(chunk.sha256), chunk.size) for chunk in outline.chunks)
-    stored = stored_chunks(store.storage)
-    unneeded = sum(value for digest, value in stored.items() if digest not in total.chunks)
-    rows = sorted(groups.items(), key=lambda item: -item[1].logical)
-    if options.json:
-        print_json(
-            {
-                "artifacts": total.artifacts,
-                "logical": total.logical,
-                "stored": total.inline + sum(stored.values()),
-                "unneeded": unneeded,
-                "groups": [
-                    {"type": kind, "flow": flow, "artifacts": u.artifacts, "logical": u.logical, "stored": u.stored}
-                    for (kind, flow), u in rows
-                ],
-            }
-        )
-        return 1 if damaged else 0
-    print_table(
-        ("type", "flow", "artifacts", "logical", "stored"),
-        [(kind, flow or "-", str(u.artifacts), size_text(u.logical), size_text(u.stored)) for (kind, flow), u in rows],
-        right=["artifacts", "logical", "stored"],
-    )
-    everything = total.inline + sum(stored.values())
-    artifacts = count_text(total.artifacts, "artifact")
-    print(f"\n{size_text(total.logical)} in {artifacts}, stored in {size_text(everything)}", end="")
-    print(f", of which no artifact needs {size_text(unneeded)}" if unneeded else "")
-    return 1 if damaged else 0
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -229,20 +166,32 @@ def _from(first: float, last: float) -> str:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    store, keys = resolve(options, options.keys)
-    deleted, missing = [], []
-    for key in keys:
-        try:
-            store.delete(key)
-        except ArtifactNotFound as error:
-            warn(str(error))
-            missing.append(key)
-        else:
+    store, texts = resolve(options, options.keys, patterns=True)
+    selects = any(map(is_pattern, texts))
+    execute = options.execute or not selects
+    if selects:
+        refuse_unknown_needs(store.storage)
+    found = matching(store.storage, texts)
+    if found.foreign:
+        foreign = count_text(len(found.foreign), "artifact")
+        warn(f"{foreign} of metaflow-checkpoint left out: this version cannot delete them")
+    given = list(dict.fromkeys((*found.given, *found.listed)))
+    deleted = []
+    with bar("delete") as progress:
+        for key in store.delete_all(given) if execute else stored_among(store.storage, given):
             deleted.append(key)
             if not options.json:
-                print(f"deleted {escape(key)}")
+                progress.hide()
+                print(f"{'deleted' if execute else 'would delete'} {escape(key)}")
+    # What only matched a pattern was there a moment ago.
+    missing = [key for key in found.given if key not in set(deleted)]
+    for key in missing:
+        warn(f"nothing is stored at {store.storage.url(key)}: nothing was deleted")
     if options.json:
-        print_json({"deleted": deleted, "missing": missing})
+        done = {"deleted": deleted} if execute else {"deleted": [], "would_delete": deleted}
+        print_json({**done, "missing": missing})
+    elif not execute:
+        print(f"\nwould delete {count_text(len(deleted), 'artifact')}; --execute does it")
     return 1 if missing else 0
 
 
@@ -250,9 +199,17 @@ def _retain(options: argparse.Namespace) -> int:
     rules = Rules(options.last, options.best, options.metric, options.lowest, options.younger)
     store = store_of(options)
     root = HUB if options.hub else CHECKPOINTS
-    plan = plan_retention(
-        store, rules, flow=options.flow, step=options.step, per=options.per, root=root, ignore=options.ignore
-    )
+    with bar("retain") as progress:
+        plan = plan_retention(
+            store,
+            rules,
+            flow=options.flow,
+            step=options.step,
+            per=options.per,
+            root=root,
+            ignore=options.ignore,
+            progress=progress,
+        )
     if not options.json:
         rows = []
         for group in plan.groups:

@@ -1,8 +1,7 @@
 """Deleting artifacts: one, or many with few requests.
 
-The order is that of `docs/format.md` (delete), so that a run that is killed leaves a store that is whole: first come the
-tombstones that keep numbers from being given twice, then the manifests go, and last the tombstones that are not needed
-any more.
+The order is that of `docs/format.md` (delete), so that a run that is killed leaves a whole store: tombstones that
+keep numbers from being given twice come first, then the manifests go, and last the tombstones that nothing needs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from metaflow_artifacts._store.numbering import highest_number
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import ArtifactNotFound
 
-__all__ = ["delete_artifact", "delete_artifacts"]
+__all__ = ["delete_artifact", "delete_artifacts", "stored_among"]
 
 _BATCH = 1000
 _FEW = 16
@@ -60,6 +59,13 @@ def delete_artifacts(storage: Storage, keys: Iterable[str]) -> Iterator[str]:
         storage.delete(batch)
         storage.delete({key.tombstone for key in parts} & found.tombstones - {key.tombstone for key in last})
         yield from batch
+
+
+def stored_among(storage: Storage, keys: Iterable[str]) -> list[str]:
+    """The keys that are there, in the order given. Raises as `delete_artifacts`."""
+    parsed = {key: parse_key(key) for key in dict.fromkeys(keys)}
+    found = _Found(storage, parsed)
+    return [key for key in parsed if key in found.keys]
 
 
 def _attempt(key: CheckpointKey) -> _Attempt:

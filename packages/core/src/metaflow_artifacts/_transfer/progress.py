@@ -1,4 +1,4 @@
-"""Counting the bytes of a save or load, for progress bars and logs."""
+"""Counting the bytes of a save or load, and the artifacts of a listing, for progress bars and logs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Progress:
         """Bytes that earlier loads had left at the target, and that were not fetched (loads only)."""
         self.cached = 0
         """Bytes that came from the node's cache, and that were not fetched (loads only)."""
+        self.artifacts = 0
+        """Artifacts whose manifests were read (listings only)."""
         self._watch = watch
         self._lock = threading.Lock()
 
@@ -52,5 +54,12 @@ class Progress:
             self.stored += stored
             self.found += found
             self.cached += cached
+        if self._watch is not None:
+            self._watch(self)
+
+    def read(self) -> None:
+        """Count an artifact whose manifest was read."""
+        with self._lock:
+            self.artifacts += 1
         if self._watch is not None:
             self._watch(self)

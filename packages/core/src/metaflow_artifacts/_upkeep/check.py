@@ -113,7 +113,7 @@ class _Check:
         wanted: Iterable[ObjectInfo] = artifact_objects(self.store.storage, strays=self.strays)
         if keys is not None:
             wanted = [self._existing(key) for key in keys]
-        for info, manifest in manifests(self.store, wanted, self.strays):
+        for info, manifest in manifests(self.store, wanted, self.strays, self.transfer):
             if isinstance(manifest, CorruptArtifact):
                 self._report(info.key, "manifest", str(manifest))
             elif manifest is not None:

@@ -135,7 +135,7 @@ def gc(
     Unless `dry_run` is False, nothing is removed, and the statistics tell what would be. Saves, loads, deletes and
     other gc runs may happen at the same time. Raises as `plan_gc` and `execute_gc` do.
     """
-    plan = plan_gc(store, grace=grace, exclusive=exclusive, ignore=ignore)
+    plan = plan_gc(store, grace=grace, exclusive=exclusive, ignore=ignore, progress=progress)
     if not dry_run:
         return execute_gc(store, plan, progress=progress)
     return GcStats(
@@ -155,13 +155,20 @@ def gc(
     )
 
 
-def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, ignore: Sequence[str] = ()) -> GcPlan:
+def plan_gc(
+    store: Store,
+    *,
+    grace: float = GRACE,
+    exclusive: bool = False,
+    ignore: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> GcPlan:
     """Find what a gc may remove; nothing is changed.
 
     `grace`, in seconds, must be at least twice the `refresh_after` of this store and of every process that saves to it,
     because a save relies on chunks that are as old as that. With `exclusive`, the caller promises that nothing is saved
     until the plan was executed; then any grace period is allowed. `ignore` lists keys, or first parts of keys; objects
-    there that are not understood are ignored.
+    there that are not understood are ignored. `progress` counts the manifests that are read.
 
     Raises InvalidInput for a grace period that is too short, CorruptArtifact if a manifest cannot be read (it may name
     any chunk), and StorageError if the store needs a later version, if an object below the artifacts' prefixes is not
@@ -181,7 +188,7 @@ def plan_gc(store: Store, *, grace: float = GRACE, exclusive: bool = False, igno
     limit = begin - grace + (storage.resolution if exclusive else 0)
     unneeded = {digest: info for info, digest in chunk_objects(storage)}
     chunks, stored = len(unneeded), sum(info.size for info in unneeded.values())
-    artifacts = _discard_named(store, unneeded, strays)
+    artifacts = _discard_named(store, unneeded, strays, progress)
     old = max(grace, 2 * store.refresh_after)
     return GcPlan(
         root=store.root,
@@ -214,11 +221,11 @@ def _waiting(chunks: list[ObjectInfo], grace: float) -> Waiting:
     return Waiting(len(chunks), sum(info.size for info in chunks), min(times, default=None), max(times, default=None))
 
 
-def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays) -> int:
+def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays, progress: Progress | None) -> int:
     """Remove the chunks that any artifact names from `chunks`; returns the number of artifacts."""
     count = 0
     objects = artifact_objects(store.storage, strays=strays)
-    for info, outline in outlines(store, objects, strays):
+    for info, outline in outlines(store, objects, strays, progress):
         if isinstance(outline, CorruptArtifact):
             raise CorruptArtifact(
                 f"nothing was removed: {info.key} cannot be read, and it may need any chunk; upgrade "

@@ -18,6 +18,7 @@ from metaflow_artifacts._storage.base import ObjectInfo
 from metaflow_artifacts._store.checkpoints import created_at
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
+from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.survey import heads
 from metaflow_artifacts.errors import CorruptArtifact
 
@@ -35,21 +36,22 @@ def newest_artifacts(
     objects: Iterable[ObjectInfo],
     accept: Callable[[ModelArtifact], bool] = lambda artifact: True,
     limit: int | None = None,
-    step: Callable[[int, int], None] = lambda total, done: None,
+    progress: Progress | None = None,
 ) -> Iterator[Found]:
     """The references of the artifacts at `objects` that are accepted, newest first; and the damage that is met.
 
     With `limit`, only so many of the newest: then few manifests are read, and the clocks of the machines are trusted as
-    far as those of the manifests that were read agree with the storage's. `step` is called with the number of objects,
-    and how many were read since. Raises StorageError.
+    far as those of the manifests that were read agree with the storage's. `progress` counts what
+    is read. Raises StorageError.
     """
     infos = sorted(objects, key=lambda info: (info.modified, info.key), reverse=True)
 
     def read(some: Sequence[ObjectInfo]) -> Iterator[tuple[ObjectInfo, ModelArtifact | CorruptArtifact | None]]:
-        for info, found in heads(store, some):
-            step(len(infos), 1)
-            artifact = found.artifact if isinstance(found, Head) else found
-            yield info, artifact if isinstance(artifact, CorruptArtifact) or artifact and accept(artifact) else None
+        for info, found in heads(store, some, progress=progress):
+            if isinstance(found, Head):
+                yield info, found.artifact if accept(found.artifact) else None
+            else:
+                yield info, found
 
     if limit is None:
         return _all(infos, read)

@@ -23,6 +23,7 @@ from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoints import created_at, newest_first, task_of
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.survey import Strays, heads
 from metaflow_artifacts.errors import CorruptArtifact, InvalidInput
@@ -123,12 +124,14 @@ def plan_retention(
     per: Literal["step", "task"] = "task",
     root: str = CHECKPOINTS,
     ignore: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> RetentionPlan:
     """Find the checkpoints that no rule keeps; nothing is changed.
 
     The rules apply to each place in a flow (namespace, foreach value, node or gang of a parallel step) separately, or
     with `per="step"` to all checkpoints of a flow and step together. `flow` and `step` select the checkpoints to
-    consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. Raises InvalidInput for
+    consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. `progress` counts
+    the manifests that are read. Raises InvalidInput for
     names that break a rule, and StorageError if the store needs a later version, if an object among the checkpoints is
     not understood, or if the storage fails.
     """
@@ -149,7 +152,7 @@ def plan_retention(
             found[key.place.flow, key.place.step, task].append(info)
     strays.refuse()
     groups = [
-        _group(store, names, heads(store, infos, strays), rules, root)
+        _group(store, names, heads(store, infos, strays, progress), rules, root)
         for names, infos in sorted(found.items(), key=lambda item: item[0])
     ]
     return RetentionPlan(store.root, [group for group in groups if group])

@@ -10,6 +10,7 @@ from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHUNKS
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts._store.listing import artifacts, read_listed
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._upkeep.foreign import ForeignArtifacts
 from metaflow_artifacts._upkeep.needs import SHOWN, listed
@@ -114,35 +115,36 @@ def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
 
 
 def manifests(
-    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None
+    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[ObjectInfo, Manifest | CorruptArtifact | None]]:
     """Read the manifests at `objects`, several at once: for each the manifest, its damage, or None if it was deleted
     since the listing.
 
     Objects of metaflow-checkpoint are left out, and so are objects that `strays` ignores and that do not begin like a
-    manifest.
+    manifest. `progress` counts what was read.
     """
-    return _read(store, objects, strays or Strays(store.storage), store.manifest, _MANIFESTS)
+    return _read(store, objects, strays or Strays(store.storage), progress, store.manifest, _MANIFESTS)
 
 
 def outlines(
-    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None
+    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[ObjectInfo, Outline | CorruptArtifact | None]]:
     """As `manifests`, without the rows of files, which are not read."""
-    return _read(store, objects, strays or Strays(store.storage), store.outline_at)
+    return _read(store, objects, strays or Strays(store.storage), progress, store.outline_at)
 
 
 def heads(
-    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None
+    store: Store, objects: Iterable[ObjectInfo], strays: Strays | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[ObjectInfo, Head | CorruptArtifact | None]]:
     """As `manifests`, with only the head of each, if that is undamaged."""
-    return _read(store, objects, strays or Strays(store.storage), store.head_at)
+    return _read(store, objects, strays or Strays(store.storage), progress, store.head_at)
 
 
 def _read(
     store: Store,
     objects: Iterable[ObjectInfo],
     strays: Strays,
+    progress: Progress | None,
     read: Callable[[str], _T],
     most: int | None = None,
 ) -> Iterator[tuple[ObjectInfo, _T | CorruptArtifact | None]]:
@@ -156,6 +158,8 @@ def _read(
         return info, found
 
     for found in ordered(store.storage, one, objects, most):
+        if progress is not None:
+            progress.read()
         if found is not None:
             yield found
 

@@ -1,0 +1,34 @@
+"""Who started a run, as Metaflow's metadata says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+__all__ = ["users_of_runs"]
+
+_TAG = "user:"
+_THREADS = 8
+
+
+def users_of_runs(runs: Iterable[str], watch: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """The users of these runs (`flow/run`); runs that Metaflow does not know, or cannot be asked about, are left out.
+
+    One request for each run, to the metadata service that is configured. `watch` is called after each.
+    """
+    from metaflow.client.core import Run
+    from metaflow.exception import MetaflowException
+
+    def user_of(run: str) -> str | None:
+        found = None
+        # The run may have been deleted, or be one of another metadata service.
+        with suppress(MetaflowException, OSError, ValueError):
+            tags = Run(run, _namespace_check=False).system_tags
+            found = next((tag.removeprefix(_TAG) for tag in sorted(tags) if tag.startswith(_TAG)), None)
+        watch()
+        return found
+
+    known = list(dict.fromkeys(runs))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {run: user for run, user in zip(known, pool.map(user_of, known), strict=True) if user is not None}

@@ -1,0 +1,121 @@
+"""Deletes of many artifacts: in few requests, and in an order in which a run can be killed at any of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faultlib.watched import ForwardingStorage
+
+from metaflow_artifacts import Store
+from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
+from metaflow_artifacts._layout import CHECKPOINTS
+from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
+from metaflow_artifacts._store.numbering import highest_number
+from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
+from metaflow_artifacts.errors import InvalidReference
+from metaflow_artifacts.testing.faults import FaultProxy
+
+
+class Killed(BaseException):
+    """Ends the process that deletes."""
+
+
+def checkpoints(store: Store, file: Path, attempts: int, each: int, flow: str = "F") -> list[str]:
+    """Save so many checkpoints in each of some attempts; every second one is not latest."""
+    keys = []
+    for attempt in range(attempts):
+        place = CheckpointPlace(flow, "train", "0" * 12, f"{attempt % 3:012x}")
+        writer = CheckpointWriter(store, place, f"{attempt:08x}", attempt % 2, f"{flow}/{attempt}/train/1", start=0)
+        keys += [writer.save(file, label="l", latest=n % 2 == 0)["key"] for n in range(each)]
+    return keys
+
+
+def tombstones(store: Store) -> set[str]:
+    return {info.key for info in store.storage.list(f"{CHECKPOINTS}/checkpoints/not_latest/")}
+
+
+def tombstone(key: str) -> str:
+    return key.replace("/artifacts/", "/not_latest/")
+
+
+def highest(store: Store, key: str) -> int:
+    parts: Any = parse_key(key)
+    return highest_number(store.storage, parts.place, parts.id, parts.attempt)
+
+
+@pytest.mark.parametrize("attempts", [3, 20])
+def test_the_highest_number_of_each_attempt_leaves_its_tombstone(store: Store, file: Path, attempts: int) -> None:
+    """With few attempts each is listed, with many what is around them."""
+    keys = checkpoints(store, file, attempts, 3)
+    kept = keys.pop(2)
+    other = checkpoints(store, file, 1, 2, flow="Other")
+    model = store.save_model(file)["key"]
+    gone = "mf.models/models/artifacts/m_" + "0" * 32
+    assert list(store.delete_all([*keys, gone, model, keys[0]])) == [*keys, model]
+    last = {key for key in keys if key.endswith(".2")}
+    assert tombstones(store) == {tombstone(key) for key in (*last, other[1])}
+    assert {*store.list(f"{CHECKPOINTS}/checkpoints/artifacts/"), *store.list()} == {kept, *other}
+    assert [highest(store, key) for key in keys] == [2] * len(keys)
+    assert list(store.delete_all(keys)) == []
+
+
+def test_a_malformed_key_deletes_nothing(store: Store, file: Path) -> None:
+    key = store.save_model(file)["key"]
+    with pytest.raises(InvalidReference):
+        list(store.delete_all([key, "nothing"]))
+    assert list(store.list()) == [key]
+
+
+def test_retention_makes_few_requests(remote: Store, proxy: FaultProxy, file: Path) -> None:
+    checkpoints(remote, file, 20, 5)
+    plan = plan_retention(remote, Rules(last=0))
+    assert len(plan.delete) == 100
+    proxy.requests.clear()
+    assert execute_retention(remote, plan).deleted == 100
+    made = Counter(request.method for request in proxy.requests)
+    # A tombstone for each attempt; four prefixes of needs, the artifacts and the tombstones are listed.
+    assert made["PUT"] == 20
+    assert made["POST"] == 2
+    assert made["GET"] == 6
+    assert set(made) == {"PUT", "POST", "GET"}
+    assert len(tombstones(remote)) == 20
+
+
+class MortalStorage(ForwardingStorage):
+    """A storage whose process is killed right before one of the objects that it writes or removes."""
+
+    left = 0
+    threads = 1
+
+    def before(self, operation: str, key: str) -> None:
+        if operation == "put":
+            if not self.left:
+                raise Killed
+            self.left -= 1
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.before("put", key)
+            self.inner.delete([key])
+
+
+@pytest.mark.parametrize("store", ["local"], indirect=True)
+def test_no_number_is_given_again_wherever_a_run_is_killed(store: Store, file: Path) -> None:
+    """And what is left still has the tombstone that says it is not latest; repeating the run removes the rest."""
+    for left in range(11):
+        keys = checkpoints(store, file, 2, 3, flow=f"Flow{left}")
+        mortal = MortalStorage(store.storage)
+        mortal.left = left
+        # Two tombstones are written, six manifests and two tombstones removed.
+        with nullcontext() if left == 10 else pytest.raises(Killed):
+            list(Store(mortal).delete_all(keys))
+        there = set(store.list(f"{CHECKPOINTS}/checkpoints/artifacts/Flow{left}/"))
+        assert {tombstone(key) for key in there if key.endswith(".1")} <= tombstones(store)
+        assert [highest(store, key) for key in keys] == [2] * 6
+        assert list(store.delete_all(keys)) == [key for key in keys if key in there]
+        assert [highest(store, key) for key in keys] == [2] * 6
