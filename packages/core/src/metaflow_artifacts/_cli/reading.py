@@ -146,7 +146,7 @@ def _tree(options: argparse.Namespace) -> int:
 
 def _cat(options: argparse.Namespace) -> int:
     store, manifest = _manifest(options)
-    file = next((file for file in manifest.files if file.path == options.file), None)
+    file = manifest.file(options.file)
     if file is None:
         raise ArtifactNotFound(f"{manifest.artifact['key']} has no file {options.file!r}; `tree` lists its files")
     pieces = (store.read_file(manifest, file.path, start, end - start) for start, end in _pieces(manifest, file))

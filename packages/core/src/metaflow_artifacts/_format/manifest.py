@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NoReturn, TypeGuard, cast
 
 from metaflow_artifacts._format.floats import with_floats, without_floats
@@ -34,6 +36,7 @@ __all__ = [
     "Head",
     "Manifest",
     "Outline",
+    "begins_of",
     "decode",
     "decode_front",
     "decode_head",
@@ -134,6 +137,24 @@ class Manifest:
     def size(self) -> int:
         """Bytes of content."""
         return self.artifact["size"]
+
+    @functools.cached_property
+    def chunk_begins(self) -> Sequence[int]:
+        """Where each chunk begins in the stream."""
+        return begins_of(self.chunks)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, FileEntry]:
+        return {file.path: file for file in self.files}
+
+    def file(self, path: str) -> FileEntry | None:
+        """The file at a path; None if there is none."""
+        return self._by_path.get(path)
+
+
+def begins_of(chunks: Iterable[Chunk]) -> list[int]:
+    """Where each of a stream's chunks begins, in bytes."""
+    return list(accumulate((chunk.size for chunk in chunks), initial=0))[:-1]
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -36,6 +36,7 @@ from metaflow_artifacts._store.background_models import BackgroundModels
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
 from metaflow_artifacts._store.deleting import delete_artifact, delete_artifacts
 from metaflow_artifacts._store.details import SaveDetails
+from metaflow_artifacts._store.limits import demand_readable
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
 from metaflow_artifacts._store.references import ParsedReference, Reference, demand_same, key_of, root_of
@@ -189,6 +190,7 @@ class Store(BackgroundModels):
         digests: dict[int, str] = {}
         inline = read_inline(source, INLINE_LIMIT)
         if inline is None:
+            demand_readable(source, self.chunk_size)
             chunks, digests = self._store_chunks(source, transfer)
         else:
             transfer.start(len(inline))
@@ -352,7 +354,7 @@ class Store(BackgroundModels):
         or `length`, else as `load` does.
         """
         manifest = reference if isinstance(reference, Manifest) else self.manifest(reference)
-        file = next((file for file in manifest.files if file.path == name), None)
+        file = manifest.file(name)
         if file is None:
             raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {name!r}")
         if start < 0 or (length is not None and length < 0):
@@ -363,7 +365,7 @@ class Store(BackgroundModels):
         with naming(manifest):
             if manifest.inline is not None:
                 return manifest.inline[file.offset + start : file.offset + end]
-            return read_range(self.storage, manifest.chunks, file, start, end, self.cache)
+            return read_range(self.storage, manifest.chunks, file, start, end, self.cache, manifest.chunk_begins)
 
     def copy_to(
         self,

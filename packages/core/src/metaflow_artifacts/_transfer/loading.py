@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._format.manifest import Chunk, FileEntry, begins_of
 from metaflow_artifacts._format.plan import Segment, segments
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.job import check, pause
 from metaflow_artifacts._transfer.cache import Cache, Filling, Patience
 from metaflow_artifacts._transfer.chunks import READ_BYTES, read_chunk
 from metaflow_artifacts._transfer.engine import engine
+from metaflow_artifacts._transfer.holes import leave_hole, only_zeros, zero_sha256
 from metaflow_artifacts._transfer.packs import MAX_HELD_BYTES, Run, cached_run, read_run, runs
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import Leftovers
@@ -25,6 +29,7 @@ from metaflow_artifacts._transfer.width import Width, width_of
 
 __all__ = ["fetch_chunks", "read_range"]
 
+_ZEROS = memoryview(bytes(512 << 10))
 _ROUND_S = 0.05
 """How long a load waits where all that it lacks is being fetched by others."""
 
@@ -98,6 +103,75 @@ class _Load:
         """What this round could not get."""
 
     def run(self, pieces: Sequence[_Piece]) -> None:
+        once, again, zeros, first = self._sorted(pieces)
+        self._run(once)
+        if again or zeros:
+            local = Width(os.cpu_count() or 1)
+            self._make(zeros, self._leave_holes, local)
+            self._make(again, lambda piece: self._from_stage(piece, first[piece.chunk]), local)
+
+    def _sorted(self, pieces: Sequence[_Piece]) -> tuple[list[_Piece], list[_Piece], list[_Piece], dict[Chunk, _Piece]]:
+        """What is fetched; what then is in the stage already, since a chunk occurs again; repeated zeros; and for each
+        repeated chunk the piece that is fetched.
+
+        Only repeated chunks are compared with zeros, for which they would have to be hashed.
+        """
+        repeated = {chunk for chunk, times in Counter(piece.chunk for piece in pieces).items() if times > 1}
+        zeros = {chunk for chunk in repeated if chunk.sha256 == zero_sha256(chunk.size)}
+        first: dict[Chunk, _Piece] = {}
+        rest, again, holes = [], [], []
+        for piece in pieces:
+            if piece.runs is None and piece.chunk in zeros:
+                holes.append(piece)
+            elif piece.chunk in first and piece.runs is None:
+                again.append(piece)
+            else:
+                # Only from files that are written here can it be read again.
+                if piece.chunk in repeated and all(part.file in self._wanted for part in piece.parts):
+                    first.setdefault(piece.chunk, piece)
+                rest.append(piece)
+        return rest, again, holes, first
+
+    def _leave_holes(self, piece: _Piece) -> None:
+        for part in piece.parts:
+            if part.file in self._wanted:
+                entry = self._files[part.file]
+                location = os.path.join(self._stage.files, entry.path)
+                with create(location, entry.mode, self._full) as file, self._locks[part.file]:
+                    seek(file, part.start)
+                    if not leave_hole(file, part.length):
+                        for begin in range(0, part.length, len(_ZEROS)):
+                            write_all(file, _ZEROS[: part.length - begin], self._full)
+        self._stage.holds_content = True
+        self._progress.add(piece.size)
+
+    def _from_stage(self, piece: _Piece, first: _Piece) -> None:
+        """Write a chunk again that was written elsewhere in the stage. It is hashed, since a disk may be damaged."""
+        digest = hashlib.sha256()
+        try:
+            with self._writer(piece, None) as writer:
+                writer.restart()
+                for block in self._blocks(first):
+                    digest.update(block)
+                    writer.take(block)
+        except FileNotFoundError:
+            digest = hashlib.sha256()
+        if digest.hexdigest() == piece.chunk.sha256:
+            self._progress.add(piece.size)
+        else:
+            self._from_storage(piece)
+
+    def _blocks(self, piece: _Piece) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(len(_ZEROS)))
+        for part in piece.parts:
+            with open(os.path.join(self._stage.files, self._files[part.file].path), "rb", buffering=0) as file:
+                file.seek(part.start)
+                left = part.length
+                while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+                    yield buffer[:count]
+                    left -= count
+
+    def _run(self, pieces: Sequence[_Piece]) -> None:
         cache = self._cache
         if cache is None:
             self._make(pieces, self._from_storage, self._width)
@@ -190,16 +264,27 @@ class _Load:
 
 
 def read_range(
-    storage: Storage, chunks: Sequence[Chunk], file: FileEntry, start: int, end: int, cache: Cache | None = None
+    storage: Storage,
+    chunks: Sequence[Chunk],
+    file: FileEntry,
+    start: int,
+    end: int,
+    cache: Cache | None = None,
+    begins: Sequence[int] | None = None,
 ) -> bytes:
     """The bytes from `start` to `end` of a file, verified.
 
     Reads only the file where the manifest has its digest, else the chunks that hold the range. Chunks that the `cache`
-    has are read there, and none is put there. Raises the errors of `read_chunk`.
+    has are read there, and none is put there. `begins` are the positions of the chunks in the stream, if the caller
+    knows them. Raises the errors of `read_chunk`.
     """
     found = bytearray()
-    begin = 0
-    for chunk in chunks:
+    if begins is None:
+        begins = begins_of(chunks)
+    for index in range(max(0, bisect_right(begins, file.offset + start) - 1), len(chunks)):
+        chunk, begin = chunks[index], begins[index]
+        if begin >= file.offset + end:
+            break
         first, last = max(file.offset + start, begin), min(file.offset + end, begin + chunk.size)
         if first < last:
             alone = begin <= file.offset and file.offset + file.size <= begin + chunk.size
@@ -211,7 +296,6 @@ def read_range(
             if cache is None or not cache.read(chunk, piece.take, piece.restart):
                 read_chunk(storage, chunk, piece.take, piece.restart)
             found += piece.content
-        begin += chunk.size
     return bytes(found)
 
 
@@ -297,7 +381,9 @@ class _Writer:
                     seek(self._file, part.start)
             count = min(self._left, len(block))
             if self._file is not None:
+                zeros = only_zeros(block[:count])
                 with self._file_lock:
-                    write_all(self._file, block[:count], self.full)
+                    if not (zeros and leave_hole(self._file, count)):
+                        write_all(self._file, block[:count], self.full)
             self._left -= count
             block = block[count:]

@@ -21,6 +21,7 @@ from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._transfer.cache import Cache, Filling
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
 from metaflow_artifacts._transfer.engine import Call, engine
+from metaflow_artifacts._transfer.holes import zero_sha256
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts._transfer.source import (
@@ -196,8 +197,9 @@ class _Saver:
         return run
 
     def _save(self, save: _GroupSave, parts: list[Segment], size: int) -> Chunk:
-        if save.sent:
-            return self._send(save, parts[0], size)
+        is_hole = save.shared is not None and save.shared.is_hole(parts[0].start, size)
+        if save.sent or is_hole:
+            return self._send(save, parts[0], size, is_hole)
         if not self._expect_new:
             chunk = self._read(save, parts, size, lambda block: None)
             if self._is_stored(chunk):
@@ -221,9 +223,9 @@ class _Saver:
                 self.progress.add(size, stored=size)
         return chunk
 
-    def _send(self, save: _GroupSave, part: Segment, size: int) -> Chunk:
-        """Hash a part of a file, and send it from the file if its chunk is new."""
-        chunk = self._read(save, [part], size, lambda block: None)
+    def _send(self, save: _GroupSave, part: Segment, size: int, is_hole: bool) -> Chunk:
+        """Hash a part of a file, and send it from the file if its chunk is new. What is in a hole is not read."""
+        chunk = Chunk(zero_sha256(size), size) if is_hole else self._read(save, [part], size, lambda block: None)
         with self._lock:
             turn = self._turns.setdefault(chunk.sha256, threading.Lock())
         # Equal chunks, as of a file of zeros, are sent once.
@@ -263,7 +265,12 @@ class _Saver:
         with self._lock:
             if chunk.sha256 in self._written:
                 return True
-        return is_stored(self.storage, chunk, self.refresh_after)
+        found = is_stored(self.storage, chunk, self.refresh_after)
+        if found:
+            # A chunk that occurs again is not asked for again.
+            with self._lock:
+                self._written.add(chunk.sha256)
+        return found
 
     def _read(self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]) -> Chunk:
         """Read the content of one chunk."""

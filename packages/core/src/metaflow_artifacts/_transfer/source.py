@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+from metaflow_artifacts._transfer.holes import is_hole
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts.errors import SourceError
 
@@ -146,6 +147,14 @@ class OpenSource:
                 if self._closed and not self._readers:
                     self._close()
 
+    def is_hole(self, start: int, length: int) -> bool:
+        """Whether the file system keeps nothing for one part, so that its bytes are zeros. Raises as `blocks`."""
+        with self._lock:
+            if self._fd < 0:
+                self._open()
+            # The position of the descriptor is used by nobody else.
+            return is_hole(self._fd, start, length)
+
     def finish(self, start: int, length: int, sha256: str) -> None:
         """Record that a part was read and has this digest (hex).
 
@@ -212,6 +221,10 @@ class MemorySource:
         step = len(buffer) or 1
         for at in range(start, start + length, step):
             yield self._content[at : min(at + step, start + length)]
+
+    def is_hole(self, start: int, length: int) -> bool:
+        """False: memory has no holes."""
+        return False
 
     def finish(self, start: int, length: int, sha256: str) -> None:
         """Nothing can have changed."""

@@ -1,0 +1,69 @@
+"""Holes of sparse files: found without reading when a file is saved, and left when one is loaded."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+from typing import Any
+
+from metaflow_artifacts.errors import TargetError
+
+__all__ = ["is_hole", "leave_hole", "only_zeros", "zero_sha256"]
+
+_LEAST_BYTES = 64 << 10
+"""Fewer zeros than this are written: most file systems keep holes of whole blocks only."""
+_ZEROS = bytes(1 << 20)
+
+
+@functools.lru_cache(maxsize=64)
+def zero_sha256(size: int) -> str:
+    """The digest (hex) of `size` zeros."""
+    digest = hashlib.sha256()
+    for begin in range(0, size, len(_ZEROS)):
+        digest.update(_ZEROS[: size - begin])
+    return digest.hexdigest()
+
+
+def is_hole(fd: int, start: int, length: int) -> bool:
+    """Whether the file system says that it keeps nothing for a part of a file, so that it reads as zeros.
+
+    False where it does not tell. This moves the position of the descriptor.
+    """
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA) >= start + length
+    except OSError as error:
+        # There is no data from here to the end of the file.
+        return error.errno == errno.ENXIO and os.fstat(fd).st_size >= start + length
+
+
+def only_zeros(block: memoryview) -> bool:
+    """Whether a block has nothing but zeros, and is so long that a hole is worth it."""
+    size = len(block)
+    if size < _LEAST_BYTES or block[0] or block[size // 2] or block[-1]:
+        return False
+    return all(block[at : at + len(_ZEROS)].tobytes() == _ZEROS[: size - at] for at in range(0, size, len(_ZEROS)))
+
+
+def leave_hole(file: Any, length: int) -> bool:
+    """Move on in an unbuffered file by `length` zeros that are not written; the file is made longer where it ends
+    before. False, and nothing is done, where the file has something there, or may have.
+
+    The caller sees to it that nobody else makes the file longer meanwhile. Raises TargetError.
+    """
+    try:
+        fd, start = file.fileno(), file.tell()
+        size = os.fstat(fd).st_size
+        there = min(size, start + length) - start
+        if there > 0 and not is_hole(fd, start, there):
+            file.seek(start)
+            return False
+        if size < start + length:
+            os.ftruncate(fd, start + length)
+        file.seek(start + length)
+    except OSError as error:
+        raise TargetError(f"cannot write {file.name!r}: {error.strerror}; choose another path") from error
+    return True
