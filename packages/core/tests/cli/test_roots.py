@@ -105,8 +105,9 @@ def test_roots_on_s3(s3_server: SeaweedServer, tmp_path: Path, content: Path) ->
 
     assert key in run("ls", "--root", f"{root}/").stdout
     assert key in run("show", "--root", f"{root}/", key).stdout
-    for command in ("check", "gc"):
-        done = run(command, "--root", f"{root}-mistyped")
+    missing = key[:-1] + "0"
+    for command in (["check"], ["gc"], ["show", missing], ["delete", missing], ["delete", "*", "--execute"]):
+        done = run(*command, "--root", f"{root}-mistyped")
         assert done.returncode == 1
         assert f"nothing is stored at {root}-mistyped" in done.stderr
         assert f"pass --root {root}\n" in done.stderr or not HAS_METAFLOW

@@ -49,6 +49,15 @@ def test_without_a_datastore_the_error_names_the_option(tmp_path: Path) -> None:
     assert "or pass --root" in done.stderr
 
 
+def test_a_configured_datastore_that_holds_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".metaflow").mkdir()
+    command = [sys.executable, "-m", "metaflow_artifacts", "ls"]
+    environment = {**os.environ, "METAFLOW_HOME": str(tmp_path / "home"), "METAFLOW_DEFAULT_DATASTORE": "local"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"nothing is stored at {tmp_path / '.metaflow'}" in done.stderr
+
+
 def test_the_configured_s3_datastore_is_listed(tmp_path: Path, content: Path, s3_server: SeaweedServer) -> None:
     environment = {
         **s3_server.environment(),

@@ -11,6 +11,7 @@ from typing import NoReturn
 from metaflow_artifacts import __version__
 from metaflow_artifacts._cli import cache, copying, reading, upkeep, usage
 from metaflow_artifacts._cli.output import escape, print_json
+from metaflow_artifacts._cli.roots import missing_store
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
 
 __all__ = ["main", "parser"]
@@ -99,11 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_error("UsageError", usage.message, 2)
         raise
     except ArtifactError as error:
-        print(f"metaflow-artifacts: {escape(str(error))}", file=sys.stderr)
+        message = str(error)
+        if options is not None and isinstance(error, ArtifactNotFound):
+            message = missing_store(options) or message
+        print(f"metaflow-artifacts: {escape(message)}", file=sys.stderr)
         code = 1 if isinstance(error, (ArtifactNotFound, CorruptArtifact)) else 2
         # A command that has printed its document raises what stopped it, which the document says.
         if options is not None and options.json and not getattr(options, "printed", False):
-            _print_error(type(error).__name__, str(error), code)
+            _print_error(type(error).__name__, message, code)
         return code
     except KeyboardInterrupt:
         print("metaflow-artifacts: interrupted", file=sys.stderr)

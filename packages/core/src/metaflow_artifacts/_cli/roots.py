@@ -14,7 +14,7 @@ from metaflow_artifacts._store.references import split_url
 from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
-__all__ = ["is_pattern", "resolve", "store_of", "target_of"]
+__all__ = ["is_pattern", "missing_store", "resolve", "store_of", "target_of"]
 
 _KINDS = {"s3": "s3", "gs": "gs", "https": "azure", "http": "azure"}
 """Metaflow's name of the datastore, by the scheme of a root."""
@@ -31,16 +31,28 @@ _FORMS = "a directory, s3://bucket/prefix, gs://bucket/prefix, or the address of
 def store_of(options: argparse.Namespace) -> Store:
     """The store at `--root`, or the one that Metaflow is configured for.
 
-    Raises ArtifactNotFound if there is no store at `--root`; the message names a store nearby, if there is one. Raises
-    StorageError if the store cannot be used.
+    Raises ArtifactNotFound if there is no store; the message names a store nearby, if there is one. Raises StorageError
+    if the store cannot be used.
     """
     store = _open(options)
-    # Only a listing shows whether a prefix in a cloud holds a store. Commands with keys need none: a wrong key is an
-    # error.
-    in_cloud = options.root is not None and is_url(store.root)
-    if in_cloud and not any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/")):
-        raise _holds_nothing(store.root, _configured_root(store.root))
+    _demand_store(store)
     return store
+
+
+def _demand_store(store: Store) -> None:
+    """Raise ArtifactNotFound if the root holds no store; the message names the likely one.
+
+    In a cloud, only a listing shows that. Commands with keys do without it, until nothing is stored at a key.
+    """
+    if not is_url(store.root):
+        if not _holds_a_store(store.root):
+            raise _holds_nothing(store.root, _near(store.root))
+    elif not _holds_objects(store):
+        raise _holds_nothing(store.root, _configured_root(store.root))
+
+
+def _holds_objects(store: Store) -> bool:
+    return any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/"))
 
 
 def target_of(options: argparse.Namespace) -> tuple[Store, bool]:
@@ -59,9 +71,23 @@ def target_of(options: argparse.Namespace) -> tuple[Store, bool]:
     except ArtifactNotFound as error:
         raise InvalidInput(str(error)) from error
     if store is not None:
-        return store, any(True for name in TOP_DIRECTORIES for _ in store.storage.list(f"{name}/"))
+        return store, _holds_objects(store)
     store = open_store(root)
     return store, _holds_a_store(store.root)
+
+
+def missing_store(options: argparse.Namespace) -> str | None:
+    """Why nothing is stored at a key that was asked for, if the reason is that the root holds no store."""
+    if not is_url(getattr(options, "root", None) or ""):
+        return None
+    try:
+        _demand_store(_open(options))
+    except ArtifactNotFound as error:
+        return str(error)
+    except StorageError:
+        # What was wrong with the key is said already.
+        pass
+    return None
 
 
 def _open(options: argparse.Namespace) -> Store:
@@ -163,4 +189,5 @@ def resolve(options: argparse.Namespace, keys: list[str], *, patterns: bool = Fa
     for key in found:
         if not (patterns and is_pattern(key)):
             parse_key(key)
-    return (_open(options) if found else store_of(options)), found
+    needs_listing = any(map(is_pattern, found))
+    return (_open(options) if found and not needs_listing else store_of(options)), found

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import escape, print_json, print_table, warn
-from metaflow_artifacts._cli.roots import is_pattern, resolve, store_of
+from metaflow_artifacts._cli.roots import is_pattern, missing_store, resolve, store_of
 from metaflow_artifacts._cli.selecting import PATTERN_HELP, matching, seconds
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
 from metaflow_artifacts._store.deleting import stored_among
@@ -17,6 +17,7 @@ from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, GcStats, gc
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
+from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["add_commands"]
 
@@ -185,6 +186,8 @@ def _delete(options: argparse.Namespace) -> int:
                 print(f"{'deleted' if execute else 'would delete'} {escape(key)}")
     # What only matched a pattern was there a moment ago.
     missing = [key for key in found.given if key not in set(deleted)]
+    if missing and not deleted and (reason := missing_store(options)):
+        raise ArtifactNotFound(reason)
     for key in missing:
         warn(f"nothing is stored at {store.storage.url(key)}: nothing was deleted")
     if options.json:
