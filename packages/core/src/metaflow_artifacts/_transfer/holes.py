@@ -48,21 +48,22 @@ def only_zeros(block: memoryview) -> bool:
     return all(block[at : at + len(_ZEROS)].tobytes() == _ZEROS[: size - at] for at in range(0, size, len(_ZEROS)))
 
 
-def leave_hole(file: Any, length: int) -> bool:
-    """Move on in an unbuffered file by `length` zeros that are not written; the file is made longer where it ends
-    before. False, and nothing is done, where the file has something there, or may have.
+def leave_hole(file: Any, length: int, size: int) -> bool:
+    """Move on in an unbuffered file by `length` zeros that are not written. False, and nothing is done, where the file
+    has something there, or may have.
 
-    The caller sees to it that nobody else makes the file longer meanwhile. Raises TargetError.
+    `size` is what the file has in the end: where it ends before, it is made as long as that, so that nobody who writes
+    elsewhere in it meanwhile loses something. Raises TargetError.
     """
     try:
         fd, start = file.fileno(), file.tell()
-        size = os.fstat(fd).st_size
-        there = min(size, start + length) - start
+        now = os.fstat(fd).st_size
+        there = min(now, start + length) - start
         if there > 0 and not is_hole(fd, start, there):
             file.seek(start)
             return False
-        if size < start + length:
-            os.ftruncate(fd, start + length)
+        if now < start + length:
+            os.ftruncate(fd, size)
         file.seek(start + length)
     except OSError as error:
         raise TargetError(f"cannot write {file.name!r}: {error.strerror}; choose another path") from error

@@ -139,7 +139,7 @@ class _Load:
                 location = os.path.join(self._stage.files, entry.path)
                 with create(location, entry.mode, self._full) as file, self._locks[part.file]:
                     seek(file, part.start)
-                    if not leave_hole(file, part.length):
+                    if not leave_hole(file, part.length, entry.size):
                         for begin in range(0, part.length, len(_ZEROS)):
                             write_all(file, _ZEROS[: part.length - begin], self._full)
         self._stage.holds_content = True
@@ -356,6 +356,7 @@ class _Writer:
 
     _file: Any = None
     _file_lock: threading.Lock
+    _size = 0
 
     def _close(self) -> None:
         if self._file is not None:
@@ -376,6 +377,7 @@ class _Writer:
                 self._left = part.length
                 if part.file in self.locks:
                     self._file_lock = self.locks[part.file]
+                    self._size = self.files[part.file].size
                     file = self.files[part.file]
                     self._file = create(os.path.join(self.directory, file.path), file.mode, self.full)
                     seek(self._file, part.start)
@@ -383,7 +385,7 @@ class _Writer:
             if self._file is not None:
                 zeros = only_zeros(block[:count])
                 with self._file_lock:
-                    if not (zeros and leave_hole(self._file, count)):
+                    if not (zeros and leave_hole(self._file, count, self._size)):
                         write_all(self._file, block[:count], self.full)
             self._left -= count
             block = block[count:]

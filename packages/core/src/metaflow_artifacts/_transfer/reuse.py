@@ -22,6 +22,7 @@ from metaflow_artifacts._format.plan import Segment, segments
 from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._transfer.chunks import READ_BYTES
 from metaflow_artifacts._transfer.engine import Call
+from metaflow_artifacts._transfer.holes import is_hole, leave_hole, only_zeros, zero_sha256
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.source import BLOCK_BYTES, wait_for_tick
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages
@@ -277,7 +278,7 @@ class Leftovers:
         except OSError:
             return False
         try:
-            return _is_written(file, piece) and _digest(file, piece) == piece.sha256
+            return _digest(file, piece) == piece.sha256
         except OSError:
             return False
         finally:
@@ -295,7 +296,8 @@ class Leftovers:
                 seek(out, piece.start)
                 for block in _blocks(file, piece):
                     digest.update(block)
-                    write_all(out, block)
+                    if not (only_zeros(block) and leave_hole(out, len(block), entry.size)):
+                        write_all(out, block)
         except TargetError:
             raise
         except OSError:
@@ -341,13 +343,6 @@ def _opened(top: int, path: str) -> Iterator[int]:
         os.close(file)
 
 
-def _is_written(file: int, piece: _Piece) -> bool:
-    """Whether a file has no hole in a piece, where the system tells; what is not written need not be hashed."""
-    if not hasattr(os, "SEEK_HOLE"):
-        return True
-    return os.lseek(file, piece.start, os.SEEK_HOLE) >= piece.start + piece.length
-
-
 def _blocks(file: int, piece: _Piece) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(piece.length, BLOCK_BYTES)))
     at, end = piece.start, piece.start + piece.length
@@ -361,6 +356,9 @@ def _blocks(file: int, piece: _Piece) -> Iterator[memoryview]:
 
 
 def _digest(file: int, piece: _Piece) -> str:
+    if is_hole(file, piece.start, piece.length):
+        # A killed load leaves many, where it had not written yet.
+        return zero_sha256(piece.length)
     digest = hashlib.sha256()
     for block in _blocks(file, piece):
         digest.update(block)
