@@ -223,8 +223,8 @@ def test_errors_are_json_where_that_is_asked_for(
     save(1)
     try:
         found = main(["--root", store.root, "--json", *arguments])
-    except SystemExit as error:
-        found = int(error.code or 0)
+    except SystemExit as ended:
+        found = int(ended.code or 0)
     out, err = capfd.readouterr()
     error = json.loads(out)["error"]
     assert (found, error["kind"], error["exit_code"]) == (code, kind, code)
