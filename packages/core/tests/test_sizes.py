@@ -19,7 +19,7 @@ from metaflow_artifacts._storage import Reader, Storage
 from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts._store import limits
 from metaflow_artifacts._transfer import loading
-from metaflow_artifacts._transfer.holes import is_hole, leave_hole
+from metaflow_artifacts._transfer.holes import is_zero, leave_hole
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.source import OpenSource
@@ -93,7 +93,7 @@ def test_holes_stay_holes(
 
     monkeypatch.setattr(OpenSource, "blocks", blocks)
     key = store.save_model(source)["key"]
-    # Each chunk that has something is read to be hashed and to be sent, and so are one chunk of zeros and the end.
+    # Each chunk that has something is read to be hashed and to be sent, one chunk of zeros and the end are sent.
     assert read <= 2 * (7 + 2) * CHUNK
     store.load(key, tmp_path / "out")
     assert (tmp_path / "out" / "file").read_bytes() == source.read_bytes()
@@ -104,15 +104,16 @@ def test_holes_stay_holes(
     assert progress.found == progress.total
 
 
-def test_20_gib_of_holes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gib", [1, pytest.param(20, marks=pytest.mark.long)])
+def test_gib_of_holes(tmp_path: Path, gib: int) -> None:
     store = Store(LocalStorage(str(tmp_path / "store")))
-    source = sparse(tmp_path / "file", 20 << 30)
+    source = sparse(tmp_path / "file", gib << 30)
     reference = store.save_model(source)
-    assert reference["size"] == 20 << 30
+    assert reference["size"] == gib << 30
     assert written(tmp_path / "store") <= 20 * MIB
     for _ in range(2):
         store.load(reference, tmp_path / "out")
-        assert (tmp_path / "out" / "file").stat().st_size == 20 << 30
+        assert (tmp_path / "out" / "file").stat().st_size == gib << 30
         assert written(tmp_path / "out") <= MIB
 
 
@@ -168,10 +169,10 @@ def test_zeros_are_written_where_a_file_has_something(tmp_path: Path) -> None:
         file.seek(8 * CHUNK)
         assert leave_hole(file, 8 * CHUNK, 20 * CHUNK) is True
         assert (file.tell(), os.fstat(file.fileno()).st_size) == (16 * CHUNK, 20 * CHUNK)
-        assert is_hole(file.fileno(), 0, 4 * CHUNK) is False
-        assert is_hole(file.fileno(), 8 * CHUNK, 8 * CHUNK) is True
+        assert is_zero(file.fileno(), 0, 4 * CHUNK) is False
+        assert is_zero(file.fileno(), 8 * CHUNK, 8 * CHUNK) is True
         # Past the end there is nothing, and no hole either.
-        assert is_hole(file.fileno(), 8 * CHUNK, 13 * CHUNK) is False
+        assert is_zero(file.fileno(), 8 * CHUNK, 13 * CHUNK) is False
 
 
 class Counted(Sequence[Any]):

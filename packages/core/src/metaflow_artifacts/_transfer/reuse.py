@@ -22,7 +22,7 @@ from metaflow_artifacts._format.plan import Segment, segments
 from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._transfer.chunks import READ_BYTES
 from metaflow_artifacts._transfer.engine import Call
-from metaflow_artifacts._transfer.holes import is_hole, leave_hole, only_zeros, zero_sha256
+from metaflow_artifacts._transfer.holes import is_zero, leave_hole, only_zeros, zero_sha256
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.source import BLOCK_BYTES, wait_for_tick
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX, Stage, left_stages
@@ -356,7 +356,7 @@ def _blocks(file: int, piece: _Piece) -> Iterator[memoryview]:
 
 
 def _digest(file: int, piece: _Piece) -> str:
-    if is_hole(file, piece.start, piece.length):
+    if is_zero(file, piece.start, piece.length):
         # A killed load leaves many, where it had not written yet.
         return zero_sha256(piece.length)
     digest = hashlib.sha256()

@@ -197,9 +197,9 @@ class _Saver:
         return run
 
     def _save(self, save: _GroupSave, parts: list[Segment], size: int) -> Chunk:
-        is_hole = save.shared is not None and save.shared.is_hole(parts[0].start, size)
-        if save.sent or is_hole:
-            return self._send(save, parts[0], size, is_hole)
+        zeros = save.shared is not None and save.shared.is_zero(parts[0].start, size)
+        if save.sent or zeros:
+            return self._send(save, parts[0], size, zeros)
         if not self._expect_new:
             chunk = self._read(save, parts, size, lambda block: None)
             if self._is_stored(chunk):
@@ -223,9 +223,9 @@ class _Saver:
                 self.progress.add(size, stored=size)
         return chunk
 
-    def _send(self, save: _GroupSave, part: Segment, size: int, is_hole: bool) -> Chunk:
-        """Hash a part of a file, and send it from the file if its chunk is new. What is in a hole is not read."""
-        chunk = Chunk(zero_sha256(size), size) if is_hole else self._read(save, [part], size, lambda block: None)
+    def _send(self, save: _GroupSave, part: Segment, size: int, zeros: bool) -> Chunk:
+        """Hash a part of a file, and send it from the file if its chunk is new. Zeros are not hashed each time."""
+        chunk = Chunk(zero_sha256(size), size) if zeros else self._read(save, [part], size, lambda block: None)
         with self._lock:
             turn = self._turns.setdefault(chunk.sha256, threading.Lock())
         # Equal chunks, as of a file of zeros, are sent once.

@@ -13,10 +13,10 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-from metaflow_artifacts._transfer.holes import is_hole
+from metaflow_artifacts._transfer.holes import is_zero
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts.errors import SourceError
 
@@ -126,11 +126,7 @@ class OpenSource:
 
     def blocks(self, start: int, length: int, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of one part, block by block, each in `buffer`. Raises Changed, or SourceError."""
-        with self._lock:
-            if self._fd < 0:
-                self._open()
-            self._readers += 1
-        try:
+        with self._reading():
             at, end = start, start + length
             while at < end:
                 try:
@@ -141,19 +137,29 @@ class OpenSource:
                     raise Changed(self._number)
                 yield buffer[:count]
                 at += count
+
+    @contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        """The file stays open in the block."""
+        with self._lock:
+            if self._fd < 0:
+                self._open()
+            self._readers += 1
+        try:
+            yield
         finally:
             with self._lock:
                 self._readers -= 1
                 if self._closed and not self._readers:
                     self._close()
 
-    def is_hole(self, start: int, length: int) -> bool:
-        """Whether the file system keeps nothing for one part, so that its bytes are zeros. Raises as `blocks`."""
-        with self._lock:
-            if self._fd < 0:
-                self._open()
-            # The position of the descriptor is used by nobody else.
-            return is_hole(self._fd, start, length)
+    def is_zero(self, start: int, length: int) -> bool:
+        """Whether the bytes of one part are zeros, as those of a hole. Raises as `blocks`."""
+        with self._reading():
+            try:
+                return is_zero(self._fd, start, length)
+            except OSError as error:
+                raise unreadable(self._file, error) from error
 
     def finish(self, start: int, length: int, sha256: str) -> None:
         """Record that a part was read and has this digest (hex).
@@ -222,8 +228,8 @@ class MemorySource:
         for at in range(start, start + length, step):
             yield self._content[at : min(at + step, start + length)]
 
-    def is_hole(self, start: int, length: int) -> bool:
-        """False: memory has no holes."""
+    def is_zero(self, start: int, length: int) -> bool:
+        """As that of `OpenSource`."""
         return False
 
     def finish(self, start: int, length: int, sha256: str) -> None:

@@ -222,7 +222,7 @@ NO_SPACE = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def create(location: str, mode: int, full: Callable[[], None] | None = None) -> Any:
-    """Open a new file for writing. Its mode is that of any new file, with the execute bits of `mode`.
+    """Open a new file for writing, and for reading what is in it. Its mode is that of any new file, with the execute bits of `mode`.
 
     Where the disk is full, `full` is called, and it is tried once more. Raises TargetError.
     """
@@ -231,7 +231,7 @@ def create(location: str, mode: int, full: Callable[[], None] | None = None) -> 
         return os.open(path, flags & ~os.O_TRUNC, 0o666 | (mode & 0o111))
 
     try:
-        return open(location, "wb", buffering=0, opener=opener)
+        return open(location, "w+b", buffering=0, opener=opener)
     except OSError as error:
         if full is not None and error.errno in NO_SPACE:
             full()
