@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from metaflow_artifacts._format.manifest import FORMAT, Head, Manifest, Outline
@@ -34,6 +35,8 @@ _LARGE = 1 << 20
 smaller, and a tar must not be read whole only to find that it is not a manifest."""
 _MANIFESTS = 8
 """How many whole manifests are read at once: each may need much memory."""
+_ALONE, _TOGETHER = 128, 8
+"""How many heads on a server are read with a call for each; and how many with each later call."""
 _BEGINNING = f'{{"format":"{FORMAT}"'.encode()
 
 
@@ -157,11 +160,25 @@ def _read(
             return None
         return info, found
 
-    for found in ordered(store.storage, one, objects, most):
-        if progress is not None:
-            progress.read()
-        if found is not None:
-            yield found
+    def some(infos: Sequence[ObjectInfo]) -> list[tuple[ObjectInfo, _T | CorruptArtifact | None] | None]:
+        return [one(info) for info in infos]
+
+    alone = most is not None or not store.storage.stages_in_memory
+    for batch in ordered(store.storage, some, _batches(objects, alone), most):
+        for found in batch:
+            if progress is not None:
+                progress.read()
+            if found is not None:
+                yield found
+
+
+def _batches(objects: Iterable[ObjectInfo], alone: bool) -> Iterator[Sequence[ObjectInfo]]:
+    """The objects one by one, and unless `alone` later ones together: to hand over a call costs a third of a read."""
+    remaining = iter(objects)
+    for info in remaining if alone else islice(remaining, _ALONE):
+        yield (info,)
+    while batch := tuple(islice(remaining, _TOGETHER)):
+        yield batch
 
 
 def _is_ignored(strays: Strays, key: str) -> bool:
