@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from ._mf.preemption import watch_for_preemption as watch_for_preemption
     from ._mf.stores import default_store as default_store
     from ._mf.stores import store_for as store_for
+    from ._mf.stores import store_of_metadata as store_of_metadata
     from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
     from ._mf.task import NotRegistered as NotRegistered
     from ._mf.task import TaskIdentity as TaskIdentity
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from ._store.checkpoints import latest_checkpoints as latest_checkpoints
     from ._store.checkpoints import list_checkpoints as list_checkpoints
+    from ._store.checkpoints import list_foreign_checkpoints as list_foreign_checkpoints
     from ._store.checkpoints import task_of as task_of
     from ._store.choices import Choice as Choice
     from ._store.choices import GangChoice as GangChoice
@@ -143,12 +145,12 @@ _WHERE = {
     "_mf.live_card": ("CardReport", "LiveCard", "has_card", "shown_on"),
     "_mf.log": ("Log",),
     "_mf.preemption": ("is_preempted", "watch_for_preemption"),
-    "_mf.stores": ("default_store", "store_for"),
+    "_mf.stores": ("default_store", "store_for", "store_of_metadata"),
     "_mf.task": ("ENVIRONMENT_VARIABLE", "NotRegistered", "TaskIdentity"),
     "_storage.base": ("ObjectInfo", "Storage"),
     "_store.background": ("background_saves",),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
-    "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "task_of"),
+    "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "list_foreign_checkpoints", "task_of"),
     "_store.choices": ("Choice", "GangChoice"),
     "_store.pending": ("PendingSave",),
     "_store.references": ("ParsedReference",),

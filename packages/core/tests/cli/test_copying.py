@@ -56,7 +56,6 @@ def test_copy_prints_json(run: Run, store: Store, target: Store, keys: dict[str,
         "present": [],
         "missing_parents": [keys["base"]],
         "failed": {},
-        "left_out": [],
         "stopped": None,
         "sent": sum(len(store.storage.get(keys[name])) for name in ("first", "second")),
         "by_service": (64 << 10) + 19,
@@ -141,17 +140,19 @@ def test_what_cannot_be_copied_is_named_and_the_rest_is_copied(
     assert "another artifact has this key" in found.json["failed"][keys["base"]]
 
 
-def test_artifacts_of_metaflow_checkpoint_are_left_out(
+def test_artifacts_of_metaflow_checkpoint_become_ours(
     run: Run, store: Store, target: Store, keys: dict[str, str]
 ) -> None:
-    foreign.save_model(store.storage, {"a": b"content"})
-    foreign.save_checkpoint(store.storage, {"a": b"content"})
-    found = run("copy", "*", "--to", target.root)
-    assert found.code == 0
-    assert "2 artifacts of metaflow-checkpoint left out" in found.err
-    assert len(run("copy", "*", "--to", target.root, "--json").json["left_out"]) == 2
-    assert listed(target) == set(keys.values())
-    assert check(target, read=True).ok
+    theirs = {
+        foreign.save_model(store.storage, {"a": b"content"}),
+        foreign.save_checkpoint(store.storage, {"a": b"content"}),
+    }
+    assert run("copy", "*", "--to", target.root).code == 0
+    assert len(run("copy", "*", "--to", target.root, "--json").json["present"]) == len(keys) + 2
+    assert listed(target) == set(keys.values()) | theirs
+    assert {target.read_file(key, "a") for key in theirs} == {b"content"}
+    report = check(target, read=True)
+    assert (report.problems, report.foreign) == ((), 0)
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _copy(options: argparse.Namespace) -> int:
     store, texts = resolve(options, options.keys, patterns=True)
     found = matching(store.storage, texts)
-    keys, listed, foreign = found.given, found.listed, found.foreign
+    keys, listed = found.given, [*found.listed, *found.foreign]
     target, exists = target_of(options)
-    if foreign:
-        warn(f"{count_text(len(foreign), 'artifact')} of metaflow-checkpoint left out: this version cannot copy them")
     with bar("copy") as progress:
         outcome = copy_artifacts(store, target, keys, options.lineage, options.verify, progress, listed)
     result, failures = outcome.result, outcome.failures
@@ -56,7 +54,6 @@ def _copy(options: argparse.Namespace) -> int:
                 "present": result.present,
                 "missing_parents": result.missing_parents,
                 "failed": {key: str(error) for key, error in failures.items()},
-                "left_out": foreign,
                 "stopped": None if outcome.stopped is None else str(outcome.stopped),
                 "sent": result.sent,
                 "by_service": result.by_service,

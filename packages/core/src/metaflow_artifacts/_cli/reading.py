@@ -6,7 +6,7 @@ import argparse
 import codecs
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -14,9 +14,12 @@ from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import Table, escape, escape_lines, print_json, print_table, warn
 from metaflow_artifacts._cli.roots import resolve, store_of
 from metaflow_artifacts._cli.selecting import Selection, add_selection
+from metaflow_artifacts._format.foreign import ForeignArtifact, ForeignManifest
 from metaflow_artifacts._format.manifest import FileEntry, Manifest
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._store.ancestry import lineage
+from metaflow_artifacts._store.checkpoints import created_at
+from metaflow_artifacts._store.foreign import read_foreign
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._text import count_text, size_text, time_text
 from metaflow_artifacts._upkeep.newest import newest_artifacts
@@ -64,13 +67,15 @@ def _ls(options: argparse.Namespace) -> int:
     table = Table(_TITLES, right=["size"])
     with bar("ls") as progress:
         objects = selection.objects(store.storage)
-        for found in newest_artifacts(store, objects, selection.matches, options.limit, progress):
+        own = newest_artifacts(store, objects, selection.matches, options.limit, progress)
+        theirs = read_foreign(store.storage, selection.foreign_keys(store.storage))
+        for found in _merged(own, (one for _, one in theirs), selection, options.limit):
             if isinstance(found, CorruptArtifact):
                 damaged += 1
                 progress.hide()
                 warn(str(found))
             elif options.json:
-                artifacts.append(found)
+                artifacts.append({**found, "url": store.storage.url(found["key"])})
             else:
                 progress.hide()
                 table.add(_row(found))
@@ -79,6 +84,34 @@ def _ls(options: argparse.Namespace) -> int:
     else:
         table.end()
     return 1 if damaged else 0
+
+
+def _merged(
+    own: Iterator[ModelArtifact | CorruptArtifact],
+    theirs: Iterable[ForeignArtifact | CorruptArtifact],
+    selection: Selection,
+    limit: int | None,
+) -> Iterator[ModelArtifact | CorruptArtifact]:
+    """Artifacts and damage, with those of metaflow-checkpoint between ours: the newest first, at most `limit`."""
+    waiting: list[ModelArtifact] = []
+    for one in theirs:
+        if isinstance(one, CorruptArtifact):
+            yield one
+        elif selection.matches(one.artifact):
+            waiting.append(one.artifact)
+    waiting.sort(key=created_at)
+    left = limit
+    for found in own:
+        if isinstance(found, CorruptArtifact):
+            yield found
+            continue
+        while waiting and created_at(waiting[-1]) > created_at(found) and left != 0:
+            left = None if left is None else left - 1
+            yield waiting.pop()
+        if left != 0:
+            left = None if left is None else left - 1
+            yield found
+    yield from waiting[::-1][:left]
 
 
 _TITLES = ("created on", "size", "type", "label", "pathspec", "key")
@@ -96,13 +129,15 @@ def _manifest(options: argparse.Namespace) -> tuple[Store, Manifest]:
 def _show(options: argparse.Namespace) -> int:
     store, manifest = _manifest(options)
     artifact: dict[str, Any] = {**manifest.artifact, "url": store.storage.url(manifest.artifact["key"])}
-    more = {
-        "latest": manifest.latest,
-        "files": len(manifest.files),
-        "chunks": len(manifest.chunks),
-        "chunk_size": manifest.chunk_size,
-        "inline": manifest.inline is not None,
-    }
+    more: dict[str, Any] = {"latest": manifest.latest, "files": len(manifest.files)}
+    if isinstance(manifest, ForeignManifest):
+        more |= {"stored_by": "metaflow-checkpoint", "storage_format": manifest.storage_format}
+        more["cannot_be_loaded"] = dict(manifest.refused or {})
+        more["damage"] = manifest.damage
+    else:
+        more["chunks"] = len(manifest.chunks)
+        more["chunk_size"] = manifest.chunk_size
+        more["inline"] = manifest.inline is not None
     if options.json:
         print_json({"artifact": artifact, **more})
         return 0
@@ -168,6 +203,8 @@ def _pieces(manifest: Manifest, file: FileEntry) -> Iterator[tuple[int, int]]:
     """
     if manifest.inline is not None:
         yield 0, file.size
+    if isinstance(manifest, ForeignManifest):
+        yield from ((start, min(file.size, start + _PIECE)) for start in range(0, file.size, _PIECE))
     begin = 0
     for chunk in manifest.chunks:
         first = max(begin, file.offset) - file.offset

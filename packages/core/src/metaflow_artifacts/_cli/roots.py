@@ -7,7 +7,7 @@ import os
 import re
 from importlib.util import find_spec
 
-from metaflow_artifacts._format.keys import parse_key
+from metaflow_artifacts._format.foreign import parse_any_key
 from metaflow_artifacts._layout import TOP_DIRECTORIES
 from metaflow_artifacts._storage import is_url
 from metaflow_artifacts._store.references import split_url
@@ -188,6 +188,6 @@ def resolve(options: argparse.Namespace, keys: list[str], *, patterns: bool = Fa
         options.root = roots.pop()
     for key in found:
         if not (patterns and is_pattern(key)):
-            parse_key(key)
+            parse_any_key(key)
     needs_listing = any(map(is_pattern, found))
     return (_open(options) if found and not needs_listing else store_of(options)), found

@@ -13,10 +13,11 @@ from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._storage import ObjectInfo, Storage
 from metaflow_artifacts._store.checkpoints import created_at
+from metaflow_artifacts._store.foreign import keys_of_foreign
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._text import parse_period
 from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
-from metaflow_artifacts._upkeep.survey import Strays, artifact_objects
+from metaflow_artifacts._upkeep.survey import artifact_objects
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
 
 __all__ = ["PATTERN_HELP", "Matches", "Selection", "add_selection", "matching", "seconds"]
@@ -86,6 +87,14 @@ class Selection:
                 if self._may_be(key, info):
                     yield info
 
+    def foreign_keys(self, storage: Storage) -> list[str]:
+        """The keys of what metaflow-checkpoint has stored that may be among them. Raises as `objects`."""
+        return [
+            key
+            for key in keys_of_foreign(storage, self._prefixes())
+            if not self.patterns or any(fnmatchcase(key, pattern) for pattern in self.patterns)
+        ]
+
     def _prefixes(self) -> list[str]:
         kinds = [
             prefix
@@ -148,13 +157,10 @@ def matching(storage: Storage, texts: Iterable[str]) -> Matches:
         if not is_pattern(text):
             keys[text] = None
             continue
-        strays = Strays(storage)
-        found = [
-            info.key
-            for info in artifact_objects(storage, prefixes_of(text), strays)
-            if fnmatchcase(info.key, text) and not strays.foreign.is_tar(info.key, look=False)
-        ]
-        met = {key for key in strays.foreign.met if fnmatchcase(key, text)}
+        prefixes = prefixes_of(text)
+        met = {key for key in keys_of_foreign(storage, prefixes) if fnmatchcase(key, text)}
+        objects = artifact_objects(storage, prefixes)
+        found = [info.key for info in objects if fnmatchcase(info.key, text) and info.key not in met]
         if not found and not met:
             raise ArtifactNotFound(f"{storage.root}: no artifact has a key that matches {text!r}; `ls` lists them")
         listed.update(dict.fromkeys(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain
 
 from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import escape, print_json, print_table, warn
@@ -108,7 +109,8 @@ def _check(options: argparse.Namespace) -> int:
         more = f" and {note.count - len(note.keys)} more" if note.count > len(note.keys) else ""
         print(escape(f"note: {', '.join(note.keys)}{more}: {note.detail}"))
     if report.foreign:
-        print(f"note: {count_text(report.foreign, 'artifact')} of metaflow-checkpoint, not checked")
+        them = "of metaflow-checkpoint, which have no digests: only their sizes were checked"
+        print(f"note: {count_text(report.foreign, 'artifact')} {them}")
     seen = f"{count_text(report.artifacts, 'artifact')}, {count_text(report.files, 'file')}, {size_text(report.size)}"
     seen += f", in {count_text(report.chunks, 'chunk')} of {size_text(report.stored)}"
     read = f", {size_text(report.read)} read" if options.read else ""
@@ -173,13 +175,14 @@ def _delete(options: argparse.Namespace) -> int:
     if selects:
         refuse_unknown_needs(store.storage)
     found = matching(store.storage, texts)
-    if found.foreign:
-        foreign = count_text(len(found.foreign), "artifact")
-        warn(f"{foreign} of metaflow-checkpoint left out: this version cannot delete them")
-    given = list(dict.fromkeys((*found.given, *found.listed)))
+    theirs = list(dict.fromkeys((*found.foreign, *(key for key in found.given if store.foreign_at(key)))))
+    given = [key for key in dict.fromkeys((*found.given, *found.listed)) if key not in set(theirs)]
     deleted = []
     with bar("delete") as progress:
-        for key in store.delete_all(given) if execute else stored_among(store.storage, given):
+        own = store.delete_all(given) if execute else stored_among(store.storage, given)
+        for key in chain(own, theirs):
+            if execute and key in theirs:
+                store.delete(key)
             deleted.append(key)
             if not options.json:
                 progress.hide()

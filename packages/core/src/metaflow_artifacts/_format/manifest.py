@@ -36,6 +36,7 @@ __all__ = [
     "Head",
     "Manifest",
     "Outline",
+    "begins_manifest",
     "begins_of",
     "decode",
     "decode_front",
@@ -234,6 +235,11 @@ def decode(data: bytes, key: str) -> Manifest:
         return _manifest(data)
     except _Bad as error:
         raise CorruptArtifact(f"{key}: the manifest breaks the format ({str(error)[:200]}); {_REMEDY}") from None
+
+
+def begins_manifest(data: bytes) -> bool:
+    """Whether an object that begins with these bytes may be a manifest, of any version."""
+    return _START.match(data) is not None
 
 
 def demand_version(data: bytes, key: str) -> None:

@@ -17,8 +17,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Group", "Segment", "is_packed", "plan", "plan_groups", "segments"]
+__all__ = ["INLINE_LIMIT", "Group", "Segment", "is_packed", "plan", "plan_groups", "segments"]
 
+INLINE_LIMIT = 64 << 10
+"""Content of at most this many bytes is part of the manifest, so that saving a small checkpoint is one write."""
 _LARGE = 32
 """A file of at least chunk size / 32 shares no chunk, so that equal large files are stored once."""
 _PACK = 4

@@ -5,6 +5,7 @@ It is a plain dict, so that it can be pickled and read where none of these packa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date, time
 from typing import Any, Literal, TypedDict, cast
@@ -20,6 +21,7 @@ __all__ = [
     "parse_reference",
     "validate_reference",
     "with_older_names",
+    "with_own_names",
 ]
 
 
@@ -28,6 +30,8 @@ MAX_DEPTH = 100
 _MAX_BITS = 4096
 _NAMED = 5
 """How many members a warning names."""
+_LABEL = re.compile(r"_[0-9a-f]{32}$", re.ASCII)
+_NUMBER_DIGITS = 19
 _NAME_LENGTH = 100
 
 
@@ -68,7 +72,8 @@ class ModelArtifact(_Required, total=False):
     model_uuid: str
     """Models only: `uuid`, as metaflow-checkpoint calls it. The decorators add it; it is never stored."""
     storage_format: str
-    """Always `files`: how metaflow-checkpoint would store the content. The decorators add it; it is never stored."""
+    """`files`, or `tar` where metaflow-checkpoint has stored it so; `size` is then that of the tar. The decorators add
+    it; it is never stored."""
 
 
 _TYPES: dict[str, type] = {
@@ -118,12 +123,16 @@ def _is(value: object, expected: type) -> bool:
 
 
 def is_model_artifact(value: object) -> bool:
-    """Whether `value` has the shape of a ModelArtifact."""
-    return not validate_reference(value)
+    """Whether `value` has the shape of a ModelArtifact, or is a reference that metaflow-checkpoint has made."""
+    return not validate_reference(with_own_names(value))
 
 
 def parse_reference(value: object) -> ModelArtifact:
-    """`value` as a ModelArtifact, unknown keys kept. Raises InvalidReference naming every problem at once."""
+    """`value` as a ModelArtifact, unknown keys kept. Raises InvalidReference naming every problem at once.
+
+    A reference that metaflow-checkpoint has made gets the members that it lacks.
+    """
+    value = with_own_names(value)
     problems = validate_reference(value)
     if problems:
         raise InvalidReference(
@@ -135,7 +144,37 @@ def parse_reference(value: object) -> ModelArtifact:
 def with_older_names(artifact: Mapping[str, Any]) -> ModelArtifact:
     """A copy of a reference with the members that flows written for metaflow-checkpoint may read."""
     older = {"model_uuid": artifact["uuid"]} if artifact["type"] == "model" else {}
-    return cast(ModelArtifact, {**artifact, **older, "storage_format": "files"})
+    # That of a tar is of metaflow-checkpoint: its size is not that of the content.
+    storage_format = "tar" if artifact.get("storage_format") == "tar" else "files"
+    return cast(ModelArtifact, {**artifact, **older, "storage_format": storage_format})
+
+
+def with_own_names(value: object) -> Any:
+    """A reference that metaflow-checkpoint has made, copied, with the members that ours have; any other value as it is.
+
+    Its references have `model_uuid` and no `uuid`, may have None as `label`, and have no `parents`. Those of processes
+    beside a task have the attempt as text.
+    """
+    if not isinstance(value, Mapping) or "uuid" in value or not {"model_uuid", "pathspec_hash"} & value.keys():
+        return value
+    members = dict(value)
+    key = members.get("key")
+    if isinstance(key, str):
+        last = key.rpartition("/")[2]
+        members["uuid"] = members.get("model_uuid") or last
+        if members.get("label") is None:
+            pathspec = str(members.get("pathspec") or "").split("/")
+            is_task = members.get("type") == "checkpoint" and len(pathspec) == 4
+            members["label"] = f"{pathspec[0]}_{pathspec[2]}" if is_task else _LABEL.sub("", str(members["uuid"]))
+    for name in ("attempt", "version_id"):
+        number = members.get(name)
+        if isinstance(number, str) and number.isascii() and number.isdecimal() and len(number) < _NUMBER_DIGITS:
+            members[name] = int(number)
+    for name, default in (("metadata", {}), ("pathspec", ""), ("attempt", 0)):
+        if members.get(name) is None:
+            members[name] = default
+    members.setdefault("parents", [])
+    return members
 
 
 def normalise_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

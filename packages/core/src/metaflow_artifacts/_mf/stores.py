@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from metaflow_artifacts._format.keys import CheckpointKey
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
     from metaflow_artifacts._store.references import ParsedReference, Reference
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["default_store", "store_for"]
+__all__ = ["default_store", "store_for", "store_of_metadata"]
 
+_FOREIGN_TYPES = {"s3-compatible": "s3", "coreweave": "s3"}
+"""Types of datastores that metaflow-checkpoint adds, as ours."""
 _FIRST_LOOKUP_S = 5.0
 """Seconds to wait for the root that a reference names, which may be gone, before the configured store is asked."""
-_COMPARED_FIELDS = ("created_on", "size", "pathspec")
-"""Two stores can hold different artifacts at the same key. These fields tell them apart."""
 
 
 def default_store() -> Store:
@@ -67,6 +68,19 @@ def _configured_store() -> Store:
     return store_at(kind, getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None))
 
 
+def store_of_metadata(metadata: Mapping[str, str]) -> Store:
+    """The store of a past task, as Metaflow's metadata about it, or metaflow-checkpoint, names it.
+
+    It is the configured one if the metadata names none, or a local directory that is not on this machine. Raises
+    StorageError.
+    """
+    for prefix in ("artifact-store-ds", "ds"):
+        kind, root = metadata.get(f"{prefix}-type"), metadata.get(f"{prefix}-root")
+        if kind and root and (kind != "local" or os.path.isdir(root)):
+            return store_at(_FOREIGN_TYPES.get(kind, kind), root)
+    return default_store()
+
+
 def store_for(reference: Reference, default: Store | None = None) -> Store:
     """The store that holds the artifact which `reference` names.
 
@@ -86,14 +100,14 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     parsed = ParsedReference.of(reference)
     root = parsed.root
     if root is None:
-        return _holding_key(default or default_store(), parsed.key)
+        return _holding_key(default or default_store(), parsed)
     if "://" in root and not is_url(root):
         if parsed.artifact is None:
             raise StorageError(
                 f"the root {root} cannot be read by this version; pass the key alone, {parsed.key}, to look for it in "
                 "the configured datastore"
             )
-        return _holding_key(default or default_store(), parsed.key)
+        return _holding_key(default or default_store(), parsed)
     no_default: ArtifactError | None = None
     if default is None:
         try:
@@ -105,12 +119,14 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     return _found(root, parsed, default, no_default)
 
 
-def _holding_key(store: Store, key: str) -> Store:
+def _holding_key(store: Store, wanted: ParsedReference) -> Store:
     """`store`; in a step that is spun, the configured store if only that one holds the key."""
-    if not _is_spun() or store.storage.stat(key) is not None:
+    from metaflow_artifacts._store.foreign import holds
+
+    if not _is_spun() or holds(store.storage, wanted):
         return store
     configured = _configured_store()
-    return configured if configured.storage.stat(key) is not None else store
+    return configured if holds(configured.storage, wanted) else store
 
 
 def _is_spun() -> bool:
@@ -129,7 +145,7 @@ def _found(root: str, wanted: ParsedReference, default: Store | None, no_default
     """
     key = wanted.key
     try:
-        return _holding(root, key, _FIRST_LOOKUP_S)
+        return _holding(root, wanted, _FIRST_LOOKUP_S)
     except (ArtifactNotFound, InvalidInput, StorageError) as error:
         there = error
     try:
@@ -140,7 +156,7 @@ def _found(root: str, wanted: ParsedReference, default: Store | None, no_default
         if isinstance(there, TransientStorageError):
             # No other store holds it, so the root of the reference is asked again, for as long as every load waits.
             try:
-                return _holding(root, key)
+                return _holding(root, wanted)
             except (ArtifactNotFound, StorageError) as again:
                 there = again
         raise _in_neither(f"{root}/{key}", key, there, default, error) from error
@@ -156,19 +172,20 @@ def _is_same_root(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _holding(root: str, key: str, patience: float | None = None) -> Store:
-    """The store at `root`, which must hold an object at `key`; `patience` as in `_storage`.
+def _holding(root: str, wanted: ParsedReference, patience: float | None = None) -> Store:
+    """The store at `root`, which must hold what is wanted; `patience` as in `_storage`.
 
     Raises ArtifactNotFound if it holds none, InvalidInput for a root that breaks a rule, StorageError if the root
     cannot be reached.
     """
     from metaflow_artifacts._storage import is_url
+    from metaflow_artifacts._store.foreign import holds
 
     if not is_url(root) and not os.path.isdir(root):
         raise ArtifactNotFound(f"{root} is no directory on this machine")
     storage = _storage(root, patience)
-    if storage.stat(key) is None:
-        raise ArtifactNotFound(f"nothing is stored at {storage.url(key)}")
+    if not holds(storage, wanted):
+        raise ArtifactNotFound(f"nothing is stored at {storage.url(wanted.key)}")
     return open_root(root)
 
 
@@ -184,6 +201,8 @@ def _demand(store: Store, wanted: ParsedReference) -> None:
     The key alone does not tell: two deployments of Metaflow that both count their runs from 1 write the same keys of
     checkpoints.
     """
+    from metaflow_artifacts._store.references import differing
+
     try:
         found = store.info(wanted.key)
     except CorruptArtifact:
@@ -197,9 +216,8 @@ def _demand(store: Store, wanted: ParsedReference) -> None:
                 "pass the key alone for that one"
             )
         return
-    differing = [name for name in _COMPARED_FIELDS if found.get(name) != artifact.get(name)]
-    if differing:
-        differences = ", ".join(f"{name} {found.get(name)!r} in place of {artifact.get(name)!r}" for name in differing)
+    if names := differing(artifact, found):
+        differences = ", ".join(f"{name} {found.get(name)!r} in place of {artifact.get(name)!r}" for name in names)
         raise ArtifactNotFound(f"another artifact is stored there ({differences})")
 
 

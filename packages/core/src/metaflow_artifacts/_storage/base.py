@@ -197,6 +197,10 @@ class Storage(ABC):
         Temporary objects of writers are never listed.
         """
 
+    def list_any(self, prefix: str) -> Iterator[ObjectInfo]:
+        """As `list`, also with objects of other programs whose names no key has: they cannot be read."""
+        return self.list(prefix)
+
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; a key that does not exist is no error."""

@@ -26,7 +26,7 @@ from metaflow_artifacts._storage.local_files import (
     sync_directory,
 )
 from metaflow_artifacts._storage.local_walk import refuse_broken_links, walk
-from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix
+from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
 __all__ = ["LocalStorage"]
@@ -169,6 +169,9 @@ class LocalStorage(Storage):
         return ObjectInfo(key, status.st_size, status.st_mtime)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return (info for info in self.list_any(prefix) if is_key(info.key))
+
+    def list_any(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         above, slash, start = prefix.rpartition("/")
         return walk(f"{self.root}/{above}" if above else self.root, above + slash, start, self._temporary)

@@ -18,6 +18,8 @@ __all__ = ["refuse_broken_links", "walk"]
 def walk(directory: str, prefix: str, start: str, hidden: str) -> Iterator[ObjectInfo]:
     """The files below `directory` whose names there begin with `start`; `prefix` begins their keys.
 
+    What is yielded need not be a key: see `is_key`.
+
     `hidden` is a directory that is left out. Links are followed, so that a listing shows every key that can be read.
     Real directories are read before links, so that an object is listed under its real path rather than under a link.
     Directories are identified by their real paths, since some file systems give several of them one inode number.
@@ -68,7 +70,7 @@ def _read(path: str, prefix: str, start: str, directories: list[str], links: lis
                     raise
                 if stat.S_ISDIR(status.st_mode):
                     links.append(entry.name)
-                elif stat.S_ISREG(status.st_mode) and is_key(key):
+                elif stat.S_ISREG(status.st_mode):
                     yield ObjectInfo(key, status.st_size, status.st_mtime)
     except OSError as error:
         if error.errno not in MISSING:

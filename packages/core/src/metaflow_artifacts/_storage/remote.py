@@ -246,6 +246,10 @@ class RemoteStorage(Storage):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
+        return (info for info in self._pages(prefix) if is_key(info.key))
+
+    def list_any(self, prefix: str) -> Iterator[ObjectInfo]:
+        check_prefix(prefix)
         return self._pages(prefix)
 
     def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -255,7 +259,7 @@ class RemoteStorage(Storage):
             objects, more = self._requests.make("list", prefix, request)
             for name, size, modified in objects:
                 key = name[len(self._prefix) :]
-                if is_key(key) and not key.startswith(TEMPORARY):
+                if not key.startswith(TEMPORARY):
                     yield ObjectInfo(key, size, modified)
             if more is None:
                 return

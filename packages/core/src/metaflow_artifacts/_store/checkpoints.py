@@ -18,13 +18,21 @@ from metaflow_artifacts._format.manifest import Head
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._layout import TOMBSTONES
 from metaflow_artifacts._storage import ObjectInfo
+from metaflow_artifacts._store.foreign import foreign_of_task
 from metaflow_artifacts._store.listing import checkpoints, filename, read_listed
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import ArtifactError, CorruptArtifact, LaterFormat
 
-__all__ = ["created_at", "latest_checkpoints", "list_checkpoints", "newest_first", "task_of"]
+__all__ = [
+    "created_at",
+    "latest_checkpoints",
+    "list_checkpoints",
+    "list_foreign_checkpoints",
+    "newest_first",
+    "task_of",
+]
 
 
 def task_of(artifact: ModelArtifact) -> str:
@@ -239,3 +247,10 @@ def list_checkpoints(
     wanted = [info for key, info in checkpoints(infos) if name in (None, key.name) and attempt in (None, key.attempt)]
     artifacts = [head.artifact for head in _read_heads(store, wanted) if head is not None]
     return newest_first(filter(accept, artifacts))
+
+
+def list_foreign_checkpoints(
+    store: Store, pathspec: str, *, name: str | None = None, attempt: int | None = None
+) -> list[ModelArtifact]:
+    """The checkpoints that metaflow-checkpoint has stored for a task, newest first. Raises StorageError."""
+    return newest_first(foreign_of_task(store.storage, pathspec, name=name, attempt=attempt))

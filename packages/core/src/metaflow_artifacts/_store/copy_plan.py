@@ -6,11 +6,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from metaflow_artifacts._format.foreign import ForeignArtifact
 from metaflow_artifacts._format.keys import CheckpointKey, parse_key
+from metaflow_artifacts._format.manifest import begins_manifest
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._store.references import ParsedReference, Reference
 from metaflow_artifacts._transfer.threads import ordered
-from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, InvalidReference
+from metaflow_artifacts.errors import (
+    ArtifactError,
+    ArtifactNotFound,
+    CorruptArtifact,
+    InvalidReference,
+    UnsupportedFormat,
+)
 
 if TYPE_CHECKING:
     from metaflow_artifacts._store.store import Store
@@ -36,6 +44,8 @@ class Planned(NamedTuple):
     parents: tuple[str, ...]
     data: bytes | None
     """Its manifest, if that is small."""
+    foreign: ForeignArtifact | None = None
+    """What metaflow-checkpoint has stored, of which a manifest is made."""
 
     @classmethod
     def of(cls, artifact: ModelArtifact, data: bytes | None) -> Planned:
@@ -49,6 +59,10 @@ class Planned(NamedTuple):
             tuple(artifact.get("parents", ())),
             data,
         )
+
+    @classmethod
+    def of_foreign(cls, found: ForeignArtifact, wanted: ParsedReference) -> Planned:
+        return cls.of(found.artifact, None)._replace(key=wanted.own_key, foreign=found)
 
     @property
     def is_checkpoint(self) -> bool:
@@ -113,19 +127,29 @@ class Plan:
         return new
 
     def _read(self, parsed: ParsedReference) -> tuple[str, Planned | ArtifactError]:
+        key = parsed.own_key
         try:
-            data = self.source.storage.get(parsed.key, 0, _SMALL_BYTES)
-            if len(data) == _SMALL_BYTES:
-                return parsed.key, Planned.of(self.source.info(parsed), None)
-            manifest, data = self.source.manifest_and_bytes(parsed, data)
-            return parsed.key, Planned.of(manifest.artifact, data)
-        except ArtifactNotFound as error:
-            url = self.source.storage.url(parsed.key)
-            if url in str(error):
-                return parsed.key, error
-            return parsed.key, ArtifactNotFound(f"nothing is stored at {url}: {error}")
+            return key, self._planned(parsed)
+        except (ArtifactNotFound, UnsupportedFormat) as error:
+            try:
+                return key, Planned.of_foreign(self.source.foreign_artifact(parsed, error), parsed)
+            except (ArtifactNotFound, CorruptArtifact) as found:
+                return key, self._named(parsed, found)
         except CorruptArtifact as error:
-            return parsed.key, error
+            return key, error
+
+    def _planned(self, parsed: ParsedReference) -> Planned:
+        data = self.source.storage.get(parsed.own_key, 0, _SMALL_BYTES)
+        if len(data) == _SMALL_BYTES and begins_manifest(data):
+            return Planned.of(self.source.info(parsed), None)
+        manifest, data = self.source.manifest_and_bytes(parsed, data)
+        return Planned.of(manifest.artifact, data)
+
+    def _named(self, parsed: ParsedReference, error: ArtifactError) -> ArtifactError:
+        url = self.source.storage.url(parsed.key)
+        if isinstance(error, CorruptArtifact) or url in str(error):
+            return error
+        return ArtifactNotFound(f"nothing is stored at {url}: {error}")
 
 
 def in_waves(artifacts: Iterable[Planned]) -> Iterator[list[Planned]]:

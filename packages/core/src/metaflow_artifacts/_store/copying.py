@@ -7,16 +7,19 @@ it is, byte by byte. The oldest artifacts are committed first, so that a copy th
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from metaflow_artifacts._format.foreign import ForeignArtifact
 from metaflow_artifacts._format.keys import CheckpointKey, parse_key
 from metaflow_artifacts._format.manifest import MAX_BYTES, Chunk, decode
 from metaflow_artifacts._layout import NEEDS, TOP_DIRECTORIES
 from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._store.copy_foreign import convert, present
 from metaflow_artifacts._store.copy_plan import Plan, Planned, in_waves
 from metaflow_artifacts._store.copy_tombstones import Tombstones
 from metaflow_artifacts._store.references import Reference
@@ -29,6 +32,8 @@ from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
     InvalidInput,
+    InvalidReference,
+    SourceError,
     StorageError,
     TransientStorageError,
     UnsupportedFormat,
@@ -48,6 +53,8 @@ _BATCH_BYTES = 32 << 20
 _BATCH_CHUNKS = 4096
 _MANIFESTS = 8
 """How many manifests that are not small are read at once: each may need much memory."""
+_LARGE_BYTES = 16 << 20
+"""Bytes of an artifact of metaflow-checkpoint from which it is copied alone, many parts of it at once."""
 _LOOK_AGAIN_S = 900.0
 """Seconds after which a chunk that an earlier batch has found is looked at again."""
 _REMEMBERED = 100_000
@@ -152,6 +159,7 @@ class _Copy:
         self._looked: dict[Chunk, float] = {}
         """When chunks were looked at in the target."""
         self._identity = target.storage.identity()
+        self._lock = threading.Lock()
         self._copied: list[str] = []
         self._present: list[str] = []
         self._sent = 0
@@ -201,12 +209,16 @@ class _Copy:
             yield batch
 
     def _items(self, artifacts: Iterable[Planned]) -> Iterator[_Item]:
-        for small, group in groupby(artifacts, lambda one: one.data is not None):
-            for item in ordered(self._source.storage, self._read, group, None if small else _MANIFESTS):
+        for (small, large), group in groupby(artifacts, lambda one: (one.data is not None, _is_large(one))):
+            # The parts of a large one are copied at once.
+            items = map(self._read, group) if large else None
+            for item in items or ordered(self._source.storage, self._read, group, None if small else _MANIFESTS):
                 if item is not None:
                     yield item
 
     def _read(self, one: Planned) -> _Item | None:
+        if one.foreign is not None:
+            return self._read_foreign(one, one.foreign)
         try:
             manifest, data = self._source.manifest_and_bytes(one.key, one.data)
         except (ArtifactNotFound, CorruptArtifact) as error:
@@ -215,6 +227,29 @@ class _Copy:
         return _Item(
             one._replace(data=None), manifest.chunks, manifest.latest, data, _holds(self._target.storage, one.key, data)
         )
+
+    def _read_foreign(self, one: Planned, found: ForeignArtifact) -> _Item | None:
+        """As `_read`, of an artifact of metaflow-checkpoint: its content is in the target then."""
+        begin = self._target.storage.now()
+        try:
+            there = present(self._target, found, one.key)
+        except (InvalidReference, CorruptArtifact):
+            return _Item(one, (), True, b"", False)
+        if there is not None:
+            manifest, data = there
+            return _Item(one, manifest.chunks, manifest.latest, data, True)
+        try:
+            # With `verify`, the chunks are looked at again, and counted then.
+            progress = Progress() if self._verify else self._progress
+            made = convert(self._source, self._target, found, one.key, self._refresh_after, progress)
+        except (CorruptArtifact, SourceError) as error:
+            self._plan.fail(one.key, error)
+            return None
+        if not self._verify:
+            self._looked.update(dict.fromkeys(made.manifest.chunks, begin))
+        with self._lock:
+            self._sent += made.sent
+        return _Item(one, made.manifest.chunks, made.manifest.latest, made.data, None)
 
     def _copy_batch(self, batch: list[_Item]) -> None:
         self._size += sum(item.planned.size for item in batch)
@@ -342,12 +377,20 @@ class _Copy:
         return StorageError(f"{where}another artifact has this key; delete it there, or copy to another root")
 
     def _explain(self, item: _Item, error: ArtifactError) -> ArtifactError:
+        if item.planned.foreign is not None:
+            return TransientStorageError(
+                f"{self._target.root}: a gc removed content of {item.key} while it was copied; copy again"
+            )
         if self._source.storage.stat(item.key) is None:
             return ArtifactNotFound(
                 f"cannot copy {item.key} to {self._target.root}: it was deleted from {self._source.root} while it was "
                 "copied, and a gc has removed its content"
             )
         return type(error)(f"cannot copy {item.key} to {self._target.root}: {error}")
+
+
+def _is_large(one: Planned) -> bool:
+    return one.foreign is not None and one.size > _LARGE_BYTES
 
 
 def _holds(storage: Storage, key: str, data: bytes) -> bool | None:

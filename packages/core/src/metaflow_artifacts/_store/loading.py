@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from metaflow_artifacts._format.foreign import ForeignManifest
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._store.foreign import load_foreign
 from metaflow_artifacts._store.selection import Patterns, patterns_of, select
 from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.loading import fetch_chunks
@@ -29,6 +31,10 @@ def load_files(
     cache: Cache | None = None,
 ) -> None:
     """Load the files that match `only` into the directory `path`. Raises as `Store.load`."""
+    if isinstance(manifest, ForeignManifest):
+        with naming(manifest):
+            load_foreign(storage, manifest, path, only, progress)
+        return
     wanted = select(manifest, only)
     files = manifest.files
     progress.start(sum(files[number].size for number in wanted))

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_artifacts._format.keys import CheckpointKey, ModelKey, parse_key
+from metaflow_artifacts._format.foreign import parse_any_key
+from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES
 from metaflow_artifacts._store.pending import PendingSave
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
 
-__all__ = ["ParsedReference", "Reference", "demand_same", "key_of", "root_of", "split_url"]
+__all__ = ["ParsedReference", "Reference", "demand_same", "differing", "key_of", "root_of", "split_url"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,16 @@ class ParsedReference:
 
     key: str
     parts: ModelKey | CheckpointKey
-    """What the key says."""
+    """What the key says. Of a key that breaks the grammar, as those of metaflow-checkpoint may: what it would say."""
     artifact: ModelArtifact | None
     """The reference; None where only a key or url was given."""
     root: str | None = None
     """The root of the store that it was saved to, from its `url`; None for a key."""
+
+    @property
+    def own_key(self) -> str:
+        """The key that an artifact of these packages has: `key`, with what breaks the grammar encoded."""
+        return str(self.parts)
 
     @classmethod
     def of(cls, reference: Reference) -> ParsedReference:
@@ -42,7 +48,7 @@ class ParsedReference:
                 )
             artifact = parse_reference(reference)
             key, url = artifact["key"], artifact["url"]
-            return cls(key, parse_key(key), artifact, url[: -len(key) - 1] if url.endswith("/" + key) else None)
+            return cls(key, parse_any_key(key), artifact, url[: -len(key) - 1] if url.endswith("/" + key) else None)
         if not isinstance(reference, str):
             raise InvalidReference(
                 f"expected a key (str) or the dict that save() returned, found {type(reference).__name__}"
@@ -51,7 +57,7 @@ class ParsedReference:
         if root is not None and "://" not in root and not os.path.isabs(root):
             # What stands before the key is no root, so that the text is malformed as a whole.
             root, key = None, reference
-        return cls(key, parse_key(key), None, root)
+        return cls(key, parse_any_key(key), None, root)
 
 
 Reference = str | Mapping[str, Any] | ParsedReference | PendingSave
@@ -74,6 +80,17 @@ def root_of(reference: Reference) -> str | None:
     return ParsedReference.of(reference).root
 
 
+def differing(wanted: ModelArtifact, found: ModelArtifact) -> list[str]:
+    """The members in which the artifact that is stored at a key is not the one that a reference is to.
+
+    The size of a tar of metaflow-checkpoint is not that of its content.
+    """
+    names = ["created_on", "size", "pathspec"]
+    if "tar" in (wanted.get("storage_format"), found.get("storage_format")):
+        names.remove("size")
+    return [name for name in names if wanted.get(name) != found.get(name)]
+
+
 def demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
     """Raise ArtifactNotFound if the artifact that is stored at the key is not the one that a dict refers to.
 
@@ -82,7 +99,7 @@ def demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:
     wanted, found = reference.artifact, artifact
     if wanted is None:
         return
-    if any(wanted.get(name) != found.get(name) for name in ("created_on", "size", "pathspec")):
+    if differing(wanted, found):
         raise ArtifactNotFound(
             f"{found['key']}: the reference is to what {wanted['pathspec'] or 'somebody'} saved on "
             f"{wanted['created_on']} ({wanted['size']} bytes); another artifact is stored at its key now, saved by "

@@ -10,41 +10,39 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
+from metaflow_artifacts._format.foreign import ForeignArtifact, ForeignManifest, parse_any_key
 from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.manifest import (
-    FRONT_BYTES,
-    MAX_BYTES,
     Chunk,
     FileEntry,
-    Front,
-    Head,
     Manifest,
-    Outline,
-    decode,
-    decode_front,
-    decode_head,
-    decode_outline,
-    demand_version,
     encode,
 )
+from metaflow_artifacts._format.plan import INLINE_LIMIT
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
+from metaflow_artifacts._format.tar import BLOCK as TAR_BLOCK
+from metaflow_artifacts._format.tar import is_tar
 from metaflow_artifacts._layout import MODEL_ARTIFACTS
 from metaflow_artifacts._storage import Storage, is_url, open_storage
 from metaflow_artifacts._store.background_models import BackgroundModels
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
 from metaflow_artifacts._store.deleting import delete_artifact, delete_artifacts
 from metaflow_artifacts._store.details import SaveDetails
+from metaflow_artifacts._store.foreign import delete_foreign, find, keys_of_foreign
 from metaflow_artifacts._store.limits import demand_readable
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
-from metaflow_artifacts._store.references import ParsedReference, Reference, demand_same, key_of, root_of
+from metaflow_artifacts._store.reading import StoredManifests
+from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
 from metaflow_artifacts._store.selection import Patterns, patterns_of
 from metaflow_artifacts._transfer.cache import Cache, cache_from
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.content import Content, source_of
 from metaflow_artifacts._transfer.engine import engine
+from metaflow_artifacts._transfer.foreign import read_part
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
@@ -63,13 +61,9 @@ __all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_
 
 CHUNK_SIZE = 16 << 20
 """Bytes at which content is cut; `docs/performance.md` has the measurements."""
-INLINE_LIMIT = 64 << 10
-"""Content of at most this many bytes is part of the manifest, so that saving a small checkpoint is one write."""
 
 _SAVE_ATTEMPTS = 10
 """Most attempts of a save to store its chunks, while a concurrent gc removes some of them."""
-_READ_ATTEMPTS = 10
-"""Most reads of a manifest that is damaged, while its bytes differ between reads."""
 
 
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
@@ -86,7 +80,7 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
     return Store(storage, cache=cache_from(os.environ) if is_url(storage.root) else None)
 
 
-class Store(BackgroundModels):
+class Store(StoredManifests, BackgroundModels):
     """Artifacts below one datastore root. Safe to use from several threads and processes at once.
 
     It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
@@ -234,96 +228,6 @@ class Store(BackgroundModels):
                 return artifact
         raise InvalidReference(f"all keys for this save are taken, the last one is {key!r}; pass a free key")
 
-    def manifest(self, reference: Reference) -> Manifest:
-        """The manifest of an artifact.
-
-        Raises InvalidReference for a malformed key, ArtifactNotFound if nothing is stored there, CorruptArtifact if the
-        manifest is damaged, StorageError if the datastore fails.
-        """
-        return self.manifest_and_bytes(reference)[0]
-
-    def manifest_and_bytes(self, reference: Reference, read: bytes | None = None) -> tuple[Manifest, bytes]:
-        """As `manifest`, with the bytes that are stored. `read` is what was read of all of them before."""
-        parsed = ParsedReference.of(reference)
-        key = parsed.key
-        manifest, data = self._decoded(key, read)
-        if manifest.artifact["key"] != key:
-            raise CorruptArtifact(
-                f"{key}: the manifest stored there is that of {manifest.artifact['key']!r}; load that, or save again"
-            )
-        demand_same(parsed, manifest.artifact)
-        return manifest, data
-
-    def _decoded(self, key: str, read: bytes | None) -> tuple[Manifest, bytes]:
-        data = self._read(key, MAX_BYTES + 1) if read is None else read
-        for _ in range(_READ_ATTEMPTS):
-            try:
-                return decode(data, key), data
-            except CorruptArtifact:
-                # Corruption in transit differs between reads; corruption at rest does not.
-                again = self._read(key, MAX_BYTES + 1)
-                if again == data:
-                    raise
-                data = again
-        return decode(data, key), data
-
-    def _read(self, key: str, length: int) -> bytes:
-        try:
-            return self.storage.get(key, 0, length)
-        except ArtifactNotFound as error:
-            raise ArtifactNotFound(
-                f"nothing is stored at {self.storage.url(key)}: it was deleted, or it was saved in another datastore"
-            ) from error
-
-    def head(self, reference: Reference) -> Head:
-        """The head of an artifact's manifest, of which only the first bytes are read. Raises as `manifest` does."""
-        parsed = ParsedReference.of(reference)
-        head = self.head_at(parsed.key)
-        demand_same(parsed, head.artifact)
-        return head
-
-    def head_at(self, key: str) -> Head:
-        """As `head`, for a key that a listing gave and that is not checked again."""
-        data, front = self._front(key, lambda front: front.head)
-        self._demand_manifest(key, data)
-        head = None if front is None else decode_head(data, front)
-        if head is None or head.artifact["key"] != key:
-            manifest = self.manifest(key)
-            head = Head(manifest.artifact, manifest.latest)
-        # The store may have been moved since the save, or has another URL here.
-        head.artifact["url"] = self.storage.url(key)
-        return head
-
-    def outline_at(self, key: str) -> Outline:
-        """As `head_at`, with the chunks that the artifact needs; the rows of files are not read."""
-        data, front = self._front(key, lambda front: front.chunks)
-        self._demand_manifest(key, data)
-        outline = None if front is None else decode_outline(data, front)
-        if outline is None or outline.artifact["key"] != key:
-            manifest = self.manifest(key)
-            outline = Outline(manifest.artifact, manifest.latest, manifest.chunks)
-        return outline
-
-    def _demand_manifest(self, key: str, data: bytes) -> None:
-        """Raise UnsupportedFormat if the first bytes are no manifest's, so that a large object is not read for it."""
-        try:
-            demand_version(data, key)
-        except CorruptArtifact:
-            if self._read(key, FRONT_BYTES)[: len(data)] == data[:FRONT_BYTES]:
-                raise
-
-    def _front(self, key: str, part: Callable[[Front], slice]) -> tuple[bytes, Front | None]:
-        """The first bytes of a manifest, to the end of the part that `part` selects. At most two reads."""
-        data = self._read(key, FRONT_BYTES)
-        front = decode_front(data)
-        if front is not None and part(front).stop > len(data) == FRONT_BYTES:
-            data = self._read(key, part(front).stop)
-        return data, front
-
-    def info(self, reference: Reference) -> ModelArtifact:
-        """The reference to an artifact, from its key. Raises as `manifest` does."""
-        return self.head(reference).artifact
-
     def load(
         self,
         reference: Reference,
@@ -363,6 +267,8 @@ class Store(BackgroundModels):
         if start >= end:
             return b""
         with naming(manifest):
+            if isinstance(manifest, ForeignManifest):
+                return read_part(self.storage, file, manifest.locations[manifest.files.index(file)], start, end)
             if manifest.inline is not None:
                 return manifest.inline[file.offset + start : file.offset + end]
             return read_range(self.storage, manifest.chunks, file, start, end, self.cache, manifest.chunk_begins)
@@ -391,8 +297,13 @@ class Store(BackgroundModels):
         return outcome.result
 
     def list(self, prefix: str = MODEL_ARTIFACTS) -> Iterator[str]:
-        """The keys of all artifacts that start with `prefix`, in any order; by default those of models."""
-        return (info.key for _, info in artifacts(self.storage.list(prefix)))
+        """The keys of all artifacts that start with `prefix`, in any order; by default those of models.
+
+        This includes the keys of what metaflow-checkpoint has stored.
+        """
+        foreign = {*keys_of_foreign(self.storage, [prefix])}
+        own = (info.key for _, info in artifacts(self.storage.list(prefix)))
+        return chain((key for key in own if key not in foreign), foreign)
 
     def delete(self, reference: Reference) -> None:
         """Remove an artifact. The first `gc` after the grace period frees its content.
@@ -405,7 +316,23 @@ class Store(BackgroundModels):
             # A damaged artifact can be deleted; one that took the key since cannot, by the old reference.
             with suppress(CorruptArtifact):
                 self.head(parsed)
-        delete_artifact(self.storage, parsed.parts)
+        found = self.foreign_at(parsed.key)
+        if found is not None:
+            delete_foreign(self.storage, found)
+        else:
+            delete_artifact(self.storage, parsed.parts)
+
+    def foreign_at(self, key: str) -> ForeignArtifact | None:
+        """What metaflow-checkpoint has stored at a key; None if there is nothing, or an artifact of these packages.
+
+        Raises CorruptArtifact if the JSON about it is damaged, StorageError.
+        """
+        try:
+            if not is_tar(self.storage.get(str(parse_any_key(key)), 0, TAR_BLOCK)):
+                return None
+        except ArtifactNotFound:
+            pass
+        return find(self.storage, key)
 
     def delete_all(self, keys: Iterable[str]) -> Iterator[str]:
         """Remove artifacts with few requests: up to 1,000 manifests with one, where the storage can do that.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from metaflow_artifacts._format.foreign import ForeignArtifact, json_key
 from metaflow_artifacts._format.manifest import Chunk, Manifest
+from metaflow_artifacts._format.tar import BLOCK, is_tar
 from metaflow_artifacts._storage import ObjectInfo, Storage
+from metaflow_artifacts._store.foreign import find, foreign_problem, read_foreign
 from metaflow_artifacts._store.references import key_of
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.chunks import READ_BYTES, chunk_key, read_chunk
@@ -69,7 +72,8 @@ class CheckReport:
     read: int
     """Bytes of chunks that were read and hashed."""
     foreign: int
-    """Artifacts of metaflow-checkpoint that were found; they are not checked."""
+    """Artifacts of metaflow-checkpoint that were found. They have no digests: their sizes were checked, and with `read`
+    the headers of tars."""
     problems: tuple[Problem, ...]
     notes: tuple[Note, ...]
     """What is not understood; only if the whole store was checked."""
@@ -111,13 +115,17 @@ class _Check:
         # A chunk that is newer than this listing is asked for later.
         stored = stored_chunks(self.store.storage) if keys is None else {}
         wanted: Iterable[ObjectInfo] = artifact_objects(self.store.storage, strays=self.strays)
+        foreign = None
         if keys is not None:
-            wanted = [self._existing(key) for key in keys]
+            foreign = [found for key in keys if (found := self._foreign(key)) is not None]
+            others = {found.key for found in foreign}
+            wanted = [self._existing(key) for key in keys if key not in others]
         for info, manifest in manifests(self.store, wanted, self.strays, self.transfer):
             if isinstance(manifest, CorruptArtifact):
                 self._report(info.key, "manifest", str(manifest))
             elif manifest is not None:
                 self._manifest(info.key, manifest, stored)
+        count = self._check_foreign(foreign, read)
         if read:
             self._read()
         notes = _notes(self.store.storage, self.strays) if keys is None else ()
@@ -128,10 +136,40 @@ class _Check:
             chunks=len(self.named),
             stored=sum(size for size, _ in self.named.values()),
             read=self.read,
-            foreign=len(self.strays.foreign.met),
+            foreign=count,
             problems=tuple(self.problems),
             notes=notes,
         )
+
+    def _foreign(self, key: str) -> ForeignArtifact | None:
+        """The artifact of metaflow-checkpoint at a key; None if it is one of these packages, or there is none."""
+        return None if self._is_own(key) else find(self.store.storage, key)
+
+    def _is_own(self, key: str) -> bool:
+        """Whether an object is at a key that is no tar: a manifest, maybe a damaged one."""
+        try:
+            return not is_tar(self.store.storage.get(key, 0, BLOCK))
+        except ArtifactNotFound:
+            return False
+
+    def _check_foreign(self, wanted: Sequence[ForeignArtifact] | None, read: bool) -> int:
+        """Check artifacts of metaflow-checkpoint, or all of them. Returns how many there are."""
+        storage = self.store.storage
+        found: Iterable[tuple[str, ForeignArtifact | CorruptArtifact]]
+        if wanted is None:
+            found = read_foreign(storage, self.strays.foreign.keys())
+        else:
+            found = [(one.key, one) for one in wanted]
+
+        def check_one(item: tuple[str, ForeignArtifact | CorruptArtifact]) -> None:
+            key, one = item
+            problem = str(one) if isinstance(one, CorruptArtifact) else foreign_problem(storage, one, read=read)
+            # It may have been deleted since it was listed; and JSON beside a manifest of ours means nothing.
+            if problem is not None and storage.stat(json_key(key)) is not None and not self._is_own(key):
+                kind: Literal["manifest", "content"] = "manifest" if isinstance(one, CorruptArtifact) else "content"
+                self.problems.append(Problem(key, kind, problem))
+
+        return sum(1 for _ in ordered(storage, check_one, found))
 
     def _existing(self, key: str) -> ObjectInfo:
         info = self.store.storage.stat(key)

@@ -126,7 +126,11 @@ def manifests(
     Objects of metaflow-checkpoint are left out, and so are objects that `strays` ignores and that do not begin like a
     manifest. `progress` counts what was read.
     """
-    return _read(store, objects, strays or Strays(store.storage), progress, store.manifest, _MANIFESTS)
+
+    def read(key: str) -> Manifest:
+        return store.manifest_and_bytes(key)[0]
+
+    return _read(store, objects, strays or Strays(store.storage), progress, read, _MANIFESTS)
 
 
 def outlines(

@@ -13,8 +13,8 @@ from metaflow_artifacts._storage import Storage
 PLACE = "Flow/start/3a12c0aa5bf7/a92ae9615600"
 
 
-def save_model(storage: Storage, files: Mapping[str, bytes], form: str = "tar", label: str = "theirs") -> str:
-    """A model, as a `tar` (its default) or as `files`; returns its key."""
+def save_model(storage: Storage, files: Mapping[str, bytes] | bytes, form: str = "tar", label: str = "theirs") -> str:
+    """A model, as a `tar` (its default) or as `files`; returns its key. Instead of files, a tar can be given."""
     name = f"{label}_{uuid4().hex}"
     return _save(storage, "mf.models/models", "", name, f"0.{name}", files, form, {"type": "model", "model_uuid": name})
 
@@ -40,16 +40,17 @@ def _save(
     place: str,
     name: str,
     task_name: str,
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes] | bytes,
     form: str,
     more: dict[str, object],
 ) -> str:
     key = f"{root}/artifacts/{place}{name}"
     if form == "tar":
-        content = tar_of(files)
+        content = files if isinstance(files, bytes) else tar_of(files)
         storage.put(key, content)
         size = len(content)
     else:
+        assert not isinstance(files, bytes)
         for path, data in files.items():
             storage.put(f"{key}/{path}", data)
         size = sum(map(len, files.values()))

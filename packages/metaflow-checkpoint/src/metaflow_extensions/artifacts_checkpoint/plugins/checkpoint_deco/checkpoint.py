@@ -356,7 +356,8 @@ class Checkpoint:
             List only checkpoints of this name; an empty one is the default, `mfchckpt`, as in `save`.
         task : metaflow.Task or str, default None
             The task whose checkpoints are listed, or its pathspec. By default the task of this process. For a node of a
-            `@parallel` step, these are the checkpoints of all nodes, unless it has `per_node`.
+            `@parallel` step, these are the checkpoints of all nodes, unless it has `per_node`. The task may also be
+            one that ran with metaflow-checkpoint.
         attempt : int or str, default None
             List only checkpoints of this attempt. By default, with `task` those of the latest attempt, without `task`
             those of all attempts.
@@ -383,31 +384,26 @@ class Checkpoint:
         from metaflow_artifacts.plugin import (
             DEFAULT_NAME,
             CheckpointInfo,
-            list_checkpoints,
-            task_of,
+            list_foreign_checkpoints,
+            store_of_metadata,
             with_older_names,
         )
 
-        from .tasks import attempt_number, find_task, store_of
+        from .tasks import attempt_number, find_task
 
         number = attempt_number(attempt)
+        name = DEFAULT_NAME if name == "" else name
         if task is None:
-            of: TaskIdentity | None = self._task("list")
+            found = self._list(self._task("list"), name, number, full_namespace)
         else:
-            of, latest = find_task(task)
-            number = latest if number is None and not full_namespace else number
-        if of is None:
-            return []
-        owner, prefix = None, of.checkpoint_place().prefix()
-        if not full_namespace:
-            owner, prefix = of.owner, f"{prefix}{of.id}." + ("" if number is None else f"{number}.")
-        found = list_checkpoints(
-            store_of(of),
-            prefix,
-            name=DEFAULT_NAME if name == "" else name,
-            attempt=number,
-            accept=lambda artifact: owner is None or task_of(artifact) == owner,
-        )
+            of = find_task(task)
+            number = of.attempt if number is None and not full_namespace else number
+            if of.identity is not None:
+                found = self._list(of.identity, name, number, full_namespace)
+            else:
+                # Its step may have the @checkpoint of metaflow-checkpoint.
+                store = store_of_metadata(of.metadata)
+                found = list_foreign_checkpoints(store, of.pathspec, name=name, attempt=number)
         references = [with_older_names(artifact) for artifact in found]
         return references if as_dict else cast("builtins.list[ModelArtifact]", [*map(CheckpointInfo, references)])
 
@@ -442,6 +438,24 @@ class Checkpoint:
 
         task = self._task("generate_key")
         return str(writer_of(task, self._journal()).key(name or DEFAULT_NAME, version_id))
+
+    def _list(
+        self, of: TaskIdentity, name: str | None, attempt: int | None, full_namespace: bool
+    ) -> builtins.list[ModelArtifact]:
+        from metaflow_artifacts.plugin import list_checkpoints, task_of
+
+        from .tasks import store_of
+
+        owner, prefix = None, of.checkpoint_place().prefix()
+        if not full_namespace:
+            owner, prefix = of.owner, f"{prefix}{of.id}." + ("" if attempt is None else f"{attempt}.")
+        return list_checkpoints(
+            store_of(of),
+            prefix,
+            name=name,
+            attempt=attempt,
+            accept=lambda artifact: owner is None or task_of(artifact) == owner,
+        )
 
     def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:
         store_for(reference).load(reference, directory, only=only)

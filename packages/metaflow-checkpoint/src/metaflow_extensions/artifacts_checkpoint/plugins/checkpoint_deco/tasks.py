@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from metaflow_artifacts.plugin import (
@@ -14,7 +17,7 @@ from metaflow_artifacts.plugin import (
     default_store,
 )
 
-__all__ = ["attempt_number", "find_task", "store_of"]
+__all__ = ["FoundTask", "attempt_number", "find_task", "store_of"]
 
 _MAX_RESUMED_RUNS = 50
 
@@ -32,12 +35,25 @@ def attempt_number(attempt: int | str | None) -> int | None:
     return number
 
 
-def find_task(task: Any) -> tuple[TaskIdentity | None, int]:
-    """The identity of a task, and the attempt that `task` stands for: by default the latest one that has started.
+@dataclass(frozen=True)
+class FoundTask:
+    """A task whose checkpoints a user asks for."""
+
+    identity: TaskIdentity | None
+    """None if the step of the task has no `@checkpoint`, or that of metaflow-checkpoint."""
+    attempt: int
+    """The attempt that was asked for: by default the latest one that has started."""
+    pathspec: str
+    metadata: Mapping[str, str]
+    """What Metaflow knows about it."""
+
+
+def find_task(task: Any) -> FoundTask:
+    """A task, and the attempt that `task` stands for.
 
     `task` is a pathspec (`flow/run/step/task`) or a `metaflow.Task`. For a task that `resume` has copied from an
-    earlier run, it is the task of that run, which saved the checkpoints. The identity is None if the step of the task
-    has no `@checkpoint`. Raises InvalidInput for any other `task`, ArtifactNotFound if there is no such task.
+    earlier run, it is the task of that run, which saved the checkpoints. Raises InvalidInput for any other `task`,
+    ArtifactNotFound if there is no such task.
     """
     from metaflow.client.core import Task
 
@@ -57,10 +73,10 @@ def find_task(task: Any) -> tuple[TaskIdentity | None, int]:
         origin_run, origin_task = metadata.get("origin-run-id"), metadata.get("origin-task-id")
         if origin_task in (None, "", "None"):
             attempt = found.current_attempt
-            try:
-                return TaskIdentity.of_task(whole), attempt
-            except NotRegistered:
-                return None, attempt
+            identity = None
+            with contextlib.suppress(NotRegistered):
+                identity = TaskIdentity.of_task(whole)
+            return FoundTask(identity, attempt, whole.pathspec, metadata)
         flow, _, step, _ = whole.pathspec.split("/")
         found = _task(f"{flow}/{origin_run}/{step}/{origin_task}")
     raise InvalidInput(

@@ -1,0 +1,300 @@
+"""Reads the headers of a tar, as untrusted input: which files it has, and where their content lies. No content is read.
+
+Archives in the forms that Python's tarfile writes are understood: ustar, with extended headers of POSIX or long names
+of GNU, without compression. A member that a load could not write safely is never skipped in silence: names that lead
+out, duplicates and damage are errors for the whole archive; links out and devices are errors for what contains them.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from metaflow_artifacts._format.paths import path_problem, tree_problem
+
+__all__ = ["BLOCK", "BadTar", "TarFile", "TarTree", "is_tar", "read_tar"]
+
+BLOCK = 512
+"""Bytes of a header; content is padded to a multiple of it."""
+
+_MAX_HEADER = 1 << 20
+"""Bytes of an extended header or long name: more is damage, or meant to fill the memory."""
+_MAX_MEMBERS = 1_000_000
+_MAX_GROWTH = 16
+"""How many times the size of the archive its files may have: links to a file in it are files of the same content."""
+_MAX_LINKS = 40
+"""How many links a link may lead through."""
+
+Kind = Literal["file", "dir", "symlink", "hardlink", "other"]
+_KINDS: dict[bytes, Kind] = {
+    b"0": "file",
+    b"\0": "file",
+    b"7": "file",
+    b"1": "hardlink",
+    b"2": "symlink",
+    b"5": "dir",
+}
+_OTHERS = {b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
+
+
+class BadTar(Exception):
+    """What is wrong with an archive, without its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarFile:
+    """A file of an archive: the `size` bytes from `start` of the object."""
+
+    path: str
+    size: int
+    mode: int
+    start: int
+
+
+@dataclass(frozen=True)
+class TarTree:
+    """What an archive holds."""
+
+    files: list[TarFile]
+    """In the order of their paths' bytes. Links to files in the archive are files."""
+    dirs: list[str]
+    """Empty directories."""
+    refused: dict[str, str]
+    """Members that cannot be loaded, by their path, each with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    path: str
+    kind: Kind
+    size: int
+    mode: int
+    start: int
+    target: str
+    """Of a link, as it is stored; of another member that cannot be loaded, what it is."""
+
+
+def is_tar(block: bytes) -> bool:
+    """Whether an object that begins with these bytes is a tar. A manifest, even a damaged one, is none."""
+    return block[257:262] == b"ustar"
+
+
+def read_tar(read: Callable[[int, int], bytes], size: int) -> TarTree:
+    """The files of an archive of `size` bytes. `read(start, length)` gives bytes of it, at most 1 MiB at a time.
+
+    Raises BadTar for an archive that is damaged, or not to be loaded in any part; and what `read` raises.
+    """
+    files: dict[str, TarFile] = {}
+    dirs: set[str] = set()
+    links: list[_Member] = []
+    refused: dict[str, str] = {}
+    seen: set[str] = set()
+    for count, member in enumerate(_members(read, size)):
+        if count >= _MAX_MEMBERS:
+            raise BadTar(f"it has more than {_MAX_MEMBERS} members")
+        path = member.path
+        if member.kind == "dir":
+            if path not in ("", "."):
+                _demand_path(path)
+                dirs.add(path)
+            continue
+        _demand_path(path)
+        if path in seen:
+            raise BadTar(f"it has {path!r} twice")
+        seen.add(path)
+        if member.kind == "file":
+            files[path] = TarFile(path, member.size, member.mode, member.start)
+        elif member.kind == "other":
+            refused[path] = f"it is {member.target}"
+        else:
+            links.append(member)
+    _resolve(files, dirs, links, refused)
+    return _tree(files, dirs, refused, size)
+
+
+def _tree(files: dict[str, TarFile], dirs: set[str], refused: dict[str, str], size: int) -> TarTree:
+    total = sum(file.size for file in files.values())
+    if total > _MAX_GROWTH * size:
+        raise BadTar(f"its links make {total} bytes of {size}, more than {_MAX_GROWTH} times as much")
+    full = {above for path in (*files, *dirs, *refused) for above in _above(path)}
+    ordered = sorted(files.values(), key=lambda file: os.fsencode(file.path))
+    empty = sorted((path for path in dirs - full), key=os.fsencode)
+    problem = tree_problem([file.path for file in ordered], empty)
+    if problem is not None:
+        raise BadTar(f"its members are no tree ({problem})")
+    return TarTree(ordered, empty, refused)
+
+
+def _above(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+def _demand_path(path: str) -> None:
+    problem = path_problem(path)
+    if problem is not None:
+        raise BadTar(f"it has a member with a name that no artifact may have: {problem}")
+
+
+def _resolve(files: dict[str, TarFile], dirs: set[str], links: list[_Member], refused: dict[str, str]) -> None:
+    """Replace links by what they lead to. Those to directories come last: the files in these are known then."""
+    targets = {link.path: _target(link) for link in links}
+    to_directories: list[tuple[str, str]] = []
+    every = set(dirs)
+    for path in (*files, *targets):
+        every.update(_above(path))
+    for link in links:
+        end: str | None = link.path
+        for _ in range(_MAX_LINKS):
+            if end not in targets:
+                break
+            end = targets[end]
+        if end is not None and end in files and end not in targets:
+            there = files[end]
+            files[link.path] = TarFile(link.path, there.size, there.mode, there.start)
+        elif end is not None and (end == "." or end in every) and link.kind == "symlink":
+            to_directories.append((link.path, end))
+        else:
+            refused[link.path] = f"it is a link to {link.target!r}, which is not in the archive"
+    _expand(files, dirs, to_directories, refused)
+
+
+def _target(link: _Member) -> str | None:
+    """The path in the archive that a link leads to; None if it leads out."""
+    if link.kind == "hardlink":
+        return link.target
+    if link.target.startswith("/"):
+        return None
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(link.path), link.target))
+    return None if path == ".." or path.startswith(("../", "/")) else path
+
+
+def _expand(
+    files: dict[str, TarFile], dirs: set[str], to_directories: list[tuple[str, str]], refused: dict[str, str]
+) -> None:
+    """Give each link to a directory the files of that directory."""
+    linked = [path for path, _ in to_directories]
+    original = [*files.values()]
+    for path, directory in to_directories:
+        below = directory + "/"
+        if directory == "." or any(other.startswith(below) for other in (*linked, *refused)) or path.startswith(below):
+            refused[path] = f"it is a link to {directory!r}, a directory with such a link in it"
+            continue
+        added = [file for file in original if file.path.startswith(below)]
+        if len(files) + len(added) > _MAX_MEMBERS:
+            raise BadTar(f"its links make more than {_MAX_MEMBERS} members")
+        for file in added:
+            copied = f"{path}/{file.path[len(below) :]}"
+            _demand_path(copied)
+            files[copied] = TarFile(copied, file.size, file.mode, file.start)
+        dirs.add(path)
+        dirs.update(f"{path}/{one[len(below) :]}" for one in [*dirs] if one.startswith(below))
+
+
+def _members(read: Callable[[int, int], bytes], size: int) -> Iterator[_Member]:
+    position = 0
+    more: dict[str, str] = {}
+    while True:
+        block = read(position, BLOCK)
+        if len(block) < BLOCK:
+            raise BadTar(f"it ends after {size} bytes, without its end mark: it is truncated")
+        if not block.strip(b"\0"):
+            return
+        _demand_checksum(block, position)
+        kind, length = block[156:157], _number(block[124:136], position)
+        if kind in b"xgLK":
+            if length > _MAX_HEADER:
+                raise BadTar(f"the header at byte {position} has {length} bytes, at most {_MAX_HEADER} are read")
+            data = read(position + BLOCK, length)
+            if len(data) < length:
+                raise BadTar(f"it ends within the header at byte {position}: it is truncated")
+            more |= _extension(kind, data, position)
+            position += BLOCK + _padded(length)
+            continue
+        member = _member(block, more, length, position + BLOCK)
+        content = member.size if member.kind in ("file", "other") else 0
+        if position + BLOCK + content > size:
+            raise BadTar(f"{member.path!r} has {content} bytes, of which not all are there: it is truncated")
+        yield member
+        position += BLOCK + _padded(content)
+        more = {}
+
+
+def _member(block: bytes, more: dict[str, str], length: int, start: int) -> _Member:
+    if any(name.startswith("GNU.sparse.") for name in more):
+        block = block[:156] + b"S" + block[157:]
+    path = more.get("path")
+    if path is None:
+        path = _text(block[:100])
+        if is_tar(block) and block[263:265] == b"00" and block[345]:
+            path = f"{_text(block[345:500])}/{path}"
+    if "size" in more:
+        if not more["size"].isdecimal() or len(more["size"]) > 18:
+            raise BadTar(f"{path!r} has no number of bytes: {more['size'][:20]!r}")
+        length = int(more["size"])
+    kind = _KINDS.get(block[156:157], "other")
+    target = more.get("linkpath", _text(block[157:257]))
+    if kind == "file" and path.endswith("/"):
+        # How archives of the oldest form have directories.
+        kind = "dir"
+    if kind == "dir":
+        # The directory that was saved has no name.
+        path = "" if path == "/" else path.removesuffix("/")
+    if kind == "other":
+        target = _OTHERS.get(block[156:157], f"of the unknown type {block[156:157]!r}")
+    if kind in ("hardlink", "symlink", "dir") and length:
+        raise BadTar(f"{path!r} is no file, and has {length} bytes")
+    return _Member(path, kind, length, _number(block[100:108], start) & 0o7777, start, target)
+
+
+def _extension(kind: bytes, data: bytes, position: int) -> dict[str, str]:
+    """What an extended header says about the next member."""
+    if kind == b"L":
+        return {"path": _text(data)}
+    if kind == b"K":
+        return {"linkpath": _text(data)}
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(data):
+        digits, space, _ = data[at : at + 20].partition(b" ")
+        if not space or not digits.isdigit():
+            raise BadTar(f"the header at byte {position} is damaged")
+        end = at + int(digits)
+        name, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
+        if end > len(data) or end <= at or not equals or data[end - 1 : end] != b"\n":
+            raise BadTar(f"the header at byte {position} is damaged")
+        found[_text(name)] = value.decode("utf-8", "surrogateescape")
+        at = end
+    if kind == b"g":
+        if not found.keys().isdisjoint({"path", "linkpath", "size"}):
+            raise BadTar(f"the header at byte {position} gives all members one name or size")
+        return {}
+    return found
+
+
+def _demand_checksum(block: bytes, position: int) -> None:
+    total = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
+    if block[148:156].strip(b" \0").lstrip(b"0") != b"%o" % total:
+        raise BadTar(f"there is no header at byte {position}: it is damaged, or not an archive")
+
+
+def _number(field: bytes, position: int) -> int:
+    if field[0] == 0o200:
+        return int.from_bytes(field[1:], "big")
+    digits = field.strip(b" \0")
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
+        if digits:
+            raise BadTar(f"the header at byte {position} is damaged")
+        return 0
+    return int(digits, 8)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _padded(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK

@@ -1,0 +1,244 @@
+"""What metaflow-checkpoint has stored and is damaged, hostile or half removed: loads, copies and deletes of it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from faultlib import foreign
+
+from metaflow_artifacts import ArtifactNotFound, CorruptArtifact, InvalidReference, Store, TargetError
+from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._store import copying
+from metaflow_artifacts._transfer import foreign as transfer
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts.errors import StorageError
+
+FILES = {"a.txt": b"a", "sub/b.bin": bytes(range(256)), "sub/c.bin": b""}
+CHUNK = 64 << 10
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(open_storage(tmp_path / "store"), chunk_size=CHUNK)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Store:
+    return Store(open_storage(tmp_path / "target"), chunk_size=CHUNK)
+
+
+def loaded(path: Path) -> dict[str, bytes]:
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def tar_with(**links: str) -> bytes:
+    """A tar of FILES and of links."""
+    out = io.BytesIO(foreign.tar_of(FILES))
+    with tarfile.open(fileobj=out, mode="a") as tar:
+        for name, to in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, to
+            tar.addfile(info)
+    return out.getvalue()
+
+
+def changed(store: Store, key: str, old: bytes, new: bytes) -> None:
+    """Replace bytes of the JSON about an artifact."""
+    at = foreign.json_key(key)
+    about = store.storage.get(at)
+    assert old in about
+    store.storage.put(at, about.replace(old, new))
+
+
+@pytest.mark.parametrize("form", ["tar", "files"])
+def test_any_size_of_files(
+    store: Store, target: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inline, one pack, several chunks, and more than one request reads."""
+    monkeypatch.setattr(transfer, "_PIECE_BYTES", 100 << 10)
+    monkeypatch.setattr(copying, "_LARGE_BYTES", 200 << 10)
+    keys = []
+    for number, sizes in enumerate(([], [0], [1, 5], [40 << 10, 30 << 10], [3 * CHUNK + 1, 300 << 10])):
+        files = {f"d/{n}": bytes([n]) * size for n, size in enumerate(sizes)}
+        key = foreign.save_model(store.storage, files, form)
+        keys.append(key)
+        store.load(key, tmp_path / form / str(number))
+        assert loaded(tmp_path / form / str(number)) == files
+        store.copy_to(target, [key])
+        target.load(key, tmp_path / form / f"copied {number}")
+        assert loaded(tmp_path / form / f"copied {number}") == files
+    assert check(target, read=True).ok
+    progress = Progress()
+    third = Store(open_storage(tmp_path / "third"), chunk_size=CHUNK)
+    assert sorted(store.copy_to(third, keys, verify=True, progress=progress).copied) == sorted(keys)
+    assert progress.done == progress.total > 400 << 10
+    assert [third.manifest(key).chunks for key in keys] == [target.manifest(key).chunks for key in keys]
+
+
+def test_a_copy_is_cut_like_a_save(store: Store, target: Store, tmp_path: Path) -> None:
+    files = {**{f"small{n}": b"%d" % n * 900 for n in range(40)}, "large": bytes(range(256)) * 1024}
+    key = foreign.save_model(store.storage, files, "files")
+    store.copy_to(target, [key])
+    store.load(key, tmp_path / "out")
+    saved, copied = target.save_model(tmp_path / "out"), target.manifest(key)
+    assert copied.chunks == target.manifest(saved).chunks
+    assert [(one.path, one.offset, one.sha256) for one in copied.files] == [
+        (one.path, one.offset, one.sha256) for one in target.manifest(saved).files
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        foreign.tar_of({"../../outside": b"x"}),
+        foreign.tar_of({"/etc/passwd": b"x"}),
+        foreign.tar_of({**FILES, "sub": b"x"}),
+        foreign.tar_of(FILES)[:1500],
+        tar_with(twice="a.txt", **{"a.txt": "sub/b.bin"}),
+    ],
+    ids=["up", "absolute", "conflict", "truncated", "twice"],
+)
+def test_a_hostile_tar_changes_nothing(store: Store, target: Store, tmp_path: Path, bad: bytes) -> None:
+    key = foreign.save_model(store.storage, bad)
+    before = {*tmp_path.rglob("*")}
+    for only in (None, "a.txt"):
+        with pytest.raises(CorruptArtifact, match=f"{key}: this tar cannot be loaded: "):
+            store.load(key, tmp_path / "out", only=only)
+    with pytest.raises(CorruptArtifact, match=key):
+        store.copy_to(target, [key])
+    assert {path for path in tmp_path.rglob("*") if target.root not in str(path)} == before
+    assert [*target.storage.list("mf.models")] == []
+    assert [problem.key for problem in check(store, read=True).problems] == [key]
+
+
+@pytest.mark.parametrize("to", ["/etc/passwd", "../../outside", "nothing"])
+def test_a_link_that_leads_out(store: Store, target: Store, tmp_path: Path, to: str) -> None:
+    key, good = foreign.save_model(store.storage, tar_with(out=to)), foreign.save_model(store.storage, FILES)
+    with pytest.raises(CorruptArtifact, match=rf"{key}.*'out': it is a link to '{to}', which is not.*only="):
+        store.load(key, tmp_path / "out")
+    with pytest.raises(CorruptArtifact, match="'out'"):
+        store.load(key, tmp_path / "out", only=["a.txt", "o*"])
+    store.load(key, tmp_path / "part", only=["a.txt", "sub/*"])
+    assert loaded(tmp_path / "part") == FILES
+    with pytest.raises(CorruptArtifact, match="'out'"):
+        store.copy_to(target, [key, good])
+    assert [*target.list()] == [good]
+    problems = check(store, read=True).problems
+    assert [(problem.key, problem.kind) for problem in problems] == [(key, "content")]
+
+
+@pytest.mark.parametrize("form", ["tar", "files"])
+def test_content_of_another_size(store: Store, target: Store, tmp_path: Path, form: str) -> None:
+    key = foreign.save_model(store.storage, FILES, form)
+    if form == "tar":
+        store.storage.put(key, foreign.tar_of({"a.txt": b"a", "sub/b.bin": bytes(10000)}))
+    else:
+        store.storage.delete([f"{key}/a.txt"])
+    with pytest.raises(CorruptArtifact, match=rf"{key}.*(bytes|saved).*only="):
+        store.load(key, tmp_path / "out")
+    with pytest.raises(CorruptArtifact, match=key):
+        store.copy_to(target, [key])
+    store.load(key, tmp_path / "part", only="sub/b.bin")
+    assert [*loaded(tmp_path / "part")] == ["sub/b.bin"]
+    assert [problem.key for problem in check(store).problems] == [key]
+    assert [problem.key for problem in check(store, [key]).problems] == [key]
+
+
+@pytest.mark.parametrize("name", ["modèle.bin", "back\\slash", "new\nline"])
+def test_objects_that_no_key_names(store: Store, tmp_path: Path, name: str) -> None:
+    """An empty one shows in no sum of sizes."""
+    key = foreign.save_model(store.storage, FILES, "files")
+    Path(store.root, key, name).write_bytes(b"")
+    with pytest.raises(CorruptArtifact, match="its name has other characters than printable ASCII"):
+        store.load(key, tmp_path / "out")
+    store.load(key, tmp_path / "part", only=[*FILES])
+    assert loaded(tmp_path / "part") == FILES
+    assert [problem.key for problem in check(store, read=True).problems] == [key]
+
+
+def test_a_tar_that_is_gone(store: Store, tmp_path: Path) -> None:
+    key = foreign.save_model(store.storage, FILES)
+    store.storage.delete([key])
+    with pytest.raises(CorruptArtifact, match=f"{key}: the tar is missing"):
+        store.load(key, tmp_path / "out")
+    store.delete(key)
+    assert [*store.storage.list("mf.models")] == []
+    with pytest.raises(ArtifactNotFound, match="nothing was deleted"):
+        store.delete(key)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b"{", b"", "cannot be read"),
+        (b'"attempt": 0', b'"attempt": -1', "attempt: expected a number from 0"),
+        (b'"storage_format": "tar"', b'"storage_format": "zip"', "expected 'tar' or 'files', found 'zip'"),
+        (b'"key": "mf.models', b'"key": "mf.other', "key: expected"),
+        (b'"metadata": {}', b'"metadata": ' + b"[" * 5000 + b"]" * 5000, "."),
+    ],
+)
+def test_json_that_is_damaged(store: Store, tmp_path: Path, old: bytes, new: bytes, says: str) -> None:
+    key = foreign.save_model(store.storage, FILES)
+    changed(store, key, old, new)
+    with pytest.raises(CorruptArtifact, match=f"{foreign.json_key(key)}.*{says}"):
+        store.load(key, tmp_path / "out")
+    assert [(problem.key, problem.kind) for problem in check(store).problems] == [(key, "manifest")]
+
+
+def test_no_room_in_the_target(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = foreign.save_model(store.storage, FILES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(TargetError, match=r"257 B are needed, 100 B are free"):
+        store.load(key, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    store.load(key, tmp_path / "out", only="a.txt")
+
+
+def test_an_artifact_of_another_run_at_the_same_key(store: Store, target: Store, tmp_path: Path) -> None:
+    key = foreign.save_checkpoint(store.storage, FILES)
+    reference = store.info(key)
+    other = foreign.save_checkpoint(target.storage, FILES)
+    assert key == other
+    changed(target, key, b"2026-11-25", b"2026-11-26")
+    with pytest.raises(ArtifactNotFound, match="another artifact is stored at its key"):
+        target.load(reference, tmp_path / "out")
+    with pytest.raises(ArtifactNotFound, match="another artifact is stored at its key"):
+        target.delete(reference)
+    third = Store(open_storage(tmp_path / "third"), chunk_size=CHUNK)
+    target.copy_to(third, [key])
+    with pytest.raises(StorageError, match=r"another artifact has this key"):
+        store.copy_to(third, [key])
+
+
+def test_ours_and_theirs_beside_it(store: Store, target: Store, tmp_path: Path) -> None:
+    """JSON of metaflow-checkpoint beside a manifest of ours means nothing."""
+    key = foreign.save_model(store.storage, FILES)
+    store.copy_to(target, [key])
+    target.storage.put(foreign.json_key(key), store.storage.get(foreign.json_key(key)))
+    target.load(key, tmp_path / "out")
+    assert loaded(tmp_path / "out") == FILES
+    assert check(target).ok
+    target.delete(key)
+    assert target.storage.stat(key) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "mf.models/models/artifacts/../x_" + "0" * 32,
+        "mf.models/models/artifacts/a//b_" + "0" * 32,
+        "mf.models/models/artifacts/no digits",
+        "mf.checkpoints/checkpoints/artifacts/F/s/registry:flow/x/00000000.0.n.0",
+        "mf.huggingface_hub/checkpoints/artifacts/F/s/x/00000000.0.n.0",
+        "mf.models/models/artifacts/a\nb_" + "0" * 32,
+    ],
+)
+def test_keys_that_nobody_writes(store: Store, key: str) -> None:
+    with pytest.raises(InvalidReference):
+        store.info(key)
