@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "peer"))
+from peer_store import recorded_store  # noqa: E402
+
 PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("packages/*/README.md")),
@@ -19,6 +22,8 @@ PAGES = [
 ]
 HUB = ROOT / "packages" / "metaflow-hf" / "tests" / "hub.py"
 REPOS = ("models/google-bert/bert-base-uncased", "models/openai-community/gpt2", "datasets/stanfordnlp/imdb")
+OLD = "s3://old-bucket/metaflow"
+"""Where a page has a store of metaflow-checkpoint."""
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -72,9 +77,12 @@ def run(home: Path, hub: str, *arguments: str) -> None:
 )
 def test_the_snippets_of_a_page_run(page: Path, home: Path, hub: str) -> None:
     scripts: list[str] = []
+    if any(OLD in text for text in snippets(page)):
+        recorded_store(home / "old")
     for number, text in enumerate(snippets(page)):
         # There is no bucket here: a directory takes its place.
         text = text.replace("s3://bucket/prefix", str(home / "bucket"))
+        text = text.replace(OLD, str(home / "old" / ".metaflow"))
         if "FlowSpec" in text:
             flow = home / f"flow{number}.py"
             name = re.search(r"class (\w+)\(FlowSpec\)", text)
