@@ -222,7 +222,9 @@ NO_SPACE = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def create(location: str, mode: int, full: Callable[[], None] | None = None) -> Any:
-    """Open a new file for writing, and for reading what is in it. Its mode is that of any new file, with the execute bits of `mode`.
+    """Open a new file for writing, and for reading what is in it.
+
+    Its mode is that of any new file, with the execute bits of `mode`.
 
     Where the disk is full, `full` is called, and it is tried once more. Raises TargetError.
     """
