@@ -79,6 +79,7 @@ TYPED = [
     (("packages/metaflow-hf/tests",), "", "/flows/"),
     (("tests/interop",), "", "_flow[.]py"),
     (("tests/clouds",), "tests/peer", "_flow[.]py|/extension/"),
+    (("tests/stores",), "", "/flows/"),
     (("tests/docs",), "tests/peer", "_flow[.]py"),
     (("tests/peer",), "", "_flow[.]py"),
     (("tests/browser",), "", "_flow[.]py"),
@@ -212,7 +213,7 @@ def rare(session: nox.Session) -> None:
     )
     session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
     packages = [f"packages/metaflow-{name}/tests" for name in ("model", "checkpoint", "hf")]
-    for suite in (MF_TESTS, *packages, "tests/clouds"):
+    for suite in (MF_TESTS, *packages, "tests/clouds", "tests/stores"):
         session.run("pytest", *PARALLEL, suite, "-m", "long", *session.posargs)
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", "-m", "long", *session.posargs, env=environment)
@@ -256,9 +257,10 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def clouds(session: nox.Session) -> None:
-    """Flows, commands and faults on Azure and Google Cloud Storage, whose servers run on loopback."""
+    """Flows, commands and faults on Azure and Google Cloud Storage, whose servers run on loopback; and stores that a
+    flow names."""
     install(session, *DISTRIBUTIONS, groups=("test", "servers"))
-    session.run("pytest", *PARALLEL, "tests/clouds", *session.posargs)
+    session.run("pytest", *PARALLEL, "tests/clouds", "tests/stores", *session.posargs)
 
 
 @nox.session

@@ -55,6 +55,33 @@ def test_the_datastore_of_the_command_line_is_used(cloud: Cloud, runner: FlowRun
     assert (local.work / "elsewhere" / "name.txt").read_text() == "saved in the cloud"
 
 
+IN_A_NOTEBOOK = """
+import sys
+from metaflow import Run, artifact_store_from, delete_model, load_model, namespace
+namespace(None)
+run = Run(sys.argv[1])
+with artifact_store_from(run=run):
+    load_model(run.data.kept["key"], "in_a_notebook")
+for _ in range(2):
+    # A step that deletes can be retried.
+    delete_model(run.data.kept)
+"""
+
+
+@seldom_on_gs
+def test_a_flow_keeps_its_models_in_another_store_than_its_artifacts(cloud: Cloud, runner: FlowRunner) -> None:
+    root = cloud.environment[f"METAFLOW_DATASTORE_SYSROOT_{cloud.kind.upper()}"]
+    local = runner.with_environment(METAFLOW_DEFAULT_DATASTORE="local", STORE_TYPE=cloud.kind, STORE_ROOT=root)
+    result = local.run(FLOWS / "store_flow.py")
+    saved = result.fact("saved")
+    assert saved["url"] == f"{cloud.root}/{saved['key']}"
+    assert result.fact("loaded") == "saved in the cloud"
+    local.python(IN_A_NOTEBOOK, f"StoreFlow/{result.run_id}")
+    for directory in ("by_subprocess", "in_a_notebook"):
+        assert (local.work / directory / "name.txt").read_text() == "saved in the cloud"
+    assert [path.name for path in Path(local.local_root).iterdir()] == ["StoreFlow"]
+
+
 @seldom_on_azure
 def test_killed_trainings_go_on(runner: FlowRunner) -> None:
     result = runner.run(CHECKPOINT_FLOWS / "sweep_flow.py")

@@ -81,7 +81,7 @@ def test_the_snippets_of_a_page_run(page: Path, home: Path, hub: str) -> None:
         recorded_store(home / "old")
     for number, text in enumerate(snippets(page)):
         # There is no bucket here: a directory takes its place.
-        text = text.replace("s3://bucket/prefix", str(home / "bucket"))
+        text = text.replace("s3://bucket/prefix", str(home / "bucket")).replace('type="s3"', 'type="local"')
         text = text.replace(OLD, str(home / "old" / ".metaflow"))
         if "FlowSpec" in text:
             flow = home / f"flow{number}.py"

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
+
 ROOT = Path(__file__).parents[2]
 # Credentials for the servers, which the code package carries as it does any extension.
 EXTENSION = ROOT / "tests" / "clouds" / "extension"
@@ -35,6 +37,45 @@ class PlainFlow(FlowSpec):
 
 if __name__ == "__main__":
     PlainFlow()
+"""
+
+
+STORE_FLOW = """
+import os
+import subprocess
+import sys
+from metaflow import FlowSpec, current, model, step, with_artifact_store
+
+CODE = "import sys; from metaflow import load_model; print('subprocess', load_model(sys.argv[1], 'there'))"
+
+def config():
+    return {
+        "root": os.environ["STORE_ROOT"],
+        "client_params": {
+            "endpoint_url": os.environ["STORE_ENDPOINT"],
+            "aws_access_key_id": os.environ["STORE_KEY"],
+            "aws_secret_access_key": os.environ["STORE_SECRET"],
+            "region_name": "us-east-1",
+        },
+    }
+
+@with_artifact_store(type="s3", config=config)
+class StoreFlow(FlowSpec):
+    @model
+    @step
+    def start(self):
+        self.kept = current.model.save({"name": b"remote"})
+        print("saved", self.kept["url"])
+        subprocess.run([sys.executable, "-c", CODE, self.kept["key"]], check=True)
+        self.next(self.end)
+
+    @model(load="kept")
+    @step
+    def end(self):
+        print("loaded", open(current.model.loaded["kept"] + "/name").read())
+
+if __name__ == "__main__":
+    StoreFlow()
 """
 
 
@@ -112,3 +153,26 @@ def test_a_remote_step_saves_and_another_loads(remote: Callable[..., Any]) -> No
     log = task.step("check", "3", "start/2")
     assert "loaded mf.models/models/artifacts/line_" in log
     assert 'weights: {"slope": 2.0, "intercept": 1.0}' in log
+
+
+def test_a_remote_task_and_its_subprocess_use_the_store_of_the_flow(
+    environment: Callable[..., Any], s3_server: SeaweedServer, tmp_path: Path
+) -> None:
+    """Metaflow's datastore is a directory, and the environment has no keys of AWS."""
+    flow = tmp_path / "store_flow.py"
+    flow.write_text(STORE_FLOW)
+    root = f"{s3_server.root}/{tmp_path.name}"
+    variables = {
+        "STORE_ROOT": root,
+        "STORE_ENDPOINT": s3_server.endpoint,
+        "STORE_KEY": s3_server.access_key,
+        "STORE_SECRET": s3_server.secret_key,
+    }
+    options = ["--datastore", "local", "--datastore-root", str(tmp_path / "datastore")]
+    local, image = environment("metaflow", "metaflow-artifacts-model"), environment("boto3", "requests")
+    task = Remote(local, image, tmp_path / "image", options, variables)
+    task.unpack(flow)
+    log = task.step("start", "2", "_parameters/p1")
+    assert f"saved {root}/mf.models/" in log
+    assert "subprocess there" in log
+    assert "loaded remote" in task.step("end", "3", "start/2")

@@ -15,6 +15,8 @@ NAMES = {
     "metaflow-artifacts-checkpoint": {"Checkpoint", "checkpoint"},
     "metaflow-artifacts-hf": {"huggingface_hub"},
 }
+OF_CORE = {"artifact_store_from", "with_artifact_store"}
+"""What core adds, which each of them brings."""
 SUBSETS = list(chain.from_iterable(combinations(NAMES, size) for size in range(len(NAMES) + 1)))
 # Prints which of the names given `from metaflow import name` finds, and all that `metaflow` has.
 IMPORTS = """
@@ -42,7 +44,7 @@ alone = pytest.mark.parametrize(
 
 
 def names_of(subset: tuple[str, ...]) -> set[str]:
-    return set().union(*(NAMES[distribution] for distribution in subset))
+    return set().union(*(NAMES[distribution] for distribution in subset), OF_CORE if subset else ())
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ FLOW = Path(__file__).with_name("subset_flow.py")
 
 @subsets
 def test_a_package_adds_its_names_and_no_others(subset: tuple[str, ...], make: Callable[..., Any]) -> None:
-    every = set().union(*NAMES.values())
+    every = names_of(tuple(NAMES))
     expected = names_of(subset)
     found = json.loads(make(subset).python("-c", IMPORTS, "acme", "acme_answer", *every).splitlines()[-1])
     assert found["outcomes"] == {

@@ -71,6 +71,15 @@ def no_traceback(result: Result) -> bool:
     return "hf_deco" not in result.output and "Internal error" not in result.output
 
 
+def test_snapshots_are_kept_in_the_artifact_store_of_the_flow(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    result = runner.with_environment(STORE=store).run(FLOWS / "store_flow.py")
+    assert result.fact("loaded") == ["config.json", "sub", "weights.bin"]
+    (key,) = open_store(store).list(f"{HUB}/checkpoints/artifacts/")
+    assert result.fact("url") == f"{store}/{key}"
+    assert [path.name for path in Path(runner.local_root).iterdir()] == ["StoreFlow"]
+
+
 @pytest.fixture
 def first(on_each: FlowRunner, repo: Repo) -> Result:
     """A run that has downloaded the repo."""

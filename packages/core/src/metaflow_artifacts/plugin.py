@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._format.reference import ModelArtifact as ModelArtifact
     from ._format.reference import with_older_names as with_older_names
     from ._mf.arguments import ArgumentReader as ArgumentReader
+    from ._mf.artifact_store import enter_artifact_store as enter_artifact_store
     from ._mf.background import TaskSave as TaskSave
     from ._mf.background import save_options as save_options
     from ._mf.background import with_pending_saves as with_pending_saves
@@ -62,7 +63,9 @@ if TYPE_CHECKING:
     from ._mf.preemption import is_preempted as is_preempted
     from ._mf.preemption import watch_for_preemption as watch_for_preemption
     from ._mf.stores import default_store as default_store
+    from ._mf.stores import pointing_to_blocks as pointing_to_blocks
     from ._mf.stores import store_for as store_for
+    from ._mf.stores import store_of_block as store_of_block
     from ._mf.stores import store_of_metadata as store_of_metadata
     from ._mf.task import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
     from ._mf.task import NotRegistered as NotRegistered
@@ -121,6 +124,7 @@ _WHERE = {
     "_format.plan": ("is_packed", "plan", "segments"),
     "_format.reference": ("ModelArtifact", "with_older_names"),
     "_mf.arguments": ("ArgumentReader",),
+    "_mf.artifact_store": ("enter_artifact_store",),
     "_mf.background": ("TaskSave", "save_options", "with_pending_saves"),
     "_mf.card": (
         "Html",
@@ -145,7 +149,7 @@ _WHERE = {
     "_mf.live_card": ("CardReport", "LiveCard", "has_card", "shown_on"),
     "_mf.log": ("Log",),
     "_mf.preemption": ("is_preempted", "watch_for_preemption"),
-    "_mf.stores": ("default_store", "store_for", "store_of_metadata"),
+    "_mf.stores": ("default_store", "pointing_to_blocks", "store_for", "store_of_block", "store_of_metadata"),
     "_mf.task": ("ENVIRONMENT_VARIABLE", "NotRegistered", "TaskIdentity"),
     "_storage.base": ("ObjectInfo", "Storage"),
     "_store.background": ("background_saves",),

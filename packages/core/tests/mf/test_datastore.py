@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import ArtifactWarning, StorageError, open_store
-from metaflow_artifacts._mf import datastore
+from metaflow_artifacts._mf import roots
 from metaflow_artifacts._mf.datastore import require_usable, store_at, store_of_flow
 from metaflow_artifacts._mf.stores import store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -61,7 +61,7 @@ def test_a_missing_sdk_is_said_in_one_sentence(
     def found(name: str) -> object | None:
         return None if name in missing else object()
 
-    monkeypatch.setattr(datastore, "find_spec", found)
+    monkeypatch.setattr(roots, "find_spec", found)
     root = "gs://there" if kind == "gs" else "https://there.blob.core.windows.net/container"
     flow_datastore = SimpleNamespace(TYPE=kind, datastore_root=root)
     with pytest.raises(StorageError, match=f"the datastore {kind} needs .*") as raised:

@@ -56,7 +56,7 @@ def as_configured(monkeypatch: pytest.MonkeyPatch, endpoint: str, access_key: st
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(metaflow_config, "DATATOOLS_CLIENT_PARAMS", {"endpoint_url": endpoint})
-    for cached in (datastore.open_root, stores._storage):
+    for cached in (datastore.open_with, stores._storage):
         cached.cache_clear()
 
 
@@ -64,7 +64,7 @@ def as_configured(monkeypatch: pytest.MonkeyPatch, endpoint: str, access_key: st
 def s3(s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
     as_configured(monkeypatch, s3_server.endpoint, s3_server.access_key, s3_server.secret_key)
     yield s3_server
-    for cached in (datastore.open_root, stores._storage):
+    for cached in (datastore.open_with, stores._storage):
         cached.cache_clear()
 
 
@@ -242,7 +242,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
     yield answers
     running.shutdown()
     running.server_close()
-    for cached in (datastore.open_root, stores._storage):
+    for cached in (datastore.open_with, stores._storage):
         cached.cache_clear()
 
 

@@ -35,7 +35,7 @@ def test_decorators_of_others_are_not_added(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(metaflow_config, "SPIN_ALLOWED_DECORATORS", allowed)
     allow_in_spin()
     assert "model" in allowed
-    assert set(allowed) <= {"model", "checkpoint", "huggingface_hub"}
+    assert set(allowed) <= {"model", "checkpoint", "huggingface_hub", "with_artifact_store"}
 
 
 @pytest.mark.parametrize("value", [None, ("card",)])

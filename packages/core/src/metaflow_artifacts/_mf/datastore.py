@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import re
 import threading
 import warnings
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from metaflow_artifacts.errors import ArtifactWarning, StorageError
+from metaflow_artifacts._mf.artifact_store import config_of, config_of_task, flow_store, running_flow_datastore
+from metaflow_artifacts._mf.roots import SPIN, azure_url, is_cloud, missing_sdks, normalised
+from metaflow_artifacts.errors import ArtifactWarning, InvalidInput, StorageError
 
 if TYPE_CHECKING:
     # Imported where it is used: every Metaflow process imports the decorators, and few of them use a store.
+    from metaflow_artifacts._mf.store_config import StoreConfig
     from metaflow_artifacts._storage import Storage
     from metaflow_artifacts._store.store import Store
     from metaflow_artifacts._transfer.cache import Cache
@@ -24,27 +25,16 @@ __all__ = [
     "configured_cache",
     "configured_root",
     "open_root",
+    "open_with",
+    "place_of_flow",
+    "require_client",
     "require_usable",
     "running_flow_datastore",
     "storage_at",
     "store_at",
     "store_of_flow",
+    "store_of_task",
 ]
-
-SPIN = "spin"
-"""The type of the datastore of a step that is run with `spin`: a directory `.metaflow_spin`."""
-_LOCAL_TYPES = ("local", SPIN)
-_NAMES_A_BUCKET = {
-    "s3": (re.compile(r"s3://[^/]"), "bucket", "s3://BUCKET/PREFIX"),
-    "gs": (re.compile(r"gs://[^/]"), "bucket", "gs://BUCKET/PREFIX"),
-    "azure": (re.compile(r"https?://|[^/:]+(/|$)"), "container", "CONTAINER/PREFIX"),
-}
-"""For each cloud: what its root looks like, and in words."""
-_SDKS = {
-    "azure": (("azure.storage.blob", "azure-storage-blob"), ("azure.identity", "azure-identity")),
-    "gs": (("google.cloud.storage", "google-cloud-storage"),),
-}
-"""For each cloud: modules that must be installed, and the packages that bring them."""
 
 
 def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
@@ -55,66 +45,58 @@ def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
     limit of the node's cache is no number.
     """
     kind = flow_datastore.TYPE
+    if flow_store(flow_datastore) is not None:
+        # What the decorators save goes there, and was checked when the flow began.
+        configured_cache()
+        return
     try:
-        _normalised(kind, flow_datastore.datastore_root)
+        normalised(kind, flow_datastore.datastore_root)
     except StorageError as error:
         raise StorageError(f"step {step} has @{decorator}, but {error}") from None
-    missing = [package for module, package in _SDKS.get(kind, ()) if not _is_installed(module)]
-    if kind in _NAMES_A_BUCKET:
+    if is_cloud(kind):
         configured_cache()
+    missing, install = missing_sdks(kind)
     if missing:
         raise StorageError(
-            f"step {step} has @{decorator}, but the datastore {kind} needs {' and '.join(missing)}: pip install "
-            f"{' '.join(missing)} (or metaflow-artifacts[{'gcs' if kind == 'gs' else kind}])"
+            f"step {step} has @{decorator}, but the datastore {kind} needs {' and '.join(missing)}: {install}"
         )
 
 
 def store_of_flow(flow_datastore: Any) -> Store:
-    """The store in the datastore of a flow, `flow_datastore` being what Metaflow gives to `step_init`.
+    """The store of a flow, `flow_datastore` being what Metaflow gives to `step_init`.
 
-    That is the datastore which the run uses, also if `--datastore` on the command line differs from the configuration.
+    That is the one that `@with_artifact_store` names, else the datastore which the run uses, also if `--datastore` on
+    the command line differs from the configuration.
 
-    Raises StorageError for a type that is not supported.
+    Raises StorageError for a type that is not supported, InvalidInput for an artifact store that cannot be used.
     """
-    return store_at(flow_datastore.TYPE, flow_datastore.datastore_root)
+    return store_of_task(*place_of_flow(flow_datastore))
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        # One of the packages above it.
-        return False
+def place_of_flow(flow_datastore: Any) -> tuple[str, str | None]:
+    """Type and root of the store of a flow, in Metaflow's words. Raises as `store_of_flow`."""
+    of_flow = flow_store(flow_datastore)
+    if of_flow is None:
+        return flow_datastore.TYPE, flow_datastore.datastore_root
+    config = of_flow.config()
+    return config.kind, config.given_root
 
 
 def store_at(kind: str, root: str | None) -> Store:
     """The store in a Metaflow datastore of type `kind` (`local`, `s3`, `azure` or `gs`) at `root`.
 
-    Each root has one store object in a process. A root of `azure` is `CONTAINER/PREFIX`, as Metaflow has it, or the
-    root of a store.
+    Each root has one store object in a process, for each config with which it is reached (see `config_of`). A root of
+    `azure` is `CONTAINER/PREFIX`, as Metaflow has it, or the root of a store.
 
     Raises StorageError for a type that is not supported, a root that is not configured, or one without a bucket.
     """
-    return open_root(_normalised(kind, root))
+    return open_root(normalised(kind, root))
 
 
-def _normalised(kind: str, root: str | None) -> str:
-    """The root for `open_root`. Raises as `store_at`."""
-    if kind not in (*_LOCAL_TYPES, *_NAMES_A_BUCKET):
-        raise StorageError(
-            f"the datastore {kind} ({root}) cannot keep models and checkpoints yet; "
-            "run the flow with --datastore s3, azure, gs or local"
-        )
-    variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
-    if not root:
-        raise StorageError(f"the datastore {kind} has no root; set {variable}")
-    if kind not in _NAMES_A_BUCKET:
-        return os.path.abspath(root)
-    pattern, place, form = _NAMES_A_BUCKET[kind]
-    if not pattern.match(root):
-        raise StorageError(f"the root {root!r} of the datastore {kind} names no {place}; set {variable} to {form}")
-    root = root.rstrip("/")
-    return _azure_url(root) if kind == "azure" and "://" not in root else root
+def store_of_task(kind: str, root: str | None) -> Store:
+    """As `store_at`, for the store that a task writes to: it is reached as the task says, whatever a block says."""
+    found = normalised(kind, root)
+    return open_with(found, config_of_task(found))
 
 
 def configured_root(kind: str) -> str | None:
@@ -124,27 +106,22 @@ def configured_root(kind: str) -> str | None:
     root: str | None = getattr(metaflow_config, f"DATASTORE_SYSROOT_{kind.upper()}", None)
     if not root or (kind == "azure" and not metaflow_config.AZURE_STORAGE_BLOB_SERVICE_ENDPOINT):
         return None
-    return _azure_url(root.rstrip("/")) if kind == "azure" else root.rstrip("/")
+    return azure_url(root.rstrip("/")) if kind == "azure" else root.rstrip("/")
 
 
-def _azure_url(root: str) -> str:
-    """The root of a store, from Metaflow's `CONTAINER/PREFIX`."""
-    from metaflow import metaflow_config
-
-    endpoint = metaflow_config.AZURE_STORAGE_BLOB_SERVICE_ENDPOINT
-    if not endpoint:
-        raise StorageError("the datastore azure has no endpoint; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")
-    return f"{endpoint.rstrip('/')}/{root}"
+def open_root(root: str) -> Store:
+    """The store at a normalised root: an absolute path, or a URL (see `is_url`) without a slash at its end."""
+    return open_with(root, config_of(root))
 
 
 @functools.lru_cache(maxsize=16)
-def open_root(root: str) -> Store:
-    """The store at a normalised root: an absolute path, or a URL (see `is_url`) without a slash at its end."""
+def open_with(root: str, config: StoreConfig | None) -> Store:
+    """The store at a normalised root, reached as `config` says, or else as Metaflow is configured."""
     from metaflow_artifacts._storage import is_url
     from metaflow_artifacts._store.store import Store
 
     _let_warnings_through()
-    storage = storage_at(root)
+    storage = storage_at(root, config=config)
     if is_url(root):
         # The connection is made while the task prepares its first save or load.
         connect: Any = getattr(storage, "connect", None)
@@ -164,8 +141,8 @@ def configured_cache() -> Cache | None:
     return cache_from({name: from_conf(name.removeprefix("METAFLOW_")) for name in (CACHE, CACHE_GB)})
 
 
-def storage_at(root: str, patience: float | None = None) -> Storage:
-    """The storage at a root, with the credentials and settings of Metaflow's configuration.
+def storage_at(root: str, patience: float | None = None, config: StoreConfig | None = None) -> Storage:
+    """The storage at a root, with the credentials and settings of `config`, or else of Metaflow's configuration.
 
     In a cloud, with `patience`, it waits at most that many seconds for an answer.
     """
@@ -178,7 +155,9 @@ def storage_at(root: str, patience: float | None = None) -> Storage:
 
         from metaflow_artifacts._storage.s3 import S3Storage
 
-        client = s3_client if patience is None else functools.partial(s3_client, patience)
+        client = StoreClient(root, config, patience) if config is not None else s3_client
+        if config is None and patience is not None:
+            client = functools.partial(s3_client, patience)
         return S3Storage(root, client, sse=metaflow_config.S3_SERVER_SIDE_ENCRYPTION, patience=seconds)
     if root.startswith("gs://"):
         from metaflow_artifacts._storage.gcs import GcsStorage
@@ -224,28 +203,32 @@ def _let_warnings_through() -> None:
         cast("list[Any]", warnings.filters).insert(warnings.filters.index(hides_all), shows_ours)
 
 
-def running_flow_datastore() -> Any:
-    """Metaflow's flow datastore of the task that runs in this process; None outside of a task."""
-    from metaflow.metaflow_current import current
+class StoreClient:
+    """Makes the boto3 clients of one artifact store. A pickle has its root alone.
 
-    if not current.is_running_flow:
-        return None
-    try:
-        from metaflow.system_context import system_context
-    except ImportError:
-        # Early releases of Metaflow 2.19 have it in the command line's context, in the main thread.
-        from metaflow._vendor import click
+    The config that belongs to the root is looked up anew where the pickle is read, as in a worker process of a task.
+    """
 
-        context: Any = cast(Any, click).get_current_context(silent=True)
-        return getattr(context.obj, "flow_datastore", None) if context is not None else None
-    return system_context.flow_datastore
+    pickles_without_credentials = True
+
+    def __init__(self, root: str, config: StoreConfig | None = None, patience: float | None = None) -> None:
+        self._root, self._config, self._patience = root, config, patience
+
+    def __call__(self) -> Any:
+        return s3_client(self._patience, self._config or config_of(self._root))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreClient, (self._root, None, self._patience)
 
 
-def s3_client(patience: float | None = None) -> Any:
+def s3_client(patience: float | None = None, store: StoreConfig | None = None) -> Any:
     """A boto3 client made as Metaflow makes its own.
 
-    Endpoint, certificates, session and credentials provider are those of Metaflow's configuration. What the user
-    configured there takes precedence over core's settings, and over `patience`, the seconds to wait for an answer.
+    Endpoint, certificates, session and credentials provider are those of Metaflow's configuration; where `store` says
+    otherwise, that holds. What the user configured there takes precedence over core's settings, and over `patience`,
+    the seconds to wait for an answer. A role is assumed again whenever its credentials are about to expire.
+
+    Raises InvalidInput if boto3 takes no such options.
     """
     from botocore.config import Config
     from metaflow import metaflow_config
@@ -253,14 +236,53 @@ def s3_client(patience: float | None = None) -> Any:
 
     from metaflow_artifacts._storage.s3 import client_config
 
+    options = store.options if store is not None else {}
     # A copy, because Metaflow's provider changes the dict that it is given.
-    params: dict[str, Any] = copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS or {})
-    chosen = params.get("config") or {}
+    params: dict[str, Any] = copy.deepcopy(
+        options.get("client_params") or metaflow_config.DATATOOLS_CLIENT_PARAMS or {}
+    )
     config = client_config() if patience is None else client_config(read_timeout=patience)
     if _is_configured("S3_CLIENT_RETRY_CONFIG"):
         config = config.merge(Config(retries=metaflow_config.S3_CLIENT_RETRY_CONFIG))
-    params["config"] = config.merge(chosen if isinstance(chosen, Config) else Config(**chosen))
-    return get_aws_client("s3", session_vars=metaflow_config.DATATOOLS_SESSION_VARS, client_params=params)
+    session_vars = options.get("session_vars") or metaflow_config.DATATOOLS_SESSION_VARS
+    role = options.get("role_arn")
+    try:
+        chosen = params.get("config") or {}
+        params["config"] = config.merge(chosen if isinstance(chosen, Config) else Config(**chosen))
+        if role is not None and "aws_access_key_id" not in params:
+            _demand_credentials(role)
+        return get_aws_client("s3", role_arn=role, session_vars=session_vars, client_params=params)
+    except TypeError as error:
+        if store is None:
+            raise
+        raise InvalidInput(f"no S3 client can be made for {store.root} with client_params as given: {error}") from error
+
+
+def require_client(config: StoreConfig, where: str) -> None:
+    """Make sure that a client can be made for an artifact store. No request is made.
+
+    Raises InvalidInput, whose message begins with `where`. A role is not assumed: the credentials for that may be known
+    in the tasks only.
+    """
+    if config.kind != "s3":
+        return
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        s3_client(None, config.without_role())
+    except (ValueError, BotoCoreError) as error:
+        raise InvalidInput(f"{where}: {error}") from error
+
+
+def _demand_credentials(role: str) -> None:
+    from boto3.session import Session
+
+    # Metaflow's provider takes it for granted that there are some.
+    if Session().get_credentials() is None:
+        raise StorageError(
+            f"no AWS credentials are found with which the role {role} could be assumed; configure some as boto3 reads "
+            "them (AWS_ACCESS_KEY_ID, a profile, or the role of the machine)"
+        )
 
 
 def _is_configured(name: str) -> bool:

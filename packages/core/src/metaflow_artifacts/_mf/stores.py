@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from metaflow_artifacts._format.keys import CheckpointKey
+from metaflow_artifacts._mf.artifact_store import (
+    config_of,
+    inherited_store,
+    open_block,
+    running_flow_datastore,
+)
 from metaflow_artifacts._mf.datastore import (
     SPIN,
+    configured_root,
     open_root,
-    running_flow_datastore,
+    open_with,
     storage_at,
     store_at,
     store_of_flow,
@@ -32,31 +40,54 @@ from metaflow_artifacts.errors import (
 
 if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports the decorators, and few of them use a store.
+    from metaflow_artifacts._mf.store_config import StoreConfig
     from metaflow_artifacts._storage import Storage
     from metaflow_artifacts._store.references import ParsedReference, Reference
     from metaflow_artifacts._store.store import Store
 
-__all__ = ["default_store", "store_for", "store_of_metadata"]
+__all__ = ["default_store", "pointing_to_blocks", "store_for", "store_of_block", "store_of_metadata"]
 
 _FOREIGN_TYPES = {"s3-compatible": "s3", "coreweave": "s3"}
 """Types of datastores that metaflow-checkpoint adds, as ours."""
 _FIRST_LOOKUP_S = 5.0
 """Seconds to wait for the root that a reference names, which may be gone, before the configured store is asked."""
+_HINT = "; what a flow with @with_artifact_store has saved is used in `with artifact_store_from(run=…, config=…)`"
 
 
 def default_store() -> Store:
     """The store for code outside of decorated steps.
 
-    It is that of the task that runs in this process, else that of the task whose subprocess this is, else that of
-    Metaflow's configuration (METAFLOW_DEFAULT_DATASTORE).
+    In a block of `artifact_store_from`, it is that of the block. Else it is that of the task that runs in this process,
+    else that of the task whose subprocess this is, else that of Metaflow's configuration
+    (METAFLOW_DEFAULT_DATASTORE).
 
     Raises StorageError where nothing is configured or found.
     """
+    block = store_of_block()
+    if block is not None:
+        return block
     running = running_flow_datastore()
     if running is not None:
         return store_of_flow(running)
     task = TaskIdentity.from_environment()
-    return task.store() if task is not None else _configured_store()
+    if task is not None:
+        return task.store()
+    inherited = inherited_store()
+    return open_with(inherited.root, inherited) if inherited is not None else _configured_store()
+
+
+def store_of_block() -> Store | None:
+    """The store that the open block of `artifact_store_from` means; None if none is open.
+
+    Raises UsageError if the blocks of several threads mean different ones.
+    """
+    block = open_block()
+    if block is None:
+        return None
+    if block.config is not None:
+        return open_root(block.config.root)
+    running = running_flow_datastore()
+    return store_at(running.TYPE, running.datastore_root) if running is not None else _configured_store()
 
 
 def _configured_store() -> Store:
@@ -71,9 +102,14 @@ def _configured_store() -> Store:
 def store_of_metadata(metadata: Mapping[str, str]) -> Store:
     """The store of a past task, as Metaflow's metadata about it, or metaflow-checkpoint, names it.
 
+    An open block of `artifact_store_from` takes its place.
+
     It is the configured one if the metadata names none, or a local directory that is not on this machine. Raises
     StorageError.
     """
+    block = store_of_block()
+    if block is not None:
+        return block
     for prefix in ("artifact-store-ds", "ds"):
         kind, root = metadata.get(f"{prefix}-type"), metadata.get(f"{prefix}-root")
         if kind and root and (kind != "local" or os.path.isdir(root)):
@@ -81,10 +117,23 @@ def store_of_metadata(metadata: Mapping[str, str]) -> Store:
     return default_store()
 
 
+@contextmanager
+def pointing_to_blocks(store: Store) -> Iterator[None]:
+    """Let an error of a store that Metaflow is not configured for say how the store of a flow is reached."""
+    try:
+        yield
+    except StorageError as error:
+        kind = {"s3": "s3", "gs": "gs", "http": "azure", "https": "azure"}.get(store.root.partition("://")[0])
+        if kind is None or open_block() is not None or store.root == configured_root(kind):
+            raise
+        raise type(error)(f"{error}{_HINT}") from error
+
+
 def store_for(reference: Reference, default: Store | None = None) -> Store:
     """The store that holds the artifact which `reference` names.
 
-    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. In a
+    For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. An
+    open block of `artifact_store_from` takes the place of `default`. In a
     step that is spun, which saves to a store of its own, a key that only the configured store holds is found there. A
     `url` below another root is looked up there, with one request and for at most 5 s. `default` is used instead if it
     holds this artifact and that root does not: nothing is stored there, the bucket is gone, refuses access or cannot
@@ -99,6 +148,7 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
 
     parsed = ParsedReference.of(reference)
     root = parsed.root
+    default = store_of_block() or default
     if root is None:
         return _holding_key(default or default_store(), parsed)
     if "://" in root and not is_url(root):
@@ -183,16 +233,16 @@ def _holding(root: str, wanted: ParsedReference, patience: float | None = None) 
 
     if not is_url(root) and not os.path.isdir(root):
         raise ArtifactNotFound(f"{root} is no directory on this machine")
-    storage = _storage(root, patience)
+    storage = _storage(root, patience, config_of(root))
     if not holds(storage, wanted):
         raise ArtifactNotFound(f"nothing is stored at {storage.url(wanted.key)}")
     return open_root(root)
 
 
 @functools.lru_cache(maxsize=16)
-def _storage(root: str, patience: float | None) -> Storage:
+def _storage(root: str, patience: float | None, config: StoreConfig | None) -> Storage:
     """The storage at `root`. In a cloud, with `patience`, it waits at most that many seconds for an answer."""
-    return open_root(root).storage if patience is None else storage_at(root, patience)
+    return open_with(root, config).storage if patience is None else storage_at(root, patience, config)
 
 
 def _demand(store: Store, wanted: ParsedReference) -> None:
@@ -222,8 +272,12 @@ def _demand(store: Store, wanted: ParsedReference) -> None:
 
 
 def _in_neither(url: str, key: str, there: ArtifactError, default: Store | None, here: ArtifactError) -> ArtifactError:
+    from metaflow_artifacts._storage import is_url
+
     second = "no datastore is configured" if default is None else f"in the configured datastore, {default.root}"
     message = f"{key} cannot be found: at {url}, as the reference says: {there}; and {second}: {here}"
+    if is_url(url) and open_block() is None:
+        message += _HINT
     if isinstance(there, ArtifactNotFound) and isinstance(here, ArtifactNotFound):
         return ArtifactNotFound(message)
     passing = any(isinstance(error, TransientStorageError) for error in (there, here))

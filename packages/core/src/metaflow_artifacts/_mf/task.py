@@ -10,17 +10,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from metaflow_artifacts._format.keys import CHECKPOINTS, CheckpointPlace
+from metaflow_artifacts._mf.artifact_store import ENVIRONMENT_VARIABLE, exported, names_only_a_store
 from metaflow_artifacts._mf.canonical import Unstable, canonical
-from metaflow_artifacts._mf.datastore import store_at, store_of_flow
+from metaflow_artifacts._mf.datastore import place_of_flow, store_of_flow, store_of_task
 from metaflow_artifacts.errors import UsageError
 
 if TYPE_CHECKING:
     from metaflow_artifacts._store.store import Store
 
 __all__ = ["ENVIRONMENT_VARIABLE", "SCOPE_TAG", "NotRegistered", "TaskIdentity", "id_of", "place_of", "scope_of"]
-
-ENVIRONMENT_VARIABLE = "METAFLOW_CHECKPOINT_UID"
-"""The environment variable that tells a subprocess which task it belongs to."""
 
 SCOPE_TAG = "checkpoint:"
 """Runs with the same tag `checkpoint:NAME` have the same scope, whichever user started them."""
@@ -84,7 +82,7 @@ class TaskIdentity:
             attempt=current.retry_count,
             scope=scope_of(current.namespace, current.tags or ()),
             place=place_of(flow, current.step_name, parallel, node, list(inputs or ())),
-            datastore_type=flow_datastore.TYPE,
+            datastore_type=place_of_flow(flow_datastore)[0],
             datastore_root=store_of_flow(flow_datastore).root,
             origin_run=str(origin) if origin not in (None, "", "None") else None,
             gang=_control_pathspec(ubf_context) if parallel and not per_node else None,
@@ -107,19 +105,19 @@ class TaskIdentity:
 
     def store(self) -> Store:
         """The store that the task writes to."""
-        return store_at(self.datastore_type, self.datastore_root)
+        return store_of_task(self.datastore_type, self.datastore_root)
 
     def checkpoint_place(self, root: str = CHECKPOINTS) -> CheckpointPlace:
         """The place of the task's checkpoints below `root`, `mf.checkpoints` or `mf.huggingface_hub`."""
         return CheckpointPlace(self.flow, self.step, self.scope, self.place, root)
 
-    def export(self) -> None:
-        """Set the environment variable by which subprocesses started from now on find their task."""
-        os.environ[ENVIRONMENT_VARIABLE] = self.encode()
+    def export(self, **more: str | None) -> None:
+        """Set the environment variable by which subprocesses started from now on find their task, and `more`."""
+        os.environ[ENVIRONMENT_VARIABLE] = _as_json({**asdict(self), **more, **exported()})
 
     def encode(self) -> str:
         """The identity as JSON, for `decode`."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return _as_json(asdict(self))
 
     @classmethod
     def decode(cls, text: str, where: str) -> TaskIdentity:
@@ -133,12 +131,13 @@ class TaskIdentity:
 
     @classmethod
     def from_environment(cls) -> TaskIdentity | None:
-        """The task that this process or its parent runs, as the environment variable says; None outside of tasks.
+        """The task that this process or its parent runs, as the environment variable says; None outside of tasks with
+        `@checkpoint`.
 
         A flow that was started inside a task does not belong to that task.
         """
         text = os.environ.get(ENVIRONMENT_VARIABLE)
-        if not text:
+        if not text or names_only_a_store(text):
             return None
         identity = cls.decode(text, f"the environment variable {ENVIRONMENT_VARIABLE}")
         from metaflow.metaflow_current import current
@@ -269,6 +268,10 @@ def _value(flow: Any, depth: int, frame: Any, inputs: list[Any]) -> Any:
     is_plain = isinstance(value, (str, int, float))
     replaced = (value is None and text != "None") or (is_plain and flow._get_foreach_item_value(value) != text)
     return _MISSING if replaced else value
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _hex(text: str, digits: int) -> str:

@@ -170,8 +170,10 @@ class Requests:
 
 
 def named(function: Callable[..., _T] | None) -> Callable[..., _T] | None:
-    """The function if it stands at the top of a module, so that a pickle has its name only. Any other can hold
-    credentials: None."""
+    """The function if it stands at the top of a module, so that a pickle has its name only, or if it is an object that
+    says that its pickles have no credentials. Any other can hold some: None."""
+    if getattr(function, "pickles_without_credentials", False):
+        return function
     if isinstance(function, FunctionType):
         at_top: Callable[..., _T] | None = getattr(sys.modules.get(function.__module__), function.__qualname__, None)
         if at_top is function:

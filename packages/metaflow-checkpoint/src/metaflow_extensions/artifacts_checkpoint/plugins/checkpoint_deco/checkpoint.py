@@ -17,7 +17,7 @@ from .errors import NoDirectory, NoTask
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
-    from metaflow_artifacts.plugin import Log, ModelArtifact, ParsedReference, PendingSave, TaskIdentity
+    from metaflow_artifacts.plugin import Log, ModelArtifact, ParsedReference, PendingSave, Store, TaskIdentity
 
     from .journal import Journal
 
@@ -389,17 +389,18 @@ class Checkpoint:
             with_older_names,
         )
 
-        from .tasks import attempt_number, find_task
+        from .tasks import attempt_number, find_task, store_of
 
         number = attempt_number(attempt)
         name = DEFAULT_NAME if name == "" else name
         if task is None:
-            found = self._list(self._task("list"), name, number, full_namespace)
+            mine = self._task("list")
+            found = self._list(mine.store(), mine, name, number, full_namespace)
         else:
             of = find_task(task)
             number = of.attempt if number is None and not full_namespace else number
             if of.identity is not None:
-                found = self._list(of.identity, name, number, full_namespace)
+                found = self._list(store_of(of.identity), of.identity, name, number, full_namespace)
             else:
                 # Its step may have the @checkpoint of metaflow-checkpoint.
                 store = store_of_metadata(of.metadata)
@@ -440,22 +441,21 @@ class Checkpoint:
         return str(writer_of(task, self._journal()).key(name or DEFAULT_NAME, version_id))
 
     def _list(
-        self, of: TaskIdentity, name: str | None, attempt: int | None, full_namespace: bool
+        self, store: Store, of: TaskIdentity, name: str | None, attempt: int | None, full_namespace: bool
     ) -> builtins.list[ModelArtifact]:
-        from metaflow_artifacts.plugin import list_checkpoints, task_of
-
-        from .tasks import store_of
+        from metaflow_artifacts.plugin import list_checkpoints, pointing_to_blocks, task_of
 
         owner, prefix = None, of.checkpoint_place().prefix()
         if not full_namespace:
             owner, prefix = of.owner, f"{prefix}{of.id}." + ("" if attempt is None else f"{attempt}.")
-        return list_checkpoints(
-            store_of(of),
-            prefix,
-            name=name,
-            attempt=attempt,
-            accept=lambda artifact: owner is None or task_of(artifact) == owner,
-        )
+        with pointing_to_blocks(store):
+            return list_checkpoints(
+                store,
+                prefix,
+                name=name,
+                attempt=attempt,
+                accept=lambda artifact: owner is None or task_of(artifact) == owner,
+            )
 
     def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:
         store_for(reference).load(reference, directory, only=only)

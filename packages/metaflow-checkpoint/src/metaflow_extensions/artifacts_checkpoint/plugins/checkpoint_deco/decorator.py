@@ -130,10 +130,17 @@ class CheckpointDecorator(StepDecorator):
         if retry_count > max_user_code_retries:
             # @catch runs this attempt, without the step's code.
             return
-        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on, watch_for_preemption
+        from metaflow_artifacts.plugin import (
+            LiveCard,
+            TaskIdentity,
+            enter_artifact_store,
+            shown_on,
+            watch_for_preemption,
+        )
 
         from .current_checkpoint import CurrentCheckpoint
 
+        enter_artifact_store(self._flow_datastore, metadata, run_id, step_name, task_id, retry_count)
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs, self._per_node)
         task.register(metadata)
         self._checkpoint = CurrentCheckpoint(task, self._policy, self._log, self._temp_dir_root)

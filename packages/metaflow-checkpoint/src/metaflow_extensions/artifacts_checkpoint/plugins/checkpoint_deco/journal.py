@@ -61,7 +61,7 @@ class Journal:
 
     def export(self, task: TaskIdentity) -> None:
         """Set the environment variable by which subprocesses started from now on find `task` and this journal."""
-        os.environ[ENVIRONMENT_VARIABLE] = json.dumps({**json.loads(task.encode()), _FIELD: self._directory})
+        task.export(**{_FIELD: self._directory})
 
     @contextlib.contextmanager
     def timed(self, progress: Progress) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:

@@ -15,6 +15,7 @@ from metaflow_artifacts.plugin import (
     Store,
     TaskIdentity,
     default_store,
+    store_of_block,
 )
 
 __all__ = ["FoundTask", "attempt_number", "find_task", "store_of"]
@@ -98,7 +99,13 @@ def _task(pathspec: str) -> Any:
 
 
 def store_of(task: TaskIdentity) -> Store:
-    """The store that a task writes to. If it is a local directory that is not on this machine, the default store."""
+    """The store to list a task's checkpoints in: the one that it writes to, or that of `artifact_store_from`.
+
+    If it is a local directory that is not on this machine, the default store.
+    """
+    block = store_of_block()
+    if block is not None:
+        return block
     if os.path.isabs(task.datastore_root) and not os.path.isdir(task.datastore_root):
         return default_store()
     return task.store()

@@ -145,10 +145,11 @@ class HuggingfaceHubDecorator(StepDecorator):
         if retry_count > max_user_code_retries:
             # @catch runs this attempt, without the step's code.
             return
-        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, shown_on
+        from metaflow_artifacts.plugin import LiveCard, TaskIdentity, enter_artifact_store, shown_on
 
         from .current_hub import CurrentHuggingfaceHub
 
+        enter_artifact_store(self._flow_datastore, metadata, run_id, step_name, task_id, retry_count)
         task = TaskIdentity.of_running(flow, self._flow_datastore, ubf_context, inputs)
         self._hub = CurrentHuggingfaceHub(task, self._cache_scope, self._log, self._temp_dir_root)
         current._update_env({"huggingface_hub": self._hub})

@@ -89,4 +89,4 @@ def delete_model(reference: str | Mapping[str, Any]) -> bool:
 
 def _is_reached(root: str | None) -> bool:
     """Whether a store that holds nothing at a key is at `root`. A bucket that is gone is another error."""
-    return root is not None and (root.startswith("s3://") or os.path.isdir(root))
+    return root is not None and ("://" in root or os.path.isdir(root))

@@ -130,10 +130,11 @@ class ModelDecorator(StepDecorator):
         if retry_count > max_user_code_retries:
             # @catch runs this attempt, without the step's code.
             return
-        from metaflow_artifacts.plugin import LiveCard, shown_on
+        from metaflow_artifacts.plugin import LiveCard, enter_artifact_store, shown_on
 
         from .current_model import CurrentModel
 
+        enter_artifact_store(self._flow_datastore, metadata, run_id, step_name, task_id, retry_count)
         pathspec = f"{flow.name}/{run_id}/{step_name}/{task_id}"
         store = store_of_flow(self._flow_datastore)
         self._model = CurrentModel(store, pathspec, retry_count, self._log, self._temp_dir_root)
