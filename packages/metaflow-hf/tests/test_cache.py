@@ -21,7 +21,7 @@ from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts.errors import TargetError
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import cache as cache_module
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as hub_module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import client as client_module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.cache import Cache, SnapshotResult
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
@@ -85,7 +85,7 @@ def caller(store: Store, hub: HubServer, repo: Repo) -> Caller:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "pause", lambda seconds, cancelled: None)
+    monkeypatch.setattr(client_module, "pause", lambda seconds, cancelled: None)
 
 
 @pytest.fixture

@@ -339,11 +339,11 @@ def test_a_token_on_the_command_line_stops_a_run_before_it_begins(runner: FlowRu
     assert [path for path in everything_below(runner.directory) if contains(path, token)] == []
 
 
-def test_a_task_without_huggingface_hub_says_what_to_install(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "huggingface_hub.py").write_text("raise ImportError('No module named huggingface_hub')")
-    result = runner.with_environment(PYTHONPATH=str(tmp_path / "bare")).run(FLOWS / "reference_flow.py", fails=True)
-    assert "@huggingface_hub needs the Python package huggingface_hub, which is not installed here" in result.output
+def test_a_library_that_cannot_be_imported_is_one_clear_error(runner: FlowRunner, repo: Repo, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "huggingface_hub.py").write_text("raise OSError('wrong ELF class')")
+    result = runner.with_environment(PYTHONPATH=str(tmp_path / "broken")).run(FLOWS / "reference_flow.py", fails=True)
+    assert "huggingface_hub is installed here, but importing it fails (OSError: wrong ELF class)" in result.output
     assert no_traceback(result)
 
 

@@ -12,9 +12,14 @@ import pytest
 from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
 
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import client as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import (
+    CannotStream,
+    HubDenied,
+    HubError,
+    HubUnavailable,
+)
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub, HubFile
 from metaflow_extensions.artifacts_hf.toplevel import hf_toplevel
 
@@ -291,15 +296,24 @@ def test_offline_no_request_is_made(hub: HubServer, repo: Repo, pauses: list[flo
 
 
 ROW = {"type": "file", "path": "a", "size": 1, "oid": "a" * 40}
-BAD = ({"path": "../x"}, {"path": "/x"}, {"path": 3}, {"size": -1}, {"size": "1"}, {"oid": "x"}, {"type": 1})
+BAD = ({"path": 3}, {"size": -1}, {"size": "1"}, {"oid": "x"}, {"type": 1})
 
 
 @pytest.mark.parametrize("answer", [{"error": "x"}, [None], *([{**ROW, **bad}] for bad in BAD)])
-def test_a_malformed_file_list_is_an_error(
+def test_a_file_list_of_another_kind_cannot_be_streamed(
     hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
     monkeypatch.setattr(Hub, "_json", lambda *_: (answer, None))
-    with pytest.raises(HubError, match="cannot be read"):
+    with pytest.raises(CannotStream, match="cannot be read"):
+        client(hub).tree("main")
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/./b", "a\0b"])
+def test_a_listed_file_that_leads_out_is_an_error(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(Hub, "_json", lambda *_: ([{**ROW, "path": path}], None))
+    with pytest.raises(HubError, match="which is not below it"):
         client(hub).tree("main")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
 from huggingface_hub import constants
 
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import client as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import xet
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub
@@ -48,9 +49,14 @@ def warnings() -> list[str]:
 
 
 @pytest.fixture
-def asked(hub: HubServer, repo: Repo, warnings: list[str]) -> Hub:
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def asked(hub: HubServer, repo: Repo, warnings: list[str], notes: list[str]) -> Hub:
     request = RepoRequest.of({"repo_id": "org/name", "endpoint": hub.endpoint, "token": "hf_right"})
-    return Hub(request, warnings.append)
+    return Hub(request, warnings.append, notes.append)
 
 
 @pytest.fixture(autouse=True)
@@ -71,24 +77,77 @@ def test_files_in_xet_storage_are_downloaded_from_there(
     assert not warnings
 
 
-@pytest.mark.parametrize("reason", ["switched off", "not installed", "too old"])
+@pytest.mark.parametrize("reason", ["switched off", "not installed"])
 def test_without_hf_xet_files_are_downloaded_over_http(
-    hub: HubServer, repo: Repo, asked: Hub, monkeypatch: pytest.MonkeyPatch, reason: str
+    hub: HubServer, repo: Repo, asked: Hub, notes: list[str], monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     if reason == "switched off":
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     else:
-        monkeypatch.setattr(xet, "_library", lambda: None)
+        monkeypatch.setattr(xet, "_is_installed", lambda: False)
     assert contents(asked) == repo.files
     assert hub.count("xet") == 0
     assert set(hub.fetched().values()) == {1}
+    assert notes == []
 
 
-def test_an_hf_xet_without_streams_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    xet._library.cache_clear()
-    monkeypatch.setattr(importlib, "import_module", lambda name: object())
-    assert xet._library() is None
-    xet._library.cache_clear()
+class Changed:
+    """A hf_xet whose sessions, groups and streams are not those that are known: `name` is the first of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fails if name == self.name else self
+
+    def __call__(self, *_: object, **__: object) -> Changed:
+        return self
+
+    def fails(self) -> None:
+        """What takes no arguments any more."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield 3
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+UNUSABLE = {
+    "of 1.4": (lambda name: object(), "has no streams, hf_xet 1.5 and later have"),
+    "broken": (lambda name: _raise(OSError("wrong ELF class")), r"importing hf_xet fails \(OSError: wrong ELF class"),
+    "unfit": (lambda name: _raise(AttributeError("x")), r"importing hf_xet fails \(AttributeError: x"),
+    "other groups": (lambda name: Changed("new_download_stream_group"), r"in an unknown way \(TypeError: .*fails"),
+    "other streams": (lambda name: Changed("download_stream"), r"in an unknown way \(TypeError: .*fails"),
+    "other blocks": (lambda name: Changed(""), r"in an unknown way \(TypeError: .*len"),
+}
+
+
+@pytest.fixture
+def _no_hf_xet_is_known() -> Iterator[None]:
+    for known in (xet._library, xet._session):
+        known.cache_clear()
+    yield
+    for known in (xet._library, xet._session):
+        known.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_hf_xet_is_known")
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_an_hf_xet_that_cannot_be_used_is_noted_once(
+    hub: HubServer, repo: Repo, asked: Hub, notes: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    make, words = UNUSABLE[kind]
+    known = importlib.import_module
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name, *rest: make(name) if name == "hf_xet" else known(name, *rest)
+    )
+    assert contents(asked) == repo.files
+    assert set(hub.fetched().values()) == {1}
+    [line] = notes
+    assert re.search(words, line)
+    assert line.endswith("files in Xet storage come over HTTP, one connection for each file")
 
 
 def test_a_file_that_xet_storage_has_lost_is_downloaded_over_http(
@@ -139,8 +198,7 @@ def test_errors_of_hf_xet_become_connection_errors(monkeypatch: pytest.MonkeyPat
             yield b"x"
             raise RuntimeError("Data integrity error")
 
-    source = xet.XetSource.__new__(xet.XetSource)
-    source._group = Group()
+    source = xet.XetSource(Group())
     blocks = source.blocks("a" * 64, 2, 0)
     assert next(blocks) == b"x"
     with pytest.raises(ConnectionError, match="Data integrity error"):

@@ -3,7 +3,8 @@
 1. A branch or tag is resolved to its commit, with one small request for all tasks of a run.
 2. A snapshot of that commit at the place of the request (flow, step, scope, foreach value) is used as it is.
 3. A snapshot of that commit at another place gets a second manifest at this place. No content is transferred.
-4. Else the files are downloaded from the Hub, by one of all tasks that want them at the same time.
+4. Else the files are downloaded from the Hub, by one of all tasks that want them at the same time. They are streamed
+   into the store. Where that is not possible, huggingface_hub downloads them into a temporary directory first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 from metaflow_artifacts.plugin import (
@@ -27,6 +28,7 @@ from metaflow_artifacts.plugin import (
     ModelArtifact,
     ObjectInfo,
     Progress,
+    TemporaryDirectories,
     TransientStorageError,
     count_text,
     parse_key,
@@ -36,10 +38,11 @@ from metaflow_artifacts.plugin import (
 
 from .arguments import RepoRequest
 from .dedupe_index import DedupeIndex
-from .errors import HubError, HubUnavailable
+from .errors import CannotStream, HubError, HubUnavailable
 from .fetch import Content, fetch
 from .hub import Hub, HubFile, Resolved
 from .lease import TTL_S, single_flight
+from .library_hub import LibraryHub
 from .previous_snapshot import PreviousSnapshot
 
 __all__ = ["Cache", "SnapshotResult"]
@@ -87,17 +90,21 @@ class Cache:
         log: Callable[[str], None],
         warn: Callable[[str], None],
         lease_ttl: float = TTL_S,
+        temp_dir_root: str | os.PathLike[str] | None = None,
     ) -> None:
         """`writer_of` returns the writer for the place of a request's snapshots, which depends on the cache scope.
 
         `label` becomes the label of new snapshots. `log` and `warn` are called with one line. `lease_ttl` is the time
-        in seconds after which the lease of a task that was killed expires.
+        in seconds after which the lease of a task that was killed expires. `temp_dir_root` is the directory for
+        downloads that cannot be streamed; None is the system's.
         """
         self._writer_of = writer_of
         self._label = label
         self._log = log
         self._warn = warn
         self._lease_ttl = lease_ttl
+        self._temp_dir_root = temp_dir_root
+        self._noted: set[str] = set()
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
 
     def obtain(self, request: RepoRequest, path: str | os.PathLike[str] | None = None) -> SnapshotResult:
@@ -108,6 +115,11 @@ class Cache:
         huggingface_hub is needed and not installed, StorageError if the datastore fails.
         """
         return SnapshotResolver(self, request, path).obtain()
+
+    def _log_once(self, message: str) -> None:
+        if message not in self._noted:
+            self._noted.add(message)
+            self._log(message)
 
 
 class SnapshotResolver:
@@ -121,15 +133,27 @@ class SnapshotResolver:
         self._store = self._writer.store
         self._index = DedupeIndex(self._store)
         self._began = self._last_progress = time.monotonic()
-        self._known_hub: Hub | None = None
+        self._known_hub: Hub | LibraryHub | None = None
 
     @property
-    def _hub(self) -> Hub:
+    def _hub(self) -> Hub | LibraryHub:
         if self._known_hub is None:
-            self._known_hub = Hub(self._request, self._cache._warn)
+            self._known_hub = Hub(self._request, self._cache._warn, self._cache._log_once)
         return self._known_hub
 
     def obtain(self) -> SnapshotResult:
+        """As `Cache.obtain`."""
+        try:
+            return self._obtain()
+        except CannotStream as reason:
+            hub = self._known_hub = LibraryHub(self._request, self._cache._warn)
+            self._cache._log_once(
+                f"{reason}: files cannot be streamed into the datastore; {hub.library} downloads them into a temporary "
+                "directory first, which is slower"
+            )
+            return self._obtain()
+
+    def _obtain(self) -> SnapshotResult:
         request = self._request
         stored = self._listed()
         if request.force_download:
@@ -267,16 +291,47 @@ class SnapshotResolver:
         return self._from_datastore(manifest, artifact)
 
     def _download(self, commit: str) -> SnapshotResult:
+        hub = self._hub
+        return self._download_to_disk(hub, commit) if isinstance(hub, LibraryHub) else self._stream(hub, commit)
+
+    def _download_to_disk(self, hub: LibraryHub, commit: str) -> SnapshotResult:
         request = self._request
-        files = self._hub.tree(commit)
+        self._cache._log(f"Downloading {request}, commit {commit[:12]}, with {hub.library}")
+        with closing(TemporaryDirectories(self._cache._temp_dir_root)) as directories:
+            files = hub.download(commit, directories.new("metaflow_hf_download_"))
+            self._warn_if_empty(files, commit)
+            artifact = self._writer.save(
+                {file.path: os.fspath(file.location) for file in files},
+                request.name,
+                request.metadata(commit),
+                label=self._cache._label,
+            )
+        oids = {file.path: file.oid for file in files if file.oid is not None}
+        self._index.note_snapshot(request, commit, artifact["key"], oids)
         size = sum(file.size for file in files)
+        seconds = time.monotonic() - self._began
+        self._cache._log(
+            f"Stored {request} in {seconds:.2f} seconds: {size_text(size)} came from the Hub [key: {artifact['key']}]"
+        )
+        stored = self._store.manifest(artifact["key"]).files
+        return SnapshotResult(artifact, True, size, stored, seconds)
+
+    def _warn_if_empty(self, files: Sequence[object], commit: str) -> None:
         if not files:
-            self._cache._warn(f"{request}: no file of commit {commit[:12]} matches the patterns; the snapshot is empty")
+            self._cache._warn(
+                f"{self._request}: no file of commit {commit[:12]} matches the patterns; the snapshot is empty"
+            )
+
+    def _stream(self, hub: Hub, commit: str) -> SnapshotResult:
+        request = self._request
+        files = hub.tree(commit)
+        size = sum(file.size for file in files)
+        self._warn_if_empty(files, commit)
         self._cache._log(
             f"Downloading {request}, commit {commit[:12]}: {count_text(len(files), 'file')}, {size_text(size)}"
         )
         with nullcontext() if self._path is None else staged_target(self._path) as target:
-            content, artifact = self._fetch(commit, files, target)
+            content, artifact = self._fetch(hub, commit, files, target)
         self._index.note_snapshot(request, commit, artifact["key"], content.oids)
         seconds = time.monotonic() - self._began
         self._cache._log(
@@ -285,13 +340,13 @@ class SnapshotResolver:
         )
         return SnapshotResult(artifact, True, content.downloaded, content.files, seconds, content.delivered)
 
-    def _fetch(self, commit: str, files: list[HubFile], target: str | None) -> tuple[Content, ModelArtifact]:
+    def _fetch(self, hub: Hub, commit: str, files: list[HubFile], target: str | None) -> tuple[Content, ModelArtifact]:
         snapshot = None if self._request.force_download else self._index.newest(self._request)
         previous = PreviousSnapshot(self._store.storage, snapshot) if snapshot is not None else None
         reuse = not self._request.force_download
         content = fetch(
             self._store,
-            self._hub,
+            hub,
             commit,
             files,
             previous=previous,
@@ -303,7 +358,7 @@ class SnapshotResolver:
             return content, self._commit(commit, content)
         except TransientStorageError:
             # A gc has removed chunks in the meantime. Only these are downloaded again.
-            again = fetch(self._store, self._hub, commit, files, previous=previous, reuse=reuse)
+            again = fetch(self._store, hub, commit, files, previous=previous, reuse=reuse)
             again.downloaded += content.downloaded
             again.delivered = content.delivered
             return again, self._commit(commit, again)

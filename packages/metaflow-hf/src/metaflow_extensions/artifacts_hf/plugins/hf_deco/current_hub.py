@@ -66,7 +66,8 @@ class CurrentHuggingfaceHub:
     def _begin(self) -> None:
         task, log = self.task, self._log
         self._writers: dict[CheckpointPlace, CheckpointWriter] = {}
-        self._cache = Cache(self._writer_of, f"{task.flow}_{task.step}", log, log.warning)
+        label = f"{task.flow}_{task.step}"
+        self._cache = Cache(self._writer_of, label, log, log.warning, temp_dir_root=self._temp_dir_root)
         self.events: list[Event] = []
         """The repos that were asked for so far, for the card."""
 

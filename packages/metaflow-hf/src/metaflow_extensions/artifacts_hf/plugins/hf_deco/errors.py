@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from metaflow_artifacts.plugin import ArtifactError
 
-__all__ = ["HubDenied", "HubError", "HubMismatch", "HubUnavailable"]
+__all__ = ["CannotStream", "HubDenied", "HubError", "HubMismatch", "HubUnavailable"]
 
 
 class HubError(ArtifactError):
     """The Hub did not give what was asked for. The message says why, and what to do."""
 
+    status: int | None = None
+    """The HTTP status that the Hub answered, if it did."""
     may_pass_on_retry = False
     """Whether another download of the same file, from its first byte, may succeed."""
 
@@ -41,3 +43,10 @@ class HubUnavailable(HubError):
         super().__init__(message)
         self.retry_after = retry_after
         self.final = final
+
+
+class CannotStream(Exception):
+    """Files cannot be streamed with this huggingface_hub, or from this server: huggingface_hub must download them.
+
+    It says why, and does not leave this package.
+    """

@@ -1,8 +1,8 @@
-"""The client of the Hub: the commit of a revision, the files of a commit, and the bytes of a file.
+"""Streams from the Hub: the commit of a revision, the files of a commit, and the bytes of a file.
 
 Requests use the session of huggingface_hub, so that its settings apply: endpoint, proxies, certificates, offline mode
 and tokens. Its functions for downloads are not used, because they write files, and some make more requests than are
-needed here. huggingface_hub is imported when a `Hub` is made.
+needed here. Where that is not possible, CannotStream is raised, and library_hub.py downloads with those functions.
 """
 
 from __future__ import annotations
@@ -10,33 +10,25 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
-from metaflow_artifacts.plugin import UsageError
+from metaflow_artifacts.plugin import ArtifactError
 
 from ...toplevel.hf_toplevel import __version__
 from .arguments import RepoRequest
-from .errors import HubDenied, HubError, HubMismatch, HubUnavailable
-from .xet import XetSource, xet_is_available
+from .client import MAX_ATTEMPTS, MAX_RETRY_AFTER_S, HubClient, is_commit
+from .errors import CannotStream, HubDenied, HubError, HubMismatch, HubUnavailable
+from .text import one_line
+from .xet import XetSource, XetUnusable, xet_is_wanted
 
 __all__ = ["ContentVerifier", "Hub", "HubFile", "Resolved"]
 
-MAX_ATTEMPTS = 5
-"""Attempts of a request before it fails; for a file, attempts after its last new byte."""
-FIRST_PAUSE_S = 0.5
-"""Seconds before the second attempt. Each further pause is twice as long."""
-LONGEST_PAUSE_S = 8.0
-MAX_RETRY_AFTER_S = 300.0
-"""The longest wait in seconds that the Hub may ask for (Retry-After). If it asks for more, the request fails."""
-
 _BLOCK_SIZE = 1 << 20
-_TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_NO_SUCH_API = frozenset({404, 405, 501})
 _USER_AGENT = f"metaflow-artifacts-hf/{__version__}"
 
 
@@ -64,44 +56,26 @@ class HubFile:
         return self.oid if len(self.oid) == 64 else None
 
 
-class Hub:
+class Hub(HubClient):
     """One repo on the Hub, as `request` asks for it."""
 
-    def __init__(self, request: RepoRequest, warn: Callable[[str], None] = lambda message: None) -> None:
-        """`warn` is called before each retry. Raises UsageError if huggingface_hub is not installed."""
-        try:
-            import huggingface_hub
-            from huggingface_hub import constants, errors, utils
-        except ImportError as error:
-            raise UsageError(
-                "@huggingface_hub needs the Python package huggingface_hub, which is not installed here; install it, "
-                'for a remote step for example with @pypi(packages={"huggingface_hub": "..."})'
-            ) from error
-        self.request = request
-        self._warn = warn
-        self._library = huggingface_hub
-        self._constants = constants
-        self._utils: Any = utils
-        self.cancelled = threading.Event()
-        """Set to stop all work: pauses before retries end at once."""
+    def __init__(
+        self,
+        request: RepoRequest,
+        warn: Callable[[str], None] = lambda message: None,
+        note: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """`warn` is called before each retry, `note` with what is slower than it could be.
+
+        Raises UsageError if huggingface_hub cannot be imported, CannotStream if it is too old.
+        """
+        super().__init__(request, warn)
+        self._library.require_streams()
+        self._note = note
         self._xet: XetSource | None = None
         self._xet_works = True
         self._xet_lock = threading.Lock()
-        self._timeout = request.etag_timeout or constants.HF_HUB_ETAG_TIMEOUT
-        self._endpoint = (request.endpoint or constants.ENDPOINT).rstrip("/")
-        # One of its base classes is the root of the errors of the HTTP library in use: requests, httpx or httpx2.
-        roots = [base for base in errors.HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException")]
-        self._failures: tuple[type[Exception], ...] = (*roots, HubUnavailable)
-
-    @property
-    def offline(self) -> bool:
-        """Whether no request may be made: HF_HUB_OFFLINE is set, or local_files_only was passed."""
-        return bool(self._constants.HF_HUB_OFFLINE) or self.request.local_files_only
-
-    @property
-    def where(self) -> str:
-        """The Hub's address for messages, without a user name and password."""
-        return re.sub(r"//[^/@]*@", "//", self._endpoint)
+        self._timeout = request.etag_timeout or self._constants.HF_HUB_ETAG_TIMEOUT
 
     def resolve(self, attempts: int = MAX_ATTEMPTS, max_retry_after: float = MAX_RETRY_AFTER_S) -> Resolved:
         """The commit of the revision that was asked for, with one small request.
@@ -113,29 +87,44 @@ class Hub:
         query = "expand=sha&expand=private" + ("" if self.request.repo_type == "space" else "&expand=gated")
         info = self._json(f"{self._api}/revision/{revision}?{query}", attempts, max_retry_after)[0]
         commit = info.get("sha") if isinstance(info, dict) else None
-        if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+        if not is_commit(commit):
             raise HubError(f"{self.where} does not tell the commit of {self.request}: is it a Hugging Face Hub?")
-        return Resolved(commit, bool(info.get("gated")) or bool(info.get("private")))
+        return Resolved(str(commit), bool(info.get("gated")) or bool(info.get("private")))
 
     def check_access(self) -> None:
         """Raise HubDenied unless the token gives access to the repo's content."""
         self._json(f"{self._api}/auth-check", MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
 
     def tree(self, commit: str) -> list[HubFile]:
-        """The files of a commit that match the patterns, sorted by path."""
+        """The files of a commit that match the patterns, sorted by path.
+
+        Raises CannotStream if the server gives no list with the sizes and ids of files, as some mirrors do not.
+        """
         files: dict[str, HubFile] = {}
         url: str | None = f"{self._api}/tree/{commit}?recursive=true&expand=false"
         while url is not None:
-            rows, url = self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
-            for row in rows if isinstance(rows, list) else [{}]:
+            rows, url = self._rows(url)
+            for row in rows:
                 file = _file_of(row)
                 if file is None:
-                    raise HubError(f"{self.where} gives a file list of {self.request} that cannot be read")
+                    raise CannotStream(f"{self.where} gives a file list of {self.request} that cannot be read")
+                if _leads_out(file.path):
+                    raise HubError(f"{self.where} lists a file {file.path!r} of {self.request}, which is not below it")
                 if row["type"] == "file":
                     files[file.path] = file
         allow, ignore = _as_list(self.request.allow_patterns), _as_list(self.request.ignore_patterns)
-        wanted = self._utils.filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore)
+        wanted = self._library.utils.filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore)
         return [files[path] for path in sorted(wanted, key=lambda path: path.encode("utf-8", "surrogatepass"))]
+
+    def _rows(self, url: str) -> tuple[list[Any], str | None]:
+        """A page of the file list, and the address of the next one."""
+        try:
+            rows, following = self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
+        except HubError as error:
+            if error.status in _NO_SUCH_API:
+                raise CannotStream(f"{self.where} gives no file list ({error})") from error
+            raise
+        return rows if isinstance(rows, list) else [None], following
 
     def stream(self, commit: str, file: HubFile, verifier: ContentVerifier | None = None) -> Iterator[bytes]:
         """The content of a file in blocks. It is verified only when the iterator is exhausted.
@@ -146,31 +135,29 @@ class Hub:
         verifier = verifier or ContentVerifier(file)
         verifier.shown_name = self._named(file)
         yield from self._xet_blocks(commit, file, verifier)
-        url = f"{self._endpoint}/{self._folder}{self.request.repo_id}/resolve/{commit}/{quote(file.path)}"
+        url = self._file_url(commit, file.path)
         failures = 0
         while verifier.size < file.size:
             before = verifier.size
             try:
-                with self._open(url, verifier.size, self._named(file)) as response:
+                name = self._named(file)
+                with self._requesting(name), self._open(url, verifier.size, name) as response:
                     verifier.note_etag(response)
                     for block in self._blocks(response, verifier.size):
                         verifier.add(block)
                         yield block
                     if verifier.size < file.size:
-                        raise HubUnavailable(
-                            f"{self._named(file)}: received {verifier.size} bytes instead of {file.size}"
-                        )
-            except self._failures as error:
+                        raise HubUnavailable(f"{name}: received {verifier.size} bytes instead of {file.size}")
+            except HubUnavailable as failure:
                 failures = 1 if verifier.size > before else failures + 1
-                failure = self._failure(error, self._named(file))
                 if failures >= MAX_ATTEMPTS:
-                    raise failure from None
+                    raise
                 self._pause(failures, failure, MAX_RETRY_AFTER_S)
         verifier.finish()
 
     def _xet_blocks(self, commit: str, file: HubFile, verifier: ContentVerifier) -> Iterator[bytes]:
         """The content of a file from its Xet storage; it ends early if that storage fails."""
-        if file.xet_hash is None or not file.size or not xet_is_available():
+        if file.xet_hash is None or not file.size or not self._xet_works or not xet_is_wanted():
             return
         try:
             source = self._xet_source(commit)
@@ -179,21 +166,27 @@ class Hub:
                     verifier.add(block)
                     yield block
         except ConnectionError as error:
-            self._warn(f"{self._named(file)}: its Xet storage fails ({_one_line(error)}); continuing over HTTP")
+            self._warn(f"{self._named(file)}: its Xet storage fails ({one_line(error)}); continuing over HTTP")
+        except XetUnusable as error:
+            self._xet_works = False
+            self._note(f"{error}; files in Xet storage come over HTTP, one connection for each file")
 
     def _xet_source(self, commit: str) -> XetSource | None:
         """The repo's Xet storage; None if it gives no access. Access is requested once."""
         with self._xet_lock:
             if self._xet is None and self._xet_works:
-                self._xet_works = False
                 url = f"{self._api}/xet-read-token/{commit}"
                 try:
-                    self._xet = XetSource(url, self.headers, self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)[0])
-                except (HubError, KeyError, TypeError, RuntimeError, OSError) as error:
+                    self._xet = XetSource.open(lambda: self._xet_access(url), url, self.headers)
+                except (HubError, ConnectionError) as error:
+                    self._xet_works = False
                     self._warn(
-                        f"{self.request}: no access to its Xet storage ({_one_line(error)}); continuing over HTTP"
+                        f"{self.request}: no access to its Xet storage ({one_line(error)}); continuing over HTTP"
                     )
             return self._xet
+
+    def _xet_access(self, url: str) -> Any:
+        return self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)[0]
 
     def _named(self, file: HubFile) -> str:
         return f"{file.path} of {self.request}"
@@ -201,10 +194,6 @@ class Hub:
     @property
     def _api(self) -> str:
         return f"{self._endpoint}/api/{self.request.repo_type}s/{self.request.repo_id}"
-
-    @property
-    def _folder(self) -> str:
-        return "" if self.request.repo_type == "model" else f"{self.request.repo_type}s/"
 
     def headers(self) -> dict[str, str]:
         """The headers of each request to the Hub, including the token."""
@@ -220,7 +209,7 @@ class Hub:
             return token
         if token is False or (token is None and self._constants.HF_HUB_DISABLE_IMPLICIT_TOKEN):
             return None
-        found: str | None = self._library.get_token()
+        found: str | None = self._library.package.get_token()
         if found is None and token is True:
             raise HubDenied(
                 f"{self.request}: token=True, but there is no token; set HF_TOKEN, or log in with `hf auth login`"
@@ -232,20 +221,37 @@ class Hub:
         what = str(self.request)
         for attempt in range(1, attempts + 1):
             try:
-                session = self._session()
-                # A client that the user configured (set_client_factory) may not follow redirects unless it is told to.
-                follow = {"follow_redirects": True} if _is_httpx(session) else {}
-                response = session.get(url, headers=self.headers(), timeout=self._timeout, **follow)
-                self._raise_for_status(response, what)
-                return response.json(), self._next_page(response)
-            except self._failures as error:
-                failure = self._failure(error, what)
+                with self._requesting(what):
+                    session = self._session()
+                    # A client that the user configured (set_client_factory) may not follow redirects unless it is told.
+                    follow = {"follow_redirects": True} if _is_httpx(session) else {}
+                    response = session.get(url, headers=self.headers(), timeout=self._timeout, **follow)
+                    self._raise_for_status(response.status_code, response.headers, what)
+                    following = self._next_page(response)
+                return response.json(), following
+            except HubUnavailable as failure:
                 if attempt == attempts:
-                    raise failure from None
+                    raise
                 self._pause(attempt, failure, max_retry_after)
             except ValueError as error:
                 raise HubError(f"{self.where} answers about {what} with something that is not JSON") from error
         raise AssertionError("at least one attempt is made")
+
+    @contextmanager
+    def _requesting(self, what: str) -> Iterator[None]:
+        """Turn what the session raises into our errors, whichever HTTP library it is of."""
+        try:
+            yield
+        except (ArtifactError, MemoryError):
+            raise
+        except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
+            # Not what a server does: this version has sessions of another kind.
+            raise CannotStream(
+                f"the sessions of {self._library.name} are not of a known kind ({type(error).__name__}: "
+                f"{one_line(error)})"
+            ) from error
+        except Exception as error:
+            raise self._unreachable(error, what) from None
 
     def _next_page(self, response: Any) -> str | None:
         # A mirror may return the address of the Hub behind it. The token must go to no host but the endpoint.
@@ -253,9 +259,8 @@ class Hub:
         return self._endpoint + url[url.index("/api/") :] if url is not None and "/api/" in url else None
 
     def _session(self) -> Any:
-        if self.offline:
-            raise _offline()
-        return self._utils.get_session()
+        self._require_online()
+        return self._library.utils.get_session()
 
     @contextmanager
     def _open(self, url: str, start: int, what: str) -> Iterator[Any]:
@@ -272,7 +277,7 @@ class Hub:
         with opened as response:
             if response.status_code == 416:
                 raise HubMismatch(f"{what}: the Hub has fewer bytes than it lists")
-            self._raise_for_status(response, what)
+            self._raise_for_status(response.status_code, response.headers, what)
             yield response
 
     def _blocks(self, response: Any, start: int) -> Iterator[bytes]:
@@ -286,55 +291,6 @@ class Hub:
                 skip, block = max(0, skip - len(block)), block[skip:]
             if block:
                 yield block
-
-    def _raise_for_status(self, response: Any, what: str) -> None:
-        status = response.status_code
-        if status < 400:
-            return
-        code = response.headers.get("X-Error-Code", "")
-        says = " ".join(response.headers.get("X-Error-Message", "").split())[:200]
-        answer = f"the Hub answers {status}" + (f" ({says})" if says else "")
-        if status in _TRANSIENT_STATUSES:
-            hint = "; it limits the rate of requests: log in, or wait before the next run" if status == 429 else ""
-            raise HubUnavailable(f"{what}: {answer}{hint}", retry_after=_retry_after(response.headers))
-        if code == "GatedRepo" or status == 403:
-            raise HubDenied(
-                f"{what}: {answer}: access is restricted; ask for it at {self.where}/{self._folder}"
-                f"{self.request.repo_id}, then set HF_TOKEN to a token of that account, or pass token="
-            )
-        if code == "RevisionNotFound":
-            raise HubDenied(f"{what}: the Hub has this repo, but not this revision; check the branch, tag or commit")
-        if code == "EntryNotFound":
-            raise HubDenied(f"{what}: {answer}: a file that it lists is not there")
-        if status in (401, 404):
-            raise HubDenied(
-                f"{what}: {answer}: there is no such {self.request.repo_type}, or it is private and the token is "
-                "missing or of another account; check repo_id and repo_type, set HF_TOKEN or pass token="
-            )
-        raise HubError(f"{what}: {answer}")
-
-    def _failure(self, error: BaseException, what: str) -> HubUnavailable:
-        if isinstance(error, HubUnavailable):
-            return error
-        return HubUnavailable(f"{what}: {self.where} cannot be reached ({type(error).__name__}: {_one_line(error)})")
-
-    def _pause(self, attempt: int, failure: HubUnavailable, max_retry_after: float) -> None:
-        if failure.final:
-            raise failure from None
-        seconds = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
-        if failure.retry_after is not None:
-            if failure.retry_after > max_retry_after:
-                raise HubUnavailable(
-                    f"{failure}; it asks to wait {failure.retry_after:.0f} s, which is too long"
-                ) from None
-            seconds = failure.retry_after
-        self._warn(f"{failure}; trying again in {seconds:.0f} s")
-        pause(seconds, self.cancelled)
-
-
-def pause(seconds: float, cancelled: threading.Event) -> None:
-    """Wait before a retry; the wait ends early when `cancelled` is set."""
-    cancelled.wait(seconds)
 
 
 class ContentVerifier:
@@ -378,12 +334,11 @@ class ContentVerifier:
 
 
 def _file_of(row: Any) -> HubFile | None:
-    """A row of the Hub's file list; None if it is malformed, or its path leads out of the repo."""
+    """A row of the Hub's file list; None if it is malformed."""
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not isinstance(row.get("type"), str):
         return None
     path, size, oid, lfs = row["path"], row.get("size", 0), row.get("oid", ""), row.get("lfs")
-    parts = path.split("/")
-    if "" in parts or "." in parts or ".." in parts or "\0" in path or not isinstance(size, int) or size < 0:
+    if not isinstance(size, int) or size < 0:
         return None
     if isinstance(lfs, Mapping):
         size, oid = lfs.get("size", size), lfs.get("oid") or lfs.get("sha256")
@@ -393,9 +348,8 @@ def _file_of(row: Any) -> HubFile | None:
     return HubFile(path, size, str(oid), xet if isinstance(xet, str) else None)
 
 
-def _one_line(error: BaseException) -> str:
-    """The message of an error as one line, without addresses: an address can contain a signature."""
-    return re.sub(r"https?://\S+", "…", " ".join(str(error).split()))[:200]
+def _leads_out(path: str) -> bool:
+    return "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/"))
 
 
 def _is_httpx(session: Any) -> bool:
@@ -404,23 +358,3 @@ def _is_httpx(session: Any) -> bool:
 
 def _as_list(patterns: tuple[str, ...] | None) -> list[str] | None:
     return None if patterns is None else list(patterns)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the Hub asks to wait, from Retry-After or from the reset of its rate limit."""
-    value = (headers.get("Retry-After") or "").strip()
-    if value.isdigit():
-        return float(value)
-    if value:
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError):
-            return None
-    limit = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", ""))
-    return float(limit[1]) if limit else None
-
-
-def _offline() -> HubUnavailable:
-    return HubUnavailable(
-        "no request to the Hub is allowed: HF_HUB_OFFLINE is set, or local_files_only was passed", final=True
-    )
