@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -13,13 +12,15 @@ from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_
 from .errors import NoDirectory, NoTask
 
 # Every Metaflow process imports this module, for the name `Checkpoint`. What only a save, load or list needs is
-# imported there.
+# imported there. Names of public annotations are also in checkpoint_stubs.py.
 if TYPE_CHECKING:
     from metaflow.client.core import Task
 
     from metaflow_artifacts.plugin import Log, ModelArtifact, ParsedReference, PendingSave, Store, TaskIdentity
 
     from .journal import Journal
+
+    References = list[ModelArtifact]
 
 __all__ = ["PREFIX", "Checkpoint"]
 
@@ -234,7 +235,7 @@ class Checkpoint:
         return pending
 
     @in_flow
-    def wait(self, timeout: float | None = None) -> builtins.list[ModelArtifact]:
+    def wait(self, timeout: float | None = None) -> References:
         """Wait until all that `save_async` was called for in this process is stored.
 
         Parameters
@@ -347,7 +348,7 @@ class Checkpoint:
         attempt: int | str | None = None,
         full_namespace: bool = False,
         as_dict: bool = True,
-    ) -> builtins.list[ModelArtifact]:
+    ) -> References:
         """List references to checkpoints, newest first. This also works while the task runs.
 
         Parameters
@@ -406,7 +407,7 @@ class Checkpoint:
                 store = store_of_metadata(of.metadata)
                 found = list_foreign_checkpoints(store, of.pathspec, name=name, attempt=number)
         references = [with_older_names(artifact) for artifact in found]
-        return references if as_dict else cast("builtins.list[ModelArtifact]", [*map(CheckpointInfo, references)])
+        return references if as_dict else cast("References", [*map(CheckpointInfo, references)])
 
     @in_flow
     def generate_key(self, name: str = "", version_id: int | None = None) -> str:

@@ -42,19 +42,19 @@ class CheckpointDecorator(StepDecorator):
 
     Parameters
     ----------
-    load_policy : str, default 'fresh'
+    load_policy : Optional[str], default 'fresh'
         Which checkpoint is loaded into `current.checkpoint.directory` before the step's code runs. `fresh`: the newest
         checkpoint of the same task's earlier attempts; every run starts from the beginning, also with `resume`.
         `eager`: the same, or else the newest checkpoint that any run has saved at the same place: the same flow, step,
         foreach value and namespace. `none`, or None: no checkpoint.
-    temp_dir_root : str, default None
+    temp_dir_root : Union[str, os.PathLike, None], default None
         The directory in which `current.checkpoint.directory` is made; by default the system's directory for temporary
         files. `current.checkpoint.directory` is deleted when the task ends.
     per_node : bool, default False
         In a `@parallel` step, whether each node has checkpoints of its own, and resumes from its own newest one. By
         default, all nodes share theirs, and in each attempt all of them load the same one, whichever node saved it and
         whenever they start.
-    preempt_grace : float, default None
+    preempt_grace : Optional[float], default None
         Seconds that the step has after SIGTERM, to save and to leave: `current.checkpoint.preempted` becomes true. The
         process ends after that as it would have, and at once at a second signal. Without it, SIGTERM ends the process
         when what `save_async` has taken over is stored, after 25 seconds at most. The signal must reach the Python

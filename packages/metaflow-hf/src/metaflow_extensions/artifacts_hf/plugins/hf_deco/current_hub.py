@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ContextManager  # noqa: UP035
 
 from metaflow_artifacts.plugin import (
     HUB,
@@ -28,6 +28,9 @@ from .arguments import LoadSpec, RepoRequest
 from .cache import Cache, SnapshotResult
 
 __all__ = ["CurrentHuggingfaceHub", "Event"]
+
+# The form of this type that `metaflow develop stubs` writes down with what the block gets.
+PathContext = ContextManager[str]
 
 _ANY_FLOW = "all-flows"
 _ANY_STEP = "all-steps"
@@ -130,7 +133,7 @@ class CurrentHuggingfaceHub:
         path: str | os.PathLike[str] | None = None,
         repo_type: str | None = None,
         **arguments: Any,
-    ) -> AbstractContextManager[str]:
+    ) -> PathContext:
         """Load a repo into a local directory: `with current.huggingface_hub.load(repo_id=…) as path:`.
 
         The repo is stored in the datastore first, unless it is there already, as with `snapshot_download`.

@@ -51,14 +51,14 @@ class HuggingfaceHubDecorator(StepDecorator):
 
     Parameters
     ----------
-    load : list of str, dict, (str, str) and (dict, str), default None
+    load : Union[str, Dict[str, Any], typing.Sequence[Union[str, Dict[str, Any], Tuple[Any, ...]]], None], default None
         Repos to load before the step's code runs: repo ids, or dicts of arguments of
         `huggingface_hub.snapshot_download`. In a pair, the second element is the directory to load into; without it, a
         temporary directory is used.
     cache_scope : str, default 'checkpoint'
         Which tasks find a stored snapshot. `checkpoint`: those of the same flow, step, namespace and foreach value.
         `flow`: those of all steps of the flow, in all namespaces. `global`: those of all flows.
-    temp_dir_root : str, default None
+    temp_dir_root : Union[str, os.PathLike, None], default None
         The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
     show_card : bool, default True

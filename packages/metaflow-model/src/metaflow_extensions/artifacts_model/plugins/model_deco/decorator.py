@@ -49,14 +49,14 @@ class ModelDecorator(StepDecorator):
 
     Parameters
     ----------
-    load : str or list of str, (str, str) and (str, str, str), default None
+    load : Union[str, typing.Sequence[Union[str, Tuple[Any, ...]]], None], default None
         What to load before the step's code runs: names of artifacts or Parameters of the flow. Each must hold a
         reference, which `current.model.save`, `current.checkpoint.save` or
         `current.huggingface_hub.snapshot_download` returned, or its key or url. In a pair, the second element is the
         directory to load into; without it, or with None, a temporary directory is used. A third element is a pattern,
         or a list of patterns, of the files to load: `("name", None, "*.safetensors")`. A tuple is a list: `("a", "b")`
         is two names.
-    temp_dir_root : str, default None
+    temp_dir_root : Union[str, os.PathLike, None], default None
         The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
     best_effort_load : bool, default False
