@@ -2,5 +2,5 @@
 
 STEP_DECORATORS_DESC: list[tuple[str, str]] = [("huggingface_hub", ".hf_deco.decorator.HuggingfaceHubDecorator")]
 
-# An alias that `metaflow develop stubs` visits, to find there which types to write down.
-__mf_promote_submodules__ = ["hf_deco"]
+# An alias that `metaflow develop stubs` visits, and nothing else.
+__mf_promote_submodules__ = ["hf_stubs"]
