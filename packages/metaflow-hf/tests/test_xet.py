@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, tuple[Callable[[str], Any], str]] = {
     "of 1.4": (lambda name: object(), "has no streams, hf_xet 1.5 and later have"),
     "broken": (lambda name: _raise(OSError("wrong ELF class")), r"importing hf_xet fails \(OSError: wrong ELF class"),
     "unfit": (lambda name: _raise(AttributeError("x")), r"importing hf_xet fails \(AttributeError: x"),
