@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from metaflow import metaflow_config
+
 from metaflow_artifacts.testing.flows import FlowRunner
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(metaflow_config, "SPIN_ALLOWED_DECORATORS"), reason="Metaflow before 2.19 has no spin"
+)
 
 
 def files_below(root: str) -> dict[Path, int]:

@@ -10,6 +10,10 @@ from metaflow import metaflow_config
 from metaflow_artifacts._mf.spin import allow_in_spin
 from metaflow_artifacts.testing.flows import FlowRunner
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(metaflow_config, "SPIN_ALLOWED_DECORATORS"), reason="Metaflow before 2.19 has no spin"
+)
+
 PRINT_ALLOWED = """
 from metaflow import decorators, metaflow_config, runtime
 from metaflow.cli_components import step_cmd
