@@ -443,7 +443,7 @@ class Checkpoint:
 
     def _list(
         self, store: Store, of: TaskIdentity, name: str | None, attempt: int | None, full_namespace: bool
-    ) -> builtins.list[ModelArtifact]:
+    ) -> References:
         from metaflow_artifacts.plugin import list_checkpoints, pointing_to_blocks, task_of
 
         owner, prefix = None, of.checkpoint_place().prefix()
