@@ -1,34 +1,26 @@
-"""Boosted trees: XGBoost calls a callback after each round, and the callback saves."""
+"""Boosted trees in XGBoost: one callback saves in the background and resumes, early stopping included."""
 
-import os
 import time
 
 import numpy as np
 import xgboost as xgb
-from metaflow import FlowSpec, Parameter, checkpoint, current, retry, step
+from metaflow import FlowSpec, Parameter, checkpoint, retry, step
+from metaflow_artifacts_checkpoint import XGBoostCheckpoint
 
 
-class SaveCheckpoints(xgb.callback.TrainingCallback):
-    """Saves the model every few rounds."""
-
-    def __init__(self, every, pause):
+class Pause(xgb.callback.TrainingCallback):
+    def __init__(self, pause):
         super().__init__()
-        self.every = every
         self.pause = pause
 
     def after_iteration(self, model, epoch, evals_log):
-        rounds = model.num_boosted_rounds()
-        if rounds % self.every == 0:
-            model.save_model(os.path.join(current.checkpoint.directory, "model.ubj"))
-            loss = evals_log["train"]["rmse"][-1]
-            current.checkpoint.save(metadata={"rounds": rounds, "rmse": loss})
-            print(f"round {rounds}: rmse {loss:.5f}")
+        print(f"round {epoch + 1}: rmse {evals_log['test']['rmse'][-1]:.5f}")
         time.sleep(self.pause)
         return False
 
 
 class XGBoostFlow(FlowSpec):
-    rounds = Parameter("rounds", default=40)
+    rounds = Parameter("rounds", default=60)
     pause = Parameter("pause", default=0.05, help="seconds that a round takes longer, so that you can kill it")
 
     @retry(times=2, minutes_between_retries=0)
@@ -38,29 +30,26 @@ class XGBoostFlow(FlowSpec):
         rng = np.random.default_rng(0)
         inputs = rng.normal(size=(2000, 20))
         targets = np.sin(inputs[:, 0]) + inputs[:, 1] * inputs[:, 2]
-        data = xgb.DMatrix(inputs, targets)
+        data = xgb.DMatrix(inputs[:1500], targets[:1500])
+        test = xgb.DMatrix(inputs[1500:], targets[1500:])
 
-        model, done = None, 0
-        if current.checkpoint.is_loaded:
-            model = xgb.Booster(model_file=os.path.join(current.checkpoint.directory, "model.ubj"))
-            done = model.num_boosted_rounds()
-            print("resumes after round", done)
-
+        evals = {}
         model = xgb.train(
-            {"max_depth": 4, "eta": 0.2, "seed": 0, "nthread": 1},
+            {"max_depth": 4, "eta": 0.4, "nthread": 1},
             data,
-            num_boost_round=self.rounds - done,
-            evals=[(data, "train")],
+            num_boost_round=self.rounds,
+            evals=[(data, "train"), (test, "test")],
+            evals_result=evals,
+            early_stopping_rounds=3,
             verbose_eval=False,
-            xgb_model=model,
-            callbacks=[SaveCheckpoints(every=4, pause=self.pause)],
+            callbacks=[XGBoostCheckpoint(every=4), Pause(self.pause)],
         )
-        self.result = model.predict(data)[:20].tolist()
+        self.result = [model.predict(test).tolist(), model.best_iteration, evals]
         self.next(self.end)
 
     @step
     def end(self):
-        print("predictions", np.round(self.result[:5], 3))
+        print("predictions", np.round(self.result[0][:5], 3))
 
 
 if __name__ == "__main__":

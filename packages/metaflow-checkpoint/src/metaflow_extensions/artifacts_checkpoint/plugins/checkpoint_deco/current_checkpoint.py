@@ -44,7 +44,7 @@ class CurrentCheckpoint(Checkpoint):
         self._info: CheckpointInfo | None = None
         self._journal_directory = TemporaryDirectories()
         self._own_journal = Journal(self._journal_directory.new("metaflow_checkpoint_journal_"))
-        self._own_journal.export(task)
+        self._own_journal.export(task, policy=policy)
         self.report = Report(
             task.pathspec, task.attempt, policy, self._own_journal.another().new_saves, self._in_the_background
         )
@@ -105,8 +105,10 @@ class CurrentCheckpoint(Checkpoint):
         resumed = resume(self._identity, self._policy, self.directory, self._log)
         if resumed.artifact is not None:
             self._info = CheckpointInfo(with_older_names(resumed.artifact))
-            note_loaded(resumed.artifact["key"])
+            key = resumed.artifact["key"]
+            note_loaded(key)
             self._own_journal.note_parents()
+            self._own_journal.export(self._identity, policy=self._policy, resumed=key)
         self.report.note_loaded(resumed.why, resumed.artifact, resumed.seconds, resumed.warnings, resumed.cached)
 
     def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:

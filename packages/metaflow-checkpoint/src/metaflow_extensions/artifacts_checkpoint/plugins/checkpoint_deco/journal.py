@@ -34,6 +34,8 @@ class Journal:
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
         self._position = 0
+        self.trainings: set[str] = set()
+        """The names of the trainings that callbacks have begun in this process."""
 
     @classmethod
     def of_task(cls) -> Journal:
@@ -59,9 +61,12 @@ class Journal:
         """The same journal, for a reader that starts at its begin."""
         return Journal(self._directory)
 
-    def export(self, task: TaskIdentity) -> None:
-        """Set the environment variable by which subprocesses started from now on find `task` and this journal."""
-        task.export(**{_FIELD: self._directory})
+    def export(self, task: TaskIdentity, **more: str | None) -> None:
+        """Set the environment variable by which subprocesses started from now on find `task`, this journal, and `more`.
+
+        These are `policy`, which checkpoints the task may resume from, and `resumed`, the key of the one that it does.
+        """
+        task.export(**{_FIELD: self._directory, **more})
 
     @contextlib.contextmanager
     def timed(self, progress: Progress) -> Iterator[Callable[[Mapping[str, Any], bool], None]]:
