@@ -308,11 +308,11 @@ def peer(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """The training examples, each killed half-way, on local disk and S3. Brings PyTorch, which is large."""
+    """The training examples, each killed half-way, on local disk and S3. Brings PyTorch and what is built on it."""
     install(session, "metaflow-artifacts-checkpoint", groups=("test", "examples"))
     # By pip: unlike uv, it can be configured to take a build for the CPU from the disk.
     session.install("pip")
-    session.run_install("python", "-m", "pip", "install", "-q", "torch==2.13.0")
+    session.run_install("python", "-m", "pip", "install", "-q", *held("torch", "lightning", "transformers", "accelerate", "keras"))
     session.run("pytest", "tests/examples", "-m", "", *session.posargs)
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import keras
 import numpy as np
 from metaflow import FlowSpec, Parameter, checkpoint, retry, step
+
 from metaflow_artifacts_checkpoint import KerasCheckpoint
 
 

@@ -6,9 +6,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
 from metaflow import FlowSpec, Parameter, checkpoint, retry, step
-from metaflow_artifacts_checkpoint import LightningCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from metaflow_artifacts_checkpoint import LightningCheckpoint
 
 
 class Network(LightningModule):

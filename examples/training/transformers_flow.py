@@ -5,8 +5,9 @@ import time
 
 import torch
 from metaflow import FlowSpec, Parameter, checkpoint, retry, step
-from metaflow_artifacts_checkpoint import TrainerCheckpoint
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from metaflow_artifacts_checkpoint import TrainerCheckpoint
 
 
 class Tell(TrainerCallback):
@@ -45,7 +46,9 @@ class TransformersFlow(FlowSpec):
                 use_cpu=True,
                 seed=0,
             )
-            trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:16], callbacks=[Tell(self.pause)])
+            trainer = Trainer(
+                model, arguments, train_dataset=data, eval_dataset=data[:16], callbacks=[Tell(self.pause)]
+            )
             TrainerCheckpoint().attach(trainer)
             trainer.train()
         self.result = [weights.tolist() for weights in model.state_dict().values()]

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import xgboost as xgb
 from metaflow import FlowSpec, Parameter, checkpoint, retry, step
+
 from metaflow_artifacts_checkpoint import XGBoostCheckpoint
 
 

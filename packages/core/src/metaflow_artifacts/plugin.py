@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from .errors import CorruptArtifact as CorruptArtifact
     from .errors import InvalidInput as InvalidInput
     from .errors import InvalidReference as InvalidReference
+    from .errors import SaveReplaced as SaveReplaced
     from .errors import StorageError as StorageError
     from .errors import TargetError as TargetError
     from .errors import TransientStorageError as TransientStorageError
@@ -174,6 +175,7 @@ _WHERE = {
         "CorruptArtifact",
         "InvalidInput",
         "InvalidReference",
+        "SaveReplaced",
         "StorageError",
         "TargetError",
         "TransientStorageError",

@@ -1,7 +1,7 @@
 """Callbacks for training libraries: each saves checkpoints in the background, and a retry resumes by itself.
 
-`KerasCheckpoint`, `LightningCheckpoint`, `TrainerCheckpoint` (of transformers) and `XGBoostCheckpoint`. Each imports its
-library when it is first used, and raises UsageError if that is not installed.
+`KerasCheckpoint`, `LightningCheckpoint`, `TrainerCheckpoint` (for transformers) and `XGBoostCheckpoint`. Each imports
+its library when it is first used, and raises UsageError if that is not installed.
 """
 
 from __future__ import annotations

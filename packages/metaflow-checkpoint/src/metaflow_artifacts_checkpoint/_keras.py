@@ -21,7 +21,7 @@ _SEEDS = "seeds.npz"
 _TRAINING = "training.json"
 
 
-class KerasCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types here.
+class KerasCheckpoint(keras.callbacks.Callback):
     """Saves the model and its optimiser in the background, and lets a retry resume by itself.
 
     ```python
@@ -96,7 +96,8 @@ class KerasCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
             "random": random_state(),
         }
         self.model.save_weights(paths[_WEIGHTS])
-        np.savez(paths[_SEEDS], **{str(n): np.asarray(v) for n, v in enumerate(_seeds(self.model))})
+        seeds: dict[str, Any] = {str(n): keras.ops.convert_to_numpy(v) for n, v in enumerate(_seeds(self.model))}
+        np.savez(paths[_SEEDS], **seeds)
         with open(paths[_TRAINING], "w") as file:
             json.dump(state, file)
         self._checkpoints.save(paths, {"epoch": epoch + 1, **values}, consume=True)

@@ -28,7 +28,7 @@ __all__ = ["LightningCheckpoint"]
 _FILE = "lightning.ckpt"
 
 
-class LightningCheckpoint(Checkpoint):  # type: ignore[misc]  # Lightning need not be installed where types are checked.
+class LightningCheckpoint(Checkpoint):
     """Saves a training in the background at the ends of its epochs, and lets a retry resume by itself.
 
     ```python
@@ -95,7 +95,7 @@ class LightningCheckpoint(Checkpoint):  # type: ignore[misc]  # Lightning need n
         self._random = state_dict["random"]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Set the random generators. Raises UsageError where there is a checkpoint, and the training begins without it."""
+        """Set the random generators. Raises UsageError where the training begins without its checkpoint."""
         if self.resume_from is None:
             return
         if self._random is None:

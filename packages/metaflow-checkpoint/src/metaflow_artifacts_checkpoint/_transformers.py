@@ -81,8 +81,8 @@ class TrainerCheckpoint(transformers.TrainerCallback):
         newest = self.resume_from
         if newest is not None and state.global_step < _step_of(newest):
             raise UsageError(
-                f"TrainerCheckpoint: the training begins at step {state.global_step}, and there is a checkpoint of step "
-                f"{_step_of(newest)}; call TrainerCheckpoint().attach(trainer) before trainer.train(), or "
+                f"TrainerCheckpoint: the training begins at step {state.global_step}, and there is a checkpoint of "
+                f"step {_step_of(newest)}; call TrainerCheckpoint().attach(trainer) before trainer.train(), or "
                 "trainer.train(resume_from_checkpoint=callback.resume_from)"
             )
 

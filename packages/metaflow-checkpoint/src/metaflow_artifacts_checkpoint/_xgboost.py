@@ -129,4 +129,3 @@ class _Replay:
             for metric, values in metrics.items()
         ]
         return "\t".join([f"[{iteration}]", *of_round])
-

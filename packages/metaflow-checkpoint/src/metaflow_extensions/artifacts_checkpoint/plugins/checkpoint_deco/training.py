@@ -11,15 +11,16 @@ from metaflow_artifacts.plugin import (
     ENVIRONMENT_VARIABLE,
     ArtifactError,
     ArtifactNotFound,
+    CheckpointKey,
     CorruptArtifact,
     InvalidInput,
     Log,
     PendingSave,
+    SaveReplaced,
     TaskIdentity,
     UsageError,
     in_flow,
     parse_key,
-    store_for,
 )
 
 from .checkpoint import PREFIX, Checkpoint
@@ -83,7 +84,7 @@ class TrainingCheckpoints:
     def _resumed(self, checkpoint: Checkpoint, task: TaskIdentity) -> str | None:
         exported = json.loads(os.environ.get(ENVIRONMENT_VARIABLE) or "{}")
         key = exported.get("resumed")
-        if key is not None and parse_key(key).name == self.name:
+        if key is not None and _name_in(key) == self.name:
             # In the task, it is loaded already, unless the code of the step has loaded something else since.
             if checkpoint.directory is not None and getattr(checkpoint, "is_loaded", False):
                 return checkpoint.directory
@@ -93,7 +94,7 @@ class TrainingCheckpoints:
     def _find(self, checkpoint: Checkpoint, task: TaskIdentity, policy: str) -> str | None:
         """Load the newest checkpoint of this name, where the newest of all has another name."""
         for artifact in candidates(policy, task, self._skip):
-            if parse_key(artifact["key"]).name != self.name:
+            if _name_in(artifact["key"]) != self.name:
                 continue
             try:
                 return checkpoint.load(artifact, checkpoint._temporary.new(PREFIX))
@@ -128,12 +129,10 @@ class TrainingCheckpoints:
         for pending in [one for one in self._pending if one.done()]:
             self._pending.remove(pending)
             error = pending.exception()
-            if error is not None and not _is_replaced(error):
+            if error is not None and not isinstance(error, SaveReplaced):
                 self._log.warning(f"a checkpoint could not be stored, the training goes on: {error}")
         self._pending.append(
-            self._checkpoint.save_async(
-                content, metadata=metadata, name=self.name, consume=consume, on_busy="replace"
-            )
+            self._checkpoint.save_async(content, metadata=metadata, name=self.name, consume=consume, on_busy="replace")
         )
 
 
@@ -148,7 +147,6 @@ def _has(directory: str, marker: str) -> bool:
     return any(name.startswith(marker) for name in os.listdir(directory))
 
 
-def _is_replaced(error: BaseException) -> bool:
-    from metaflow_artifacts.plugin import SaveReplaced
-
-    return isinstance(error, SaveReplaced)
+def _name_in(key: str) -> str:
+    parsed = parse_key(key)
+    return parsed.name if isinstance(parsed, CheckpointKey) else ""
