@@ -312,7 +312,9 @@ def examples(session: nox.Session) -> None:
     install(session, "metaflow-artifacts-checkpoint", groups=("test", "examples"))
     # By pip: unlike uv, it can be configured to take a build for the CPU from the disk.
     session.install("pip")
-    session.run_install("python", "-m", "pip", "install", "-q", *held("torch", "lightning", "transformers", "accelerate", "keras"))
+    session.run_install(
+        "python", "-m", "pip", "install", "-q", *held("torch", "lightning", "transformers", "accelerate", "keras")
+    )
     session.run("pytest", "tests/examples", "-m", "", *session.posargs)
 
 
