@@ -91,11 +91,22 @@ class LightningCheckpoint(Checkpoint):
         return {"random": _gathered(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until the training begins."""
+        """Set the random generators. Some strategies restore after `on_fit_start`, others before it."""
         self._random = state_dict["random"]
+        self._set_random()
+
+    def _set_random(self) -> None:
+        # In a training of another number of processes, each has drawn other numbers anyway.
+        rank, count = _rank_and_count()
+        if self._random is not None and len(self._random) == count:
+            set_random_state(self._random[rank])
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Set the random generators. Raises UsageError where the training begins without its checkpoint."""
+        """Set the random generators again, which the setup may have used. The order of the data is drawn after this."""
+        self._set_random()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Raises UsageError where the training begins without its checkpoint."""
         if self.resume_from is None:
             return
         if self._random is None:
@@ -104,17 +115,10 @@ class LightningCheckpoint(Checkpoint):
                 "LightningCheckpoint().attach(trainer) before trainer.fit(…), or "
                 "trainer.fit(…, ckpt_path=callback.resume_from)"
             )
-        # In a training of another number of processes, each has drawn other numbers anyway.
-        if len(self._random) == trainer.world_size:
-            set_random_state(self._random[trainer.global_rank])
         # Else `validate` and `test` would load it too.
         if trainer.ckpt_path == self.resume_from:
             trainer.ckpt_path = None
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Write into the log what the training resumes after."""
-        if self.resume_from is not None:
-            self._checkpoints.tell_resumed(f"epoch {trainer.current_epoch}")
+        self._checkpoints.tell_resumed(f"epoch {trainer.current_epoch}")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the training every few epochs."""
@@ -130,10 +134,22 @@ class LightningCheckpoint(Checkpoint):
             self._checkpoints.save({_FILE: path}, metadata, consume=True)
 
 
+def _rank_and_count() -> tuple[int, int]:
+    distributed = _distributed()
+    return (0, 1) if distributed is None else (distributed.get_rank(), distributed.get_world_size())
+
+
 def _gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+    distributed = _distributed()
+    if distributed is None:
         return [state]
     states: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(states, state)
     return states
+
+
+def _distributed() -> Any:
+    """`torch.distributed`, where this is one of several processes; else None."""
+    distributed = sys.modules.get("torch.distributed")
+    is_used = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if is_used else None
