@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -83,7 +83,7 @@ class Resumed:
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path | None], Any]:
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path | None], Any]]:
     """Makes a TrainerCheckpoint of a task, where transformers is nothing but the class that it needs."""
     transformers: Any = ModuleType("transformers")
     transformers.TrainerCallback = object
