@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 from metaflow_artifacts.testing.flows import FlowRunner
@@ -16,6 +17,13 @@ datastore = SimpleNamespace(TYPE="local", datastore_root="store")
 decorator.step_init(None, None, "start", [], None, datastore, print)
 emit("imported", [name for name in sys.modules if name.startswith("metaflow_artifacts._store")])
 """
+
+
+def test_the_code_package_carries_the_callbacks(runner: FlowRunner, flows: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "package.tar"
+    runner.command(flows / "resume_flow.py", "package", "save", str(archive))
+    with tarfile.open(archive) as tar:
+        assert ".mf_code/metaflow_artifacts_checkpoint/_keras.py" in tar.getnames()
 
 
 def test_a_process_that_only_knows_of_the_step_imports_no_store(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import metaflow_artifacts_checkpoint
-from metaflow_artifacts.errors import UsageError
+from metaflow_artifacts import PendingSave
+from metaflow_artifacts.errors import StorageError, UsageError
 from metaflow_artifacts.testing.flows import FlowRunner
 from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.errors import NoTask
 from metaflow_extensions.artifacts_checkpoint.plugins.checkpoint_deco.training import TrainingCheckpoints
@@ -61,6 +62,30 @@ def test_outside_of_a_task_a_training_does_not_begin(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("METAFLOW_CHECKPOINT_UID", raising=False)
     with pytest.raises(NoTask, match="belongs to no task"):
         TrainingCheckpoints("training", "Callback").begin("epoch")
+
+
+class Failing:
+    """Stands in for a Checkpoint whose first save cannot be stored."""
+
+    def __init__(self) -> None:
+        self.saves: list[PendingSave] = []
+
+    def save_async(self, content: Any, **keywords: Any) -> PendingSave:
+        self.saves.append(PendingSave())
+        if len(self.saves) == 1:
+            self.saves[0]._finish(StorageError("the bucket is full"))
+        return self.saves[-1]
+
+
+def test_a_state_that_was_not_stored_costs_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints, failing = TrainingCheckpoints("training", "Callback"), Failing()
+    checkpoints._checkpoint = failing  # type: ignore[assignment]
+    checkpoints.save({"a": b""}, {})
+    assert failing.saves[0].unseen_error is not None
+    checkpoints.save({"a": b""}, {})
+    # What was seen does not fail the step.
+    assert failing.saves[0].unseen_error is None
+    assert "the training goes on: the bucket is full" in capsys.readouterr().err
 
 
 class Resumed:

@@ -85,7 +85,7 @@ class TrainingCheckpoints:
         exported = json.loads(os.environ.get(ENVIRONMENT_VARIABLE) or "{}")
         key = exported.get("resumed")
         if key is not None and _name_in(key) == self.name:
-            # In the task, it is loaded already, unless the code of the step has loaded something else since.
+            # In the task, it is loaded already. If the step's code has loaded something else there, that is meant.
             if checkpoint.directory is not None and getattr(checkpoint, "is_loaded", False):
                 return checkpoint.directory
             return checkpoint.load(key, checkpoint._temporary.new(PREFIX))
