@@ -69,3 +69,14 @@ def test_readmes_begin_with_pip_install_and_something_that_runs(package: Path) -
     assert install.splitlines()[0] == f"pip install {project(package)['name']}"
     assert language == "python"
     assert "import" in program
+
+
+def test_every_extra_that_is_named_is_defined() -> None:
+    """pip only warns about an extra that does not exist, and installs nothing for it."""
+    defined = {project(package)["name"]: set(project(package).get("optional-dependencies", {})) for package in PACKAGES}
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")]
+    texts = [path.read_text() for path in (*pages, *(package / "pyproject.toml" for package in PACKAGES))]
+    named = {found for text in texts for found in re.findall(r"(metaflow-artifacts(?:-\w+)?)\[([\w,]+)\]", text)}
+    assert ("metaflow-artifacts", "azure") in named
+    for name, extras in named:
+        assert set(extras.split(",")) <= defined[name], f"{name}[{extras}]"
