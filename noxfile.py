@@ -66,6 +66,7 @@ LONG = [
     "release",
     "types",
     "versions",
+    "site",
 ]
 
 PARALLEL = ("-n", "4", "--dist", "loadgroup", "--durations=12", "--durations-min=5")
@@ -83,6 +84,8 @@ TYPED = [
     (("tests/clouds",), "tests/peer", "_flow[.]py|/extension/"),
     (("tests/stores",), "", "/flows/"),
     (("tests/docs",), "tests/peer", "_flow[.]py"),
+    (("tests/site",), "", ""),
+    (("website",), "", ""),
     (("tests/peer",), "", "_flow[.]py"),
     (("tests/browser",), "", "_flow[.]py"),
     (("tests/examples",), "", "_flow[.]py"),
@@ -295,7 +298,19 @@ def clouds(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation: its snippets, as a reader with all four packages runs them, and its tables."""
     install(session, *DISTRIBUTIONS, groups=("test",))
-    session.run("pytest", "tests/docs", "tests/peer", *session.posargs)
+    if session.posargs:
+        session.run("pytest", "tests/docs", "tests/peer", *session.posargs)
+        return
+    session.run("pytest", *PARALLEL, "tests/docs")
+    session.run("pytest", "tests/peer")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation site, into .nox/html: no link may lead nowhere, and its snippets must run."""
+    install(session, *DISTRIBUTIONS, groups=("test", "site"))
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("pytest", *PARALLEL, "tests/docs", "tests/site")
 
 
 @nox.session

@@ -35,9 +35,7 @@ SECRET = "marker-81b5e0"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Both, so that what a test exports is removed after it.
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "")
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE)
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr("metaflow.metaflow_config.USER", "tester")
     yield
     for cached in (datastore.open_with, stores._storage):
