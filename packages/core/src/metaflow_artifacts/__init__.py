@@ -94,9 +94,9 @@ if TYPE_CHECKING:
     from ._upkeep.check import Note as Note
     from ._upkeep.check import Problem as Problem
     from ._upkeep.check import check as check
+    from ._upkeep.garbage import Waiting as Waiting
     from ._upkeep.gc import GcPlan as GcPlan
     from ._upkeep.gc import GcStats as GcStats
-    from ._upkeep.gc import Waiting as Waiting
     from ._upkeep.gc import execute_gc as execute_gc
     from ._upkeep.gc import gc as gc
     from ._upkeep.gc import plan_gc as plan_gc
@@ -130,7 +130,8 @@ _WHERE = {
     "_store.store": ("Store", "open_store"),
     "_transfer.progress": ("Progress",),
     "_upkeep.check": ("CheckReport", "Note", "Problem", "check"),
-    "_upkeep.gc": ("GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"),
+    "_upkeep.garbage": ("Waiting",),
+    "_upkeep.gc": ("GcPlan", "GcStats", "execute_gc", "gc", "plan_gc"),
     "_upkeep.retain": (
         "Group",
         "Kept",

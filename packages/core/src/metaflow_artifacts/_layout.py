@@ -15,6 +15,7 @@ __all__ = [
     "NEEDS",
     "PROBE",
     "RESERVED",
+    "SURVEYS",
     "TEMPORARY",
     "TOMBSTONES",
     "TOP_DIRECTORIES",
@@ -51,6 +52,9 @@ GC_MARKS = f"{_INTERNAL}/gc/"
 NEEDS = f"{_INTERNAL}/needs/"
 RESERVED = tuple(f"{_INTERNAL}/{name}/" for name in ("parts", "rounds", "refs"))
 """Prefixes of later versions. This version writes nothing there and does not know what an object there needs."""
+
+SURVEYS = f"{_INTERNAL}/surveys/"
+"""What an upkeep flow hands from its first stage to the tasks of the second. No artifact needs it."""
 
 TEMPORARY = f"{_INTERNAL}/tmp/"
 """Temporary objects of writers, in storages that need them; no key lies below it."""

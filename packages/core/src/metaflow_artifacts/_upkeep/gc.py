@@ -3,49 +3,31 @@
 `docs/format.md` has the algorithm and the proof that it is safe beside saves. In short: chunks that were written or
 renewed within the grace period stay. The time of a chunk is checked again just before its removal. While that happens,
 a gc mark in the store makes saves wait and check their chunks again.
+
+A gc has two stages: what manifests name (`NamedChunks`), then each prefix by itself (`find_garbage`). `stages.py` has
+the same stages as functions that can run on several machines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from metaflow_artifacts._layout import CHECKPOINTS, CHOICES, HUB, TOMBSTONES, checkpoint_prefix
-from metaflow_artifacts._storage import ObjectInfo, Storage
-from metaflow_artifacts._store.listing import checkpoints, tombstones
+from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.store import Store
-from metaflow_artifacts._transfer.gc_marks import GcMarks, old_marks
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.threads import ordered
+from metaflow_artifacts._upkeep.garbage import Waiting, find_garbage, remove_garbage
+from metaflow_artifacts._upkeep.named import NamedChunks
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
-from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, chunk_objects, outlines
-from metaflow_artifacts.errors import (
-    CorruptArtifact,
-    InvalidInput,
-    StorageError,
-    TransientStorageError,
-)
+from metaflow_artifacts._upkeep.others import find_others, keeps_versions
+from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, outlines
+from metaflow_artifacts.errors import CorruptArtifact, InvalidInput
 
-__all__ = ["GRACE", "GcPlan", "GcStats", "Waiting", "execute_gc", "gc", "plan_gc"]
+__all__ = ["GRACE", "GcPlan", "GcStats", "begin_gc", "execute_gc", "gc", "plan_gc", "refuse_again", "unreadable"]
 
 GRACE = 7 * 24 * 3600.0
 """Seconds for which every chunk is kept after a save has written or needed it."""
-
-_BATCH = 256
-_CHOICES = checkpoint_prefix(CHECKPOINTS, CHOICES)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Chunks that no artifact names and that the grace period keeps."""
-
-    chunks: int
-    size: int
-    """Bytes of them."""
-    first: float | None
-    """Seconds since the epoch: when the grace period of the oldest ends. None where there is no such chunk."""
-    last: float | None
-    """The same for the youngest."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +48,7 @@ class GcPlan:
     waiting: Waiting
     """Chunks that no artifact names and that are not older than `limit`."""
     temporary: Sequence[ObjectInfo]
-    """Temporary objects of writers that were killed."""
+    """Temporary objects of writers and of upkeep flows that were killed."""
     tombstones: Sequence[ObjectInfo]
     """Tombstones of checkpoints that do not exist, which keep no number from being drawn again."""
     choices: Sequence[ObjectInfo]
@@ -81,7 +63,7 @@ class GcPlan:
     @property
     def size(self) -> int:
         """Bytes that would be freed."""
-        return sum(info.size for info in (*self.garbage, *self.others))
+        return sum(info.size for info in chain(self.garbage, self.others))
 
     @property
     def others(self) -> tuple[ObjectInfo, ...]:
@@ -103,7 +85,7 @@ class GcStats:
     removed: int
     """Chunks that were removed."""
     temporary: int
-    """Temporary objects of killed writers that were removed."""
+    """Temporary objects of killed writers and upkeep flows that were removed."""
     tombstones: int
     """Tombstones that were removed."""
     choices: int
@@ -174,86 +156,67 @@ def plan_gc(
     any chunk), and StorageError if the store needs a later version, if an object below the artifacts' prefixes is not
     understood, or if the storage fails.
     """
+    storage = store.storage
+    strays = Strays(storage, ignore)
+    begin, limit = begin_gc(store, grace, exclusive)
+    named = NamedChunks()
+    artifacts = _collect_named(store, named, strays, progress)
+    found = find_garbage(storage, named.of, begin, limit)
+    others = find_others(store, begin, limit)
+    return GcPlan(
+        root=store.root,
+        limit=limit,
+        artifacts=artifacts,
+        chunks=found.chunks,
+        stored=found.stored,
+        garbage=found.garbage,
+        waiting=found.waiting,
+        temporary=others.temporary,
+        tombstones=others.tombstones,
+        choices=others.choices,
+        marks=others.marks,
+        keeps_versions=keeps_versions(storage),
+        ignore=tuple(ignore),
+    )
+
+
+def begin_gc(store: Store, grace: float, exclusive: bool) -> tuple[float, float]:
+    """The time now, and the time before which chunks must have been written or renewed to be removed.
+
+    Both are in seconds since the epoch, by the storage's clock. Raises as `plan_gc` does.
+    """
     if grace < 0 or (not exclusive and grace < 2 * store.refresh_after):
         raise InvalidInput(
             f"grace period of {grace:g} s: at least {2 * store.refresh_after:g} s are needed while anything saves to "
             f"{store.root}; only when nothing does until the end, pass exclusive (--exclusive) to use a shorter one"
         )
-    storage = store.storage
-    strays = Strays(storage, ignore)
-    begin = storage.now()
-    refuse_unknown_needs(storage)
+    begin = store.storage.now()
+    refuse_unknown_needs(store.storage)
     # With `exclusive`, nothing is saved from `begin` on. So an object whose time equals `begin`, within the resolution
     # of the storage's clock, was written before it.
-    limit = begin - grace + (storage.resolution if exclusive else 0)
-    unneeded = {digest: info for info, digest in chunk_objects(storage)}
-    chunks, stored = len(unneeded), sum(info.size for info in unneeded.values())
-    artifacts = _discard_named(store, unneeded, strays, progress)
-    old = max(grace, 2 * store.refresh_after)
-    return GcPlan(
-        root=store.root,
-        limit=limit,
-        artifacts=artifacts,
-        chunks=chunks,
-        stored=stored,
-        garbage=tuple(info for info in unneeded.values() if info.modified < limit),
-        waiting=_waiting([info for info in unneeded.values() if info.modified >= limit], begin - limit),
-        temporary=tuple(info for info in storage.leftovers() if info.modified < limit),
-        tombstones=tuple(_orphans(storage, limit)),
-        # A choice is needed while the nodes of its attempt start.
-        choices=tuple(info for info in storage.list(_CHOICES) if info.modified < limit),
-        marks=tuple(old_marks(storage, begin - old)),
-        keeps_versions=_keeps_versions(storage),
-        ignore=tuple(ignore),
+    return begin, begin - grace + (store.storage.resolution if exclusive else 0)
+
+
+def unreadable(key: str, error: CorruptArtifact) -> str:
+    """Why nothing is removed where a manifest cannot be read."""
+    return (
+        f"nothing was removed: {key} cannot be read, and it may need any chunk; upgrade metaflow-artifacts, restore it "
+        f"or delete it ({error})"
     )
 
 
-def _keeps_versions(storage: Storage) -> bool | None:
-    try:
-        return storage.keeps_versions()
-    except StorageError:
-        # The answer is only reported, and the question needs a permission that gc does not need otherwise.
-        return None
-
-
-def _waiting(chunks: list[ObjectInfo], grace: float) -> Waiting:
-    times = [info.modified + grace for info in chunks]
-    return Waiting(len(chunks), sum(info.size for info in chunks), min(times, default=None), max(times, default=None))
-
-
-def _discard_named(store: Store, chunks: dict[bytes, ObjectInfo], strays: Strays, progress: Progress | None) -> int:
-    """Remove the chunks that any artifact names from `chunks`; returns the number of artifacts."""
+def _collect_named(store: Store, named: NamedChunks, strays: Strays, progress: Progress | None) -> int:
+    """Add the chunks that any artifact names to `named`; returns the number of artifacts."""
     count = 0
     objects = artifact_objects(store.storage, strays=strays)
     for info, outline in outlines(store, objects, strays, progress):
         if isinstance(outline, CorruptArtifact):
-            raise CorruptArtifact(
-                f"nothing was removed: {info.key} cannot be read, and it may need any chunk; upgrade "
-                f"metaflow-artifacts, restore it or delete it ({outline})"
-            )
-        if outline is None:
-            continue
-        count += 1
-        for chunk in outline.chunks:
-            chunks.pop(bytes.fromhex(chunk.sha256), None)
+            raise CorruptArtifact(unreadable(info.key, outline))
+        if outline is not None:
+            count += 1
+            named.add(outline.chunks)
     strays.refuse()
     return count
-
-
-def _orphans(storage: Storage, limit: float) -> Iterator[ObjectInfo]:
-    """Old tombstones without their checkpoint, except those that keep a number from being drawn again."""
-    for root in (CHECKPOINTS, HUB):
-        found = list(tombstones(storage.list(checkpoint_prefix(root, TOMBSTONES))))
-        if not any(info.modified < limit for _, info in found):
-            continue
-        there = {key for key, _ in checkpoints(storage.list(checkpoint_prefix(root)))}
-        highest: dict[tuple[object, ...], int] = {}
-        for key in (*there, *(key for key, _ in found)):
-            attempt = key.place, key.id, key.attempt
-            highest[attempt] = max(highest.get(attempt, key.n), key.n)
-        for key, info in found:
-            if info.modified < limit and key not in there and key.n < highest[key.place, key.id, key.attempt]:
-                yield info
 
 
 def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) -> GcStats:
@@ -264,49 +227,32 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
     """
     if plan.root != store.root:
         raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
-    refuse_unknown_needs(store.storage)
-    strays = Strays(store.storage, plan.ignore)
-    for _ in artifact_objects(store.storage, strays=strays):
-        pass
-    strays.refuse()
-    removed = _remove_garbage(store, plan, progress or Progress())
+    refuse_again(store, plan.ignore)
+    progress = progress or Progress()
+    progress.start(sum(info.size for info in plan.garbage))
+    removed = remove_garbage(store, plan.garbage, plan.limit, progress)
     store.storage.delete([info.key for info in plan.others])
     return GcStats(
         dry_run=False,
         artifacts=plan.artifacts,
         chunks=plan.chunks,
         stored=plan.stored,
-        removed=len(removed),
+        removed=removed.chunks,
         temporary=len(plan.temporary),
         tombstones=len(plan.tombstones),
         choices=len(plan.choices),
         marks=len(plan.marks),
-        freed=sum(info.size for info in (*removed, *plan.others)),
-        spared=len(plan.garbage) - len(removed),
+        freed=removed.size + sum(info.size for info in plan.others),
+        spared=len(plan.garbage) - removed.chunks,
         waiting=plan.waiting,
         keeps_versions=plan.keeps_versions,
     )
 
 
-def _remove_garbage(store: Store, plan: GcPlan, transfer: Progress) -> list[ObjectInfo]:
-    transfer.start(sum(info.size for info in plan.garbage))
-    storage = store.storage
-    marks = GcMarks(storage)
-    waiting = list(plan.garbage)
-    removed: list[ObjectInfo] = []
-    size = _BATCH
-    while waiting:
-        batch, waiting = waiting[:size], waiting[size:]
-        with marks.batch() as in_time:
-            now = list(ordered(storage, lambda info: storage.stat(info.key), batch))
-            doomed = [info for info in now if info is not None and info.modified < plan.limit]
-            if not in_time():
-                # Saves will not wait for this batch much longer. Check again under a new mark, in a smaller batch.
-                if size == 1:
-                    raise TransientStorageError(f"{store.root} answers too slowly for a gc beside saves; try later")
-                waiting, size = doomed + waiting, size // 2
-                continue
-            storage.delete([info.key for info in doomed])
-        removed += doomed
-        transfer.add(sum(info.size for info in batch))
-    return removed
+def refuse_again(store: Store, ignore: Sequence[str]) -> None:
+    """Raise StorageError if an object that is not understood was written since the manifests were read."""
+    refuse_unknown_needs(store.storage)
+    strays = Strays(store.storage, ignore)
+    for _ in artifact_objects(store.storage, strays=strays):
+        pass
+    strays.refuse()

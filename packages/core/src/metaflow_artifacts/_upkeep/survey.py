@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -29,7 +30,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-_CHUNK_DIGITS = 2 + 1 + 62
+_CHUNK_NAME = re.compile("[0-9a-f]{2}/[0-9a-f]{62}")
 _LARGE = 1 << 20
 """Bytes of an object from which it is first checked whether it is a tar of metaflow-checkpoint. Most manifests are
 smaller, and a tar must not be read whole only to find that it is not a manifest."""
@@ -106,15 +107,15 @@ def stored_chunks(storage: Storage) -> dict[bytes, int]:
     return {digest: info.size for info, digest in chunk_objects(storage)}
 
 
-def chunk_objects(storage: Storage) -> Iterator[tuple[ObjectInfo, bytes]]:
-    """Every chunk in the store with its digest; other objects among the chunks are left out."""
-    for info in storage.list(CHUNKS):
+def chunk_objects(storage: Storage, prefix: str = "") -> Iterator[tuple[ObjectInfo, bytes]]:
+    """Every chunk in the store with its digest; other objects among the chunks are left out.
+
+    With `prefix`, only those whose names begin with these two hex digits.
+    """
+    for info in storage.list(CHUNKS + prefix + "/" * bool(prefix)):
         name = info.key[len(CHUNKS) :]
-        if len(name) == _CHUNK_DIGITS and name[2] == "/":
-            try:
-                yield info, bytes.fromhex(name[:2] + name[3:])
-            except ValueError:
-                continue
+        if _CHUNK_NAME.fullmatch(name):
+            yield info, bytes.fromhex(name[:2] + name[3:])
 
 
 def manifests(
