@@ -90,9 +90,6 @@ if TYPE_CHECKING:
     from ._store.store import Store as Store
     from ._store.store import open_store as open_store
     from ._transfer.progress import Progress as Progress
-    from ._upkeep.check import CheckReport as CheckReport
-    from ._upkeep.check import Note as Note
-    from ._upkeep.check import Problem as Problem
     from ._upkeep.check import check as check
     from ._upkeep.garbage import Waiting as Waiting
     from ._upkeep.gc import GcPlan as GcPlan
@@ -100,6 +97,9 @@ if TYPE_CHECKING:
     from ._upkeep.gc import execute_gc as execute_gc
     from ._upkeep.gc import gc as gc
     from ._upkeep.gc import plan_gc as plan_gc
+    from ._upkeep.report import CheckReport as CheckReport
+    from ._upkeep.report import Note as Note
+    from ._upkeep.report import Problem as Problem
     from ._upkeep.retain import Group as Group
     from ._upkeep.retain import Kept as Kept
     from ._upkeep.retain import RetentionPlan as RetentionPlan
@@ -129,9 +129,10 @@ _WHERE = {
     "_store.references": ("ParsedReference",),
     "_store.store": ("Store", "open_store"),
     "_transfer.progress": ("Progress",),
-    "_upkeep.check": ("CheckReport", "Note", "Problem", "check"),
+    "_upkeep.check": ("check",),
     "_upkeep.garbage": ("Waiting",),
     "_upkeep.gc": ("GcPlan", "GcStats", "execute_gc", "gc", "plan_gc"),
+    "_upkeep.report": ("CheckReport", "Note", "Problem"),
     "_upkeep.retain": (
         "Group",
         "Kept",

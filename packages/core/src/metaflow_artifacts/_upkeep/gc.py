@@ -18,13 +18,14 @@ from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.garbage import Waiting, find_garbage, remove_garbage
+from metaflow_artifacts._upkeep.manifests import unreadable
 from metaflow_artifacts._upkeep.named import NamedChunks
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.others import find_others, keeps_versions
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, outlines
 from metaflow_artifacts.errors import CorruptArtifact, InvalidInput
 
-__all__ = ["GRACE", "GcPlan", "GcStats", "begin_gc", "execute_gc", "gc", "plan_gc", "refuse_again", "unreadable"]
+__all__ = ["GRACE", "GcPlan", "GcStats", "begin_gc", "execute_gc", "gc", "plan_gc", "refuse_again"]
 
 GRACE = 7 * 24 * 3600.0
 """Seconds for which every chunk is kept after a save has written or needed it."""
@@ -195,14 +196,6 @@ def begin_gc(store: Store, grace: float, exclusive: bool) -> tuple[float, float]
     # With `exclusive`, nothing is saved from `begin` on. So an object whose time equals `begin`, within the resolution
     # of the storage's clock, was written before it.
     return begin, begin - grace + (store.storage.resolution if exclusive else 0)
-
-
-def unreadable(key: str, error: CorruptArtifact) -> str:
-    """Why nothing is removed where a manifest cannot be read."""
-    return (
-        f"nothing was removed: {key} cannot be read, and it may need any chunk; upgrade metaflow-artifacts, restore it "
-        f"or delete it ({error})"
-    )
 
 
 def _collect_named(store: Store, named: NamedChunks, strays: Strays, progress: Progress | None) -> int:
