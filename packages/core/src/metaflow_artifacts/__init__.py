@@ -91,6 +91,8 @@ if TYPE_CHECKING:
     from ._store.store import open_store as open_store
     from ._transfer.progress import Progress as Progress
     from ._upkeep.check import check as check
+    from ._upkeep.contents import Checked as Checked
+    from ._upkeep.contents import Damage as Damage
     from ._upkeep.garbage import Waiting as Waiting
     from ._upkeep.gc import GcPlan as GcPlan
     from ._upkeep.gc import GcStats as GcStats
@@ -107,6 +109,13 @@ if TYPE_CHECKING:
     from ._upkeep.retain import Rules as Rules
     from ._upkeep.retain import execute_retention as execute_retention
     from ._upkeep.retain import plan_retention as plan_retention
+    from ._upkeep.stages import Survey as Survey
+    from ._upkeep.stages import Swept as Swept
+    from ._upkeep.stages import Upkeep as Upkeep
+    from ._upkeep.stages import check_chunks as check_chunks
+    from ._upkeep.stages import finish_upkeep as finish_upkeep
+    from ._upkeep.stages import survey_store as survey_store
+    from ._upkeep.stages import sweep_chunks as sweep_chunks
 
 __version__ = "0.1.0"
 
@@ -130,6 +139,7 @@ _WHERE = {
     "_store.store": ("Store", "open_store"),
     "_transfer.progress": ("Progress",),
     "_upkeep.check": ("check",),
+    "_upkeep.contents": ("Checked", "Damage"),
     "_upkeep.garbage": ("Waiting",),
     "_upkeep.gc": ("GcPlan", "GcStats", "execute_gc", "gc", "plan_gc"),
     "_upkeep.report": ("CheckReport", "Note", "Problem"),
@@ -141,6 +151,15 @@ _WHERE = {
         "Rules",
         "execute_retention",
         "plan_retention",
+    ),
+    "_upkeep.stages": (
+        "Survey",
+        "Swept",
+        "Upkeep",
+        "check_chunks",
+        "finish_upkeep",
+        "survey_store",
+        "sweep_chunks",
     ),
 }
 

@@ -128,7 +128,8 @@ def find_garbage(
     prefix, there = "", dict[bytes, int]()
     young = young_size = 0
     first, last = float("inf"), float("-inf")
-    for info, digest in chain.from_iterable(chunk_objects(storage, each) for each in prefixes or ("",)):
+    listed = ("",) if prefixes is None else prefixes
+    for info, digest in chain.from_iterable(chunk_objects(storage, each) for each in listed):
         chunks += 1
         stored += info.size
         # A listing gives all chunks of a prefix one after the other. If one does not, this is right, and slower.

@@ -6,6 +6,7 @@ ROOT is a directory, or a root in S3 that boto3's environment leads to. Artifact
 them share; when the last artifact with a piece is deleted, the piece becomes garbage, and after the grace period gc
 removes it while others save it again. On a machine that is so busy that nothing was removed in --seconds, it goes on
 until something is, a minute at most. Prints what was done, as JSON; fails where a load or the last check does.
+With --without-gc it saves until its standard input is closed: for tests that run a gc themselves.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--savers", type=int, default=10)
     parser.add_argument("--pieces", type=int, default=3000)
     parser.add_argument("--grace", type=float, default=2, help="of gc; half of it is when savers renew a chunk")
+    parser.add_argument("--without-gc", action="store_true")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
     ended = mmap.mmap(-1, 1)  # Shared with the savers: not 0 when they are to stop.
@@ -99,6 +101,9 @@ def main() -> None:
         children.append((pid, source))
     total: Counter[str] = Counter()
     mine = store()
+    if options.without_gc:
+        sys.stdin.read()
+        end = float("-inf")
     while time.monotonic() < end or (not total["chunks removed"] and time.monotonic() < end + _LONGER_S):
         stats = gc(mine, grace=options.grace, dry_run=False)
         total.update({"gc runs": 1, "chunks removed": stats.removed, "chunks spared": stats.spared})
