@@ -151,9 +151,10 @@ def core(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def model(session: nox.Session) -> None:
-    """The tests of metaflow-artifacts-model, and of the part of core that needs Metaflow."""
+    """The tests of metaflow-artifacts-model, of the part of core that needs Metaflow, and of the upkeep flow."""
     install(session, "metaflow-artifacts-model", groups=("test",))
-    session.run("pytest", *PARALLEL, "packages/metaflow-model/tests", MF_TESTS, *session.posargs)
+    tests = ("packages/metaflow-model/tests", MF_TESTS, "tests/examples/test_upkeep.py")
+    session.run("pytest", *PARALLEL, *tests, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -220,7 +221,7 @@ def rare(session: nox.Session) -> None:
     )
     session.run("pytest", *PARALLEL, *faults, "--hypothesis-profile=long", "-m", "", *session.posargs)
     packages = [f"packages/metaflow-{name}/tests" for name in ("model", "checkpoint", "hf")]
-    for suite in (MF_TESTS, *packages, "tests/clouds", "tests/stores"):
+    for suite in (MF_TESTS, *packages, "tests/clouds", "tests/stores", "tests/examples/test_upkeep.py"):
         session.run("pytest", *PARALLEL, suite, "-m", "long", *session.posargs)
     environment = {"UV": find_uv_bin(), "WHEELS": str(build_wheels())}
     session.run("pytest", "tests/interop", "-m", "long", *session.posargs, env=environment)

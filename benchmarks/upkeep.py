@@ -1,8 +1,11 @@
 """Peak memory and seconds of `check --read` and gc over a local store of many small chunks, each in its own process.
 
     TMPDIR=/dev/shm nox -s installed -- python benchmarks/upkeep.py --chunks 1000000
+    nox -s installed -- python benchmarks/upkeep.py --s3 --chunks 20000 --artifacts 5000 --each 100
 
-The chunks are written as files, without a save. `--garbage` is the share of them that no artifact names.
+The chunks are written as files, without a save. `--garbage` is the share of them that no artifact names. With `--s3`,
+the seconds of each stage of gc on SeaweedFS, on whose machine the server runs too: all chunks are garbage, and the
+artifacts name chunks that do not exist, which gc does not notice.
 """
 
 from __future__ import annotations
@@ -15,10 +18,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from metaflow_artifacts import Chunk, FileEntry, Manifest, ModelArtifact, check, gc, open_store
+from metaflow_artifacts import (
+    Chunk,
+    FileEntry,
+    Manifest,
+    ModelArtifact,
+    Store,
+    check,
+    gc,
+    open_storage,
+    open_store,
+    survey_store,
+    sweep_chunks,
+)
 from metaflow_artifacts._format.manifest import encode
+from metaflow_artifacts._transfer.chunks import put_chunk
+from metaflow_artifacts._transfer.threads import ordered
+from metaflow_artifacts.testing.seaweedfs import seaweedfs
+
+_T = TypeVar("_T")
 
 
 def make_store(root: str, chunks: int, named: int, each: int) -> None:
@@ -35,11 +58,13 @@ def make_store(root: str, chunks: int, named: int, each: int) -> None:
         if number < named:
             rows.append(Chunk(name, 8))
         if len(rows) == each or (rows and number == named - 1):
-            write_manifest(root, rows, number)
+            key, data = manifest(root, rows, number)
+            Path(root, key).write_bytes(data)
             rows.clear()
 
 
-def write_manifest(root: str, chunks: list[Chunk], number: int) -> None:
+def manifest(root: str, chunks: list[Chunk], number: int) -> tuple[str, bytes]:
+    """Key and bytes of an artifact of one file that is stored in these chunks."""
     uuid = f"m_{number:032x}"
     key = f"mf.models/models/artifacts/{uuid}"
     size = sum(chunk.size for chunk in chunks)
@@ -55,7 +80,36 @@ def write_manifest(root: str, chunks: list[Chunk], number: int) -> None:
         "metadata": {},
         "label": "m",
     }
-    Path(root, key).write_bytes(encode(Manifest(artifact, (FileEntry("f", size, 0o644, 0),), (), chunks, 8)))
+    return key, encode(Manifest(artifact, (FileEntry("f", size, 0o644, 0),), (), chunks, 8))
+
+
+def measure_s3(work: str, chunks: int, artifacts: int, each: int) -> None:
+    with seaweedfs(Path(work)) as server:
+        store = Store(open_storage(f"{server.root}/upkeep", client=server.client))
+
+        def put(number: int) -> None:
+            if number < chunks:
+                put_chunk(store.storage, number.to_bytes(8, "big"))
+            else:
+                names = [hashlib.sha256(b"%d.%d" % (number, chunk)).hexdigest() for chunk in range(each)]
+                store.storage.put(*manifest(store.root, [Chunk(name, 8) for name in names], number))
+
+        for _ in ordered(store.storage, put, range(chunks + artifacts)):
+            pass
+        timed("survey", artifacts, lambda: survey_store(store, grace=0, exclusive=True))
+        survey = timed("survey, whole", artifacts, lambda: survey_store(store, grace=0, exclusive=True, whole=True))
+        timed("list", chunks, lambda: sweep_chunks(store, survey, survey.prefixes))
+        survey = replace(survey, dry_run=False)
+        timed("list and remove", chunks, lambda: sweep_chunks(store, survey, survey.prefixes))
+
+
+def timed(what: str, count: int, call: Callable[[], _T]) -> _T:
+    began, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    seconds, used = time.perf_counter() - began, time.process_time() - cpu
+    each = {"ms each": round(1000 * seconds / count, 3), "ms of the client's processor": round(1000 * used / count, 3)}
+    print(json.dumps({"stage": what, "objects": count, "seconds": round(seconds, 1), **each}), flush=True)
+    return result
 
 
 def step(root: str, action: str) -> None:
@@ -79,12 +133,17 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=1_000_000)
     parser.add_argument("--each", type=int, default=1000, help="chunks of an artifact")
     parser.add_argument("--garbage", type=float, default=0.5)
+    parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--artifacts", type=int, default=5000, help="with --s3")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
         step(*options.step)
         return
     with tempfile.TemporaryDirectory() as work:
+        if options.s3:
+            measure_s3(work, options.chunks, options.artifacts, options.each)
+            return
         root = f"{work}/store"
         make_store(root, options.chunks, round(options.chunks * (1 - options.garbage)), options.each)
         for action in ("check", "plan", "gc"):

@@ -25,10 +25,7 @@ def check_foreign(
     With `read`, the headers of tars are read too. Raises StorageError.
     """
     found: Iterable[tuple[str, ForeignArtifact | CorruptArtifact]]
-    if wanted is None:
-        found = read_foreign(storage, strays.foreign.keys())
-    else:
-        found = [(one.key, one) for one in wanted]
+    found = read_foreign(storage, strays.foreign.keys()) if wanted is None else [(one.key, one) for one in wanted]
 
     def check_one(item: tuple[str, ForeignArtifact | CorruptArtifact]) -> Problem | None:
         key, one = item
