@@ -69,6 +69,22 @@ def test_damage_of_a_shared_chunk_is_one_problem_of_an_artifact_that_exists(
     assert report.artifacts == 1
 
 
+def test_an_artifact_that_is_deleted_while_its_damage_is_looked_up_is_no_problem(local: Store, tmp_path: Path) -> None:
+    saved = local.save_model(tmp_path / "half")
+    chunk = first_chunk(local, saved["key"])
+    removed(local, chunk)
+    looks: list[str] = []
+
+    def before(operation: str, key: str) -> None:
+        if operation == "stat" and key == chunk:
+            looks.append(key)
+            if len(looks) == 2:
+                local.delete(saved)
+
+    assert check(Store(Watched(local.storage, before)), read=True).ok
+    assert len(looks) == 2
+
+
 def test_what_is_saved_again_during_the_check_is_no_problem(local: Store, tmp_path: Path) -> None:
     """The artifact is deleted and its chunk removed by a gc; then a save stores the same content."""
     saved = local.save_model(tmp_path / "half")

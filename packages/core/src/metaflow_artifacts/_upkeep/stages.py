@@ -110,18 +110,19 @@ def survey_store(
     dry_run: bool = True,
     ignore: Sequence[str] = (),
     whole: bool = False,
+    progress: Progress | None = None,
 ) -> Survey:
     """Stage 1: read all manifests, and write the digests of the chunks that they name to the store, by prefix.
 
     `grace`, `exclusive`, `dry_run` and `ignore` are as in `gc`. `whole` is needed for `check_chunks`: then the
-    manifests are checked completely. What keeps a gc from removing anything is noted in the result, not raised. Raises
-    InvalidInput for a grace period that is too short, and StorageError if the store needs a later version or the
-    storage fails.
+    manifests are checked completely. `progress` counts the manifests that are read. What keeps a gc from removing
+    anything is noted in the result, not raised. Raises InvalidInput for a grace period that is too short, and
+    StorageError if the store needs a later version or the storage fails.
     """
     strays = Strays(store.storage, ignore)
     begin, limit = begin_gc(store, grace, exclusive)
     named = NamedChunks()
-    seen = read_manifests(store, strays, named, whole=whole)
+    seen = read_manifests(store, strays, named, whole=whole, progress=progress)
     if seen.refusal is None:
         try:
             strays.refuse()
