@@ -97,7 +97,7 @@ def objects(store: Store) -> set[str]:
     return {info.key for info in store.storage.list("") if not info.key.startswith("mf.artifacts/gc/")}
 
 
-@pytest.mark.parametrize("runs", [1, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runs", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_the_flow_beside_savers_leaves_what_the_command_leaves(upkeep: Upkeep, tmp_path: Path, runs: int) -> None:
     savers = upkeep.savers()
     upkeep.wait_for_garbage()

@@ -40,12 +40,12 @@ class NamedChunks:
 
     def add(self, chunks: Iterable[Chunk]) -> None:
         """Add the chunks that one manifest names. Raises StorageError if there is no room for them."""
-        for chunk in dict.fromkeys(chunks):
+        for chunk in chunks:
             digest = bytes.fromhex(chunk.sha256)
             self._buffers[digest[0]] += _ROW.pack(digest, chunk.size)
             self._held += 1
-        if self._held > self._most_held:
-            self._flush()
+            if self._held > self._most_held:
+                self._flush()
 
     def of(self, prefix: str) -> dict[bytes, int]:
         """The size that the first manifest gave for each chunk of a prefix, by its digest. Raises StorageError."""
