@@ -99,11 +99,11 @@ def objects(store: Store) -> set[str]:
 
 @pytest.mark.parametrize("runs", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_the_flow_beside_savers_leaves_what_the_command_leaves(upkeep: Upkeep, tmp_path: Path, runs: int) -> None:
-    savers = upkeep.savers()
-    upkeep.wait_for_garbage()
-    beside = ["--execute", "True", "--grace", str(upkeep.grace / DAY), "--tasks", "2" if runs == 1 else "8"]
-    removed = [upkeep.run(*beside)["gc"]["removed"] for _ in range(runs)]
-    done = json.loads(savers.communicate()[0])
+    with upkeep.savers() as savers:
+        upkeep.wait_for_garbage()
+        beside = ["--execute", "True", "--grace", str(upkeep.grace / DAY), "--tasks", "2" if runs == 1 else "8"]
+        removed = [upkeep.run(*beside)["gc"]["removed"] for _ in range(runs)]
+        done = json.loads(savers.communicate()[0])
     assert savers.returncode == 0, done
     assert done["whole"]
     assert done["savers failed"] == 0

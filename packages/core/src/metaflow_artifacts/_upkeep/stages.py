@@ -17,6 +17,7 @@ from metaflow_artifacts._layout import SURVEYS
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.contents import Checked, check_prefixes, problems_of
+from metaflow_artifacts._upkeep.foreign_check import check_foreign
 from metaflow_artifacts._upkeep.garbage import Waiting, find_garbage, remove_garbage
 from metaflow_artifacts._upkeep.gc import GRACE, GcStats, begin_gc, refuse_again
 from metaflow_artifacts._upkeep.manifests import read_manifests
@@ -50,8 +51,6 @@ class Survey:
     """Files in them; 0 unless `whole`."""
     size: int
     """Bytes of content in them."""
-    foreign: int
-    """Artifacts of metaflow-checkpoint that were found."""
     problems: tuple[Problem, ...]
     """Manifests that are damaged."""
     notes: tuple[Note, ...]
@@ -138,7 +137,6 @@ def survey_store(
         artifacts=seen.artifacts,
         files=seen.files,
         size=seen.size,
-        foreign=len(strays.foreign.met),
         problems=tuple(seen.problems),
         notes=notes_on(store.storage, strays),
         refusal=seen.refusal,
@@ -189,6 +187,8 @@ def check_chunks(store: Store, survey: Survey, prefixes: Sequence[str], *, progr
 def finish_upkeep(store: Store, survey: Survey, swept: Iterable[Swept], checked: Iterable[Checked] = ()) -> Upkeep:
     """Put the results of all prefixes together, and remove the survey from the store, and what else a gc removes.
 
+    If chunks were checked, what metaflow-checkpoint has stored is checked here too, in this process.
+
     `swept` must have the results of `sweep_chunks` for all prefixes, unless the survey has a `refusal`; `checked` those
     of `check_chunks`, unless nothing was read. Raises InvalidInput for the survey of another store, and StorageError if
     the storage fails.
@@ -227,8 +227,9 @@ def _named(store: Store, survey: Survey, prefix: str) -> dict[bytes, int]:
 
 
 def _report(store: Store, survey: Survey, parts: Sequence[Checked]) -> CheckReport:
-    damages = [damage for part in parts for damage in part.damages]
-    problems = problems_of(store, damages, Strays(store.storage))
+    strays = Strays(store.storage)
+    problems = problems_of(store, [damage for part in parts for damage in part.damages], strays)
+    foreign, others = check_foreign(store.storage, strays, None, read=True)
     return CheckReport(
         artifacts=survey.artifacts,
         files=survey.files,
@@ -236,8 +237,8 @@ def _report(store: Store, survey: Survey, parts: Sequence[Checked]) -> CheckRepo
         chunks=sum(part.chunks for part in parts),
         stored=sum(part.stored for part in parts),
         read=sum(part.read for part in parts),
-        foreign=survey.foreign,
-        problems=(*survey.problems, *problems),
+        foreign=foreign,
+        problems=(*survey.problems, *problems, *others),
         notes=survey.notes,
     )
 
