@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,28 +190,6 @@ def test_du_by_step_label_and_age(run: Run, save: Aged) -> None:
     part = run("du", "--type", "checkpoint", "--json").json
     assert (part["stored"], part["unneeded"]) == (size, None)
     assert re.search(r"up to 1 week +1 +7 B +7 B\n", run("du", "--by", "age").out)
-
-
-@pytest.mark.skipif(find_spec("metaflow") is None, reason="users come from Metaflow's metadata")
-def test_du_by_user_asks_once_for_each_run(run: Run, save: Aged, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaflow.client import core
-    from metaflow.exception import MetaflowNotFound
-
-    asked = []
-
-    class Runs:
-        def __init__(self, pathspec: str, **_: Any) -> None:
-            asked.append(pathspec)
-            if pathspec == "Gone/1":
-                raise MetaflowNotFound("it was deleted")
-            self.system_tags = {"date:2026-01-01", "user:alice"}
-
-    monkeypatch.setattr(core, "Run", Runs)
-    for flow in ("F", "F", "Other", "Gone"):
-        save(1, flow=flow)
-    groups = run("du", "--by", "user", "--json").json["groups"]
-    assert [(group["user"], group["artifacts"]) for group in groups] == [("alice", 3), ("", 1)]
-    assert sorted(asked) == ["F/1", "Gone/1", "Other/1"]
 
 
 def test_options_may_stand_before_the_command(store: Store, save: Aged, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metaflow_artifacts import open_store
+from metaflow_artifacts._cli import main
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 
@@ -70,3 +72,28 @@ def test_the_configured_s3_datastore_is_listed(tmp_path: Path, content: Path, s3
     # The endpoint is Metaflow's, not boto3's.
     del environment["AWS_ENDPOINT_URL_S3"]
     assert key in ls(environment, "--root", root, where=tmp_path)
+
+
+def test_du_by_user_asks_once_for_each_run(
+    tmp_path: Path, content: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from metaflow.client import core
+    from metaflow.exception import MetaflowNotFound
+
+    asked = []
+
+    class Runs:
+        def __init__(self, pathspec: str, **_: Any) -> None:
+            asked.append(pathspec)
+            if pathspec == "Gone/1":
+                raise MetaflowNotFound("it was deleted")
+            self.system_tags = {"date:2026-01-01", "user:alice"}
+
+    monkeypatch.setattr(core, "Run", Runs)
+    store = open_store(tmp_path / "store")
+    for flow in ("F", "F", "Other", "Gone"):
+        store.save_model(content, pathspec=f"{flow}/1/train/2")
+    assert main(["du", "--by", "user", "--json", "--root", store.root]) == 0
+    groups = json.loads(capfd.readouterr().out)["groups"]
+    assert [(group["user"], group["artifacts"]) for group in groups] == [("alice", 3), ("", 1)]
+    assert sorted(asked) == ["F/1", "Gone/1", "Other/1"]
