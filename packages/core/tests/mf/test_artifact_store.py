@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +23,9 @@ from metaflow_artifacts import ArtifactError, ArtifactNotFound, ArtifactWarning,
 from metaflow_artifacts._mf import datastore, roots, stores
 from metaflow_artifacts._mf.artifact_store import ENVIRONMENT_VARIABLE, FlowStore, config_of, set_flow_store
 from metaflow_artifacts._mf.datastore import open_with, require_client, s3_client, store_of_flow
-from metaflow_artifacts._mf.store_config import StoreConfig, kind_of
+from metaflow_artifacts._mf.store_config import StoreConfig
 from metaflow_artifacts._mf.stores import default_store, store_for
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
-from metaflow_artifacts.testing.servers import S3Server
 from metaflow_extensions.artifacts_core.plugins.store_deco.api import artifact_store_from
 
 SECRET = "marker-81b5e0"
@@ -337,33 +335,6 @@ def test_a_store_of_a_config_works_in_a_worker_of_the_task(
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         saved = pool.submit(store.save_model, content).result()
     assert Path(store.load(saved, tmp_path / "out"), "content").read_text() == "x"
-
-
-def test_a_role_is_assumed_and_assumed_again_before_it_expires(
-    moto: S3Server, tmp_path: Path, content: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in moto.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto.endpoint)
-    role = "arn:aws:iam::123456789012:role/artifacts"
-    root = f"{moto.root}/{tmp_path.name}"
-    params = {"endpoint_url": moto.endpoint, "region_name": "us-east-1"}
-    config = StoreConfig.read(kind_of("s3", ""), {"root": root, "role_arn": role, "client_params": params}, "here")
-    client = s3_client(None, config)
-    credentials = client._request_signer._credentials
-    store = open_store(root, client=lambda: client)
-    saved = store.save_model(content)
-    first = credentials.get_frozen_credentials().access_key
-    assert first.startswith("ASIA")
-    # As time does: these expire in the next minute.
-    expiry = datetime.now(timezone.utc) + timedelta(minutes=1)
-    credentials._expiry_time = expiry
-    for answer in credentials._refresh_using.__self__._cache.values():
-        answer["Credentials"]["Expiration"] = expiry.isoformat()
-    assert Path(store.load(saved, tmp_path / "out"), "content").read_text() == "x"
-    second = credentials.get_frozen_credentials().access_key
-    assert second.startswith("ASIA")
-    assert second != first
 
 
 def test_a_role_without_credentials_to_assume_it_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -54,8 +54,9 @@ def test_without_a_datastore_the_error_names_the_option(tmp_path: Path) -> None:
 def test_a_configured_datastore_that_holds_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".metaflow").mkdir()
     command = [sys.executable, "-m", "metaflow_artifacts", "ls"]
-    environment = {**os.environ, "METAFLOW_HOME": str(tmp_path / "home"), "METAFLOW_DEFAULT_DATASTORE": "local"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("METAFLOW_")}
+    environment = {"METAFLOW_HOME": str(tmp_path / "home"), "METAFLOW_DEFAULT_DATASTORE": "local"}
+    done = subprocess.run(command, env={**clean, **environment}, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"nothing is stored at {tmp_path / '.metaflow'}" in done.stderr
 
