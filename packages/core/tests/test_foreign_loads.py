@@ -150,6 +150,18 @@ def test_content_of_another_size(store: Store, target: Store, tmp_path: Path, fo
     assert [problem.key for problem in check(store, [key]).problems] == [key]
 
 
+def test_a_tar_with_a_lost_header(store: Store, target: Store, tmp_path: Path) -> None:
+    whole = foreign.tar_of(FILES)
+    key = foreign.save_model(store.storage, whole[:1536] + bytes(512) + whole[2048:])
+    with pytest.raises(CorruptArtifact, match=rf"{key}.*its end mark is at byte 1536.*only="):
+        store.load(key, tmp_path / "out")
+    with pytest.raises(CorruptArtifact, match=key):
+        store.copy_to(target, [key])
+    store.load(key, tmp_path / "part", only="a.txt")
+    assert loaded(tmp_path / "part") == {"a.txt": b"a"}
+    assert [problem.key for problem in check(store, read=True).problems] == [key]
+
+
 @pytest.mark.parametrize("name", ["modèle.bin", "back\\slash", "new\nline"])
 def test_objects_that_no_key_names(store: Store, tmp_path: Path, name: str) -> None:
     """An empty one shows in no sum of sizes."""

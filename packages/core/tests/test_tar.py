@@ -202,6 +202,37 @@ def test_damage(data: bytes, says: str) -> None:
         tree_of(data)
 
 
+def zeroed(start: int, count: int) -> bytes:
+    """A tar of three files, with zeros in place of some bytes."""
+    data = packed(file("a"), file("b"), file("c"))
+    return data[:start] + bytes(count) + data[start + count :]
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        (zeroed(1024, 512), 1024),
+        (zeroed(1024, 2048) + bytes(2048), 1024),
+        (packed(file("a")) + packed(file("b")), 1024),
+        (packed(file("a"))[:1536] + b"more", 1024),
+        (packed(file("a")) + bytes(10240), 1024),
+    ],
+    ids=["a header", "all to the end", "two archives", "garbage", "too many zeros"],
+)
+def test_what_follows_an_end_mark_is_damage(data: bytes, end: int) -> None:
+    """Else a header that was lost would leave out all files after it in silence."""
+    tree = tree_of(data)
+    assert [one.path for one in tree.files] == ["a"]
+    assert tree.damage == (
+        f"its end mark is at byte {end} of {len(data)}, and should be the last: what follows cannot be read"
+    )
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (10240 - 2048,), (10240 - 1024, 1), (512, 20000, 7)])
+def test_no_damage_in_what_tarfile_writes(sizes: tuple[int, ...]) -> None:
+    assert tree_of(packed(*(file(str(n), b"x" * size) for n, size in enumerate(sizes)))).damage is None
+
+
 def extended(record: bytes, kind: bytes = b"x") -> bytes:
     """A tar of one file, with an extended header before it."""
     header = with_header(kind=kind, size=b"%011o\0" % len(record))[:512]

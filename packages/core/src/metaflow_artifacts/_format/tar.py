@@ -27,6 +27,8 @@ _MAX_GROWTH = 16
 """How many times the size of the archive its files may have: links to a file in it are files of the same content."""
 _MAX_LINKS = 40
 """How many links a link may lead through."""
+_RECORD = 20 * BLOCK
+"""Python's tarfile fills an archive with zeros to a multiple of this, after an end mark of two blocks."""
 
 Kind = Literal["file", "dir", "symlink", "hardlink", "other"]
 _KINDS: dict[bytes, Kind] = {
@@ -64,6 +66,8 @@ class TarTree:
     """Empty directories."""
     refused: dict[str, str]
     """Members that cannot be loaded, by their path, each with the reason."""
+    damage: str | None
+    """Why there may have been more members; None if there were no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ def read_tar(read: Callable[[int, int], bytes], size: int) -> TarTree:
     links: list[_Member] = []
     refused: dict[str, str] = {}
     seen: set[str] = set()
-    for count, member in enumerate(_members(read, size)):
+    ends: list[int] = []
+    for count, member in enumerate(_members(read, size, ends)):
         if count >= _MAX_MEMBERS:
             raise BadTar(f"it has more than {_MAX_MEMBERS} members")
         path = member.path
@@ -112,10 +117,20 @@ def read_tar(read: Callable[[int, int], bytes], size: int) -> TarTree:
         else:
             links.append(member)
     _resolve(files, dirs, links, refused)
-    return _tree(files, dirs, refused, size)
+    return _tree(files, dirs, refused, size, _damage(read, ends[0], size))
 
 
-def _tree(files: dict[str, TarFile], dirs: set[str], refused: dict[str, str], size: int) -> TarTree:
+def _damage(read: Callable[[int, int], bytes], end: int, size: int) -> str | None:
+    """What is wrong with an archive of `size` bytes whose end mark is at `end`.
+
+    A header that was lost to zeros looks like the end mark, and would leave out all that follows.
+    """
+    if size - end < 2 * BLOCK + _RECORD and not read(end, size - end).strip(b"\0"):
+        return None
+    return f"its end mark is at byte {end} of {size}, and should be the last: what follows cannot be read"
+
+
+def _tree(files: dict[str, TarFile], dirs: set[str], refused: dict[str, str], size: int, damage: str | None) -> TarTree:
     total = sum(file.size for file in files.values())
     if total > _MAX_GROWTH * size:
         raise BadTar(f"its links make {total} bytes of {size}, more than {_MAX_GROWTH} times as much")
@@ -125,7 +140,7 @@ def _tree(files: dict[str, TarFile], dirs: set[str], refused: dict[str, str], si
     problem = tree_problem([file.path for file in ordered], empty)
     if problem is not None:
         raise BadTar(f"its members are no tree ({problem})")
-    return TarTree(ordered, empty, refused)
+    return TarTree(ordered, empty, refused, damage)
 
 
 def _above(path: str) -> Iterator[str]:
@@ -194,7 +209,8 @@ def _expand(
         dirs.update(f"{path}/{one[len(below) :]}" for one in [*dirs] if one.startswith(below))
 
 
-def _members(read: Callable[[int, int], bytes], size: int) -> Iterator[_Member]:
+def _members(read: Callable[[int, int], bytes], size: int, ends: list[int]) -> Iterator[_Member]:
+    """The members of an archive. The position of the end mark is appended to `ends`."""
     position = 0
     more: dict[str, str] = {}
     while True:
@@ -202,6 +218,7 @@ def _members(read: Callable[[int, int], bytes], size: int) -> Iterator[_Member]:
         if len(block) < BLOCK:
             raise BadTar(f"it ends after {size} bytes, without its end mark: it is truncated")
         if not block.strip(b"\0"):
+            ends.append(position)
             return
         _demand_checksum(block, position)
         kind, length = block[156:157], _number(block[124:136], position)

@@ -150,7 +150,9 @@ def _manifest_of_tar(storage: Storage, found: ForeignArtifact) -> ForeignManifes
     except BadTar as error:
         raise CorruptArtifact(f"{storage.url(key)}: this tar cannot be loaded: {error}") from None
     listed = found.artifact["size"]
-    damage = None if info.size == listed else f"the tar has {info.size} bytes, and had {listed} when it was saved"
+    damage = tree.damage
+    if info.size != listed:
+        damage = f"the tar has {info.size} bytes, and had {listed} when it was saved"
     return _manifest(found, tree.files, tree.dirs, [key] * len(tree.files), tree.refused, damage)
 
 
