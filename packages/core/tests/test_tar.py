@@ -144,6 +144,7 @@ def test_members_that_cannot_be_loaded(member: tuple[str, bytes | str, bytes], s
         ([file("a"), file("a/b")], "one is a directory of another"),
         ([file("a"), ("a", b"", tarfile.DIRTYPE)], "one that is a file too"),
         ([link("out", "/etc"), file("out/passwd"), file("out")], "it has 'out' twice"),
+        ([file("d/x"), link("l", "d"), file("l/x", b"other")], "it has 'l/x' twice"),
         ([file("b", bytes(64 << 10)), *(link(f"l{n}", "b") for n in range(400))], "its links make"),
         ([("l", "t", tarfile.DIRTYPE), ("n", b"x", b"2")], "'n' is no file, and has 1 bytes"),
     ],
@@ -151,6 +152,36 @@ def test_members_that_cannot_be_loaded(member: tuple[str, bytes | str, bytes], s
 def test_archives_that_are_refused(members: list[tuple[str, bytes | str, bytes]], says: str) -> None:
     with pytest.raises(BadTar, match=re.escape(says)):
         tree_of(packed(*members))
+
+
+def test_links_lead_where_a_file_system_finds_it(tmp_path: Path) -> None:
+    """`..` after a link to a directory is above that directory."""
+    for name in ("x", "d1/x", "d1/d2/x", "d1/d2/y"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name, to in {
+        "s": "d1/d2",
+        "above": "s/../x",
+        "through": "s/y",
+        "twice": "above",
+        "d1/up": "../s/../../x",
+        "nowhere": "missing/../x",
+        "file": "x/../d1/x",
+        "out": "s/../../../x",
+        "round": "s/../../round",
+    }.items():
+        (tmp_path / name).symlink_to(to)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add(tmp_path, arcname="")
+    found = contents(out.getvalue())
+    assert found == {
+        **{path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()},
+        "s/x": b"d1/d2/x",
+        "s/y": b"d1/d2/y",
+    }
+    assert found["above"] == b"d1/x"
+    assert sorted(tree_of(out.getvalue()).refused) == ["file", "nowhere", "out", "round"]
 
 
 def test_a_link_to_a_directory_that_holds_a_link_out() -> None:
@@ -166,6 +197,19 @@ def test_directories_of_links_do_not_multiply() -> None:
     tree = tree_of(packed(*members))
     assert len(tree.files) == 3
     assert len(tree.refused) == 78
+
+
+def test_directories_of_links_do_not_fill_the_memory() -> None:
+    """Each of the empty files costs a long name for each link."""
+    members = [file(f"d/{n}", b"") for n in range(100)] + [link(f"{n}" + "n" * 3000, "d") for n in range(100)]
+    with pytest.raises(BadTar, match=r"its links make names of \d+ characters"):
+        tree_of(packed(*members))
+
+
+def test_many_links_to_directories() -> None:
+    """Each of them looks at its own directory alone: else this would take minutes."""
+    members = [one for n in range(5000) for one in (file(f"d{n}/a", b""), link(f"l{n}", f"d{n}"))]
+    assert len(tree_of(packed(*members)).files) == 10000
 
 
 def with_header(**fields: bytes) -> bytes:

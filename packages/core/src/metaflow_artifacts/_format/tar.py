@@ -8,9 +8,9 @@ out, duplicates and damage are errors for the whole archive; links out and devic
 from __future__ import annotations
 
 import os
-import posixpath
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from metaflow_artifacts._format.paths import path_problem, tree_problem
@@ -27,6 +27,10 @@ _MAX_GROWTH = 16
 """How many times the size of the archive its files may have: links to a file in it are files of the same content."""
 _MAX_LINKS = 40
 """How many links a link may lead through."""
+_MAX_TARGET = 4096
+"""Characters of a link's target. Systems follow none that is longer."""
+_MAX_PARTS = 2 * _MAX_TARGET
+"""Parts of paths that are still to be followed, where links lead through links."""
 _RECORD = 20 * BLOCK
 """Python's tarfile fills an archive with zeros to a multiple of this, after an end mark of two blocks."""
 
@@ -116,7 +120,7 @@ def read_tar(read: Callable[[int, int], bytes], size: int) -> TarTree:
             refused[path] = f"it is {member.target}"
         else:
             links.append(member)
-    _resolve(files, dirs, links, refused)
+    _resolve(files, dirs, links, refused, size)
     return _tree(files, dirs, refused, size, _damage(read, ends[0], size))
 
 
@@ -154,59 +158,105 @@ def _demand_path(path: str) -> None:
         raise BadTar(f"it has a member with a name that no artifact may have: {problem}")
 
 
-def _resolve(files: dict[str, TarFile], dirs: set[str], links: list[_Member], refused: dict[str, str]) -> None:
+def _resolve(
+    files: dict[str, TarFile], dirs: set[str], links: list[_Member], refused: dict[str, str], size: int
+) -> None:
     """Replace links by what they lead to. Those to directories come last: the files in these are known then."""
-    targets = {link.path: _target(link) for link in links}
-    to_directories: list[tuple[str, str]] = []
     every = set(dirs)
-    for path in (*files, *targets):
+    for path in (*files, *(link.path for link in links)):
         every.update(_above(path))
+    targets = {link.path: link for link in links}
+    to_directories: list[tuple[str, str]] = []
+    ends: dict[str, TarFile] = {}
     for link in links:
-        end: str | None = link.path
-        for _ in range(_MAX_LINKS):
-            if end not in targets:
-                break
-            end = targets[end]
-        if end is not None and end in files and end not in targets:
-            there = files[end]
-            files[link.path] = TarFile(link.path, there.size, there.mode, there.start)
+        end = _end(link, targets, every)
+        if end in files:
+            ends[link.path] = replace(files[end], path=link.path)
         elif end is not None and (end == "." or end in every) and link.kind == "symlink":
             to_directories.append((link.path, end))
         else:
             refused[link.path] = f"it is a link to {link.target!r}, which is not in the archive"
-    _expand(files, dirs, to_directories, refused)
+    files.update(ends)
+    _expand(files, dirs, to_directories, refused, size)
 
 
-def _target(link: _Member) -> str | None:
-    """The path in the archive that a link leads to; None if it leads out."""
-    if link.kind == "hardlink":
-        return link.target
-    if link.target.startswith("/"):
-        return None
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(link.path), link.target))
-    return None if path == ".." or path.startswith(("../", "/")) else path
+def _end(link: _Member, links: Mapping[str, _Member], directories: set[str]) -> str | None:
+    """The path in the archive that a link leads to, as a file system finds it; None if it leads out or nowhere.
+
+    `..` after a link to a directory leads to what is above that directory, not to what is above the link.
+    """
+    at, left = _step(link)
+    for _ in range(_MAX_LINKS):
+        while left:
+            if at and at not in directories:
+                return None
+            part = left.pop()
+            if part == "..":
+                if not at:
+                    return None
+                at = at.rpartition("/")[0]
+            elif part not in ("", "."):
+                at = f"{at}/{part}" if at else part
+                if at in links:
+                    break
+        else:
+            return at or "."
+        at, following = _step(links[at])
+        left += following
+        if len(left) > _MAX_PARTS:
+            return None
+    return None
+
+
+def _step(link: _Member) -> tuple[str, list[str]]:
+    """Where a link starts, and the parts of its target, the last one first. Those of one that leads out are `..`."""
+    if len(link.target) > _MAX_TARGET or link.target.startswith("/"):
+        return "", [".."]
+    # A hard link names a member.
+    start = link.path.rpartition("/")[0] if link.kind == "symlink" else ""
+    return start, link.target.split("/")[::-1]
 
 
 def _expand(
-    files: dict[str, TarFile], dirs: set[str], to_directories: list[tuple[str, str]], refused: dict[str, str]
+    files: dict[str, TarFile],
+    dirs: set[str],
+    to_directories: list[tuple[str, str]],
+    refused: dict[str, str],
+    size: int,
 ) -> None:
     """Give each link to a directory the files of that directory."""
-    linked = [path for path, _ in to_directories]
-    original = [*files.values()]
+    without = sorted([*(path for path, _ in to_directories), *refused])
+    original, directories = sorted(files), sorted(dirs)
+    length = 0
     for path, directory in to_directories:
         below = directory + "/"
-        if directory == "." or any(other.startswith(below) for other in (*linked, *refused)) or path.startswith(below):
+        if directory == "." or path.startswith(below) or any(_beginning(without, below)):
             refused[path] = f"it is a link to {directory!r}, a directory with such a link in it"
             continue
-        added = [file for file in original if file.path.startswith(below)]
-        if len(files) + len(added) > _MAX_MEMBERS:
-            raise BadTar(f"its links make more than {_MAX_MEMBERS} members")
-        for file in added:
-            copied = f"{path}/{file.path[len(below) :]}"
-            _demand_path(copied)
-            files[copied] = TarFile(copied, file.size, file.mode, file.start)
         dirs.add(path)
-        dirs.update(f"{path}/{one[len(below) :]}" for one in [*dirs] if one.startswith(below))
+        for paths in (original, directories):
+            for other in _beginning(paths, below):
+                copied = f"{path}/{other[len(below) :]}"
+                length += len(copied)
+                if max(len(files), len(dirs)) >= _MAX_MEMBERS:
+                    raise BadTar(f"its links make more than {_MAX_MEMBERS} members")
+                if length > _MAX_GROWTH * size:
+                    raise BadTar(f"its links make names of {length} characters, more than {_MAX_GROWTH} times its size")
+                _demand_path(copied)
+                if paths is directories:
+                    dirs.add(copied)
+                    continue
+                if copied in files:
+                    raise BadTar(f"it has {copied!r} twice")
+                files[copied] = replace(files[other], path=copied)
+
+
+def _beginning(paths: list[str], below: str) -> Iterator[str]:
+    """Those of sorted paths that begin with `below`."""
+    at = bisect_left(paths, below)
+    while at < len(paths) and paths[at].startswith(below):
+        yield paths[at]
+        at += 1
 
 
 def _members(read: Callable[[int, int], bytes], size: int, ends: list[int]) -> Iterator[_Member]:
