@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,29 @@ def test_directories_of_links_do_not_fill_the_memory() -> None:
     members = [file(f"d/{n}", b"") for n in range(100)] + [link(f"{n}" + "n" * 3000, "d") for n in range(100)]
     with pytest.raises(BadTar, match=r"its links make names of \d+ characters"):
         tree_of(packed(*members))
+
+
+def test_deep_directories_do_not_fill_the_memory() -> None:
+    """Each of these paths has 1,000 directories above it, whose names have a million characters."""
+    with pytest.raises(BadTar, match=r"its directories have names of \d+ characters"):
+        tree_of(packed(*(file(f"{n}/" + "a/" * 1000 + "f", b"") for n in range(20))))
+
+
+def test_extended_headers_do_not_fill_the_memory() -> None:
+    """What they say is kept until the next member, which may be far away."""
+    data = b""
+    for n in range(100):
+        record = b"100000 key%05d=" % n
+        record += b"v" * (99999 - len(record)) + b"\n"
+        header = with_header(kind=b"x", size=b"%011o\0" % len(record))[:512]
+        data += header + record.ljust(-(-len(record) // 512) * 512, b"\0")
+    data += with_header()
+    tracemalloc.start()
+    try:
+        assert [one.path for one in tree_of(data).files] == ["a"]
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_links_to_directories() -> None:

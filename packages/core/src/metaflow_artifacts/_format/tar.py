@@ -43,6 +43,9 @@ _KINDS: dict[bytes, Kind] = {
     b"2": "symlink",
     b"5": "dir",
 }
+_KNOWN = (b"path", b"linkpath", b"size")
+"""What an extended header says that counts here; the rest (times, owners, attributes) is not kept."""
+_SPARSE = b"GNU.sparse."
 _OTHERS = {b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
 
 
@@ -101,16 +104,20 @@ def read_tar(read: Callable[[int, int], bytes], size: int) -> TarTree:
     refused: dict[str, str] = {}
     seen: set[str] = set()
     ends: list[int] = []
+    length = 0
     for count, member in enumerate(_members(read, size, ends)):
         if count >= _MAX_MEMBERS:
             raise BadTar(f"it has more than {_MAX_MEMBERS} members")
         path = member.path
-        if member.kind == "dir":
-            if path not in ("", "."):
-                _demand_path(path)
-                dirs.add(path)
+        if member.kind == "dir" and path in ("", "."):
             continue
         _demand_path(path)
+        length += _length(path)
+        if length > _MAX_GROWTH * size:
+            raise BadTar(f"its directories have names of {length} characters, more than {_MAX_GROWTH} times its size")
+        if member.kind == "dir":
+            dirs.add(path)
+            continue
         if path in seen:
             raise BadTar(f"it has {path!r} twice")
         seen.add(path)
@@ -145,6 +152,11 @@ def _tree(files: dict[str, TarFile], dirs: set[str], refused: dict[str, str], si
     if problem is not None:
         raise BadTar(f"its members are no tree ({problem})")
     return TarTree(ordered, empty, refused, damage)
+
+
+def _length(path: str) -> int:
+    """About the characters of a path and of all directories above it."""
+    return len(path) * (2 + path.count("/")) // 2
 
 
 def _above(path: str) -> Iterator[str]:
@@ -237,7 +249,7 @@ def _expand(
         for paths in (original, directories):
             for other in _beginning(paths, below):
                 copied = f"{path}/{other[len(below) :]}"
-                length += len(copied)
+                length += _length(copied)
                 if max(len(files), len(dirs)) >= _MAX_MEMBERS:
                     raise BadTar(f"its links make more than {_MAX_MEMBERS} members")
                 if length > _MAX_GROWTH * size:
@@ -291,7 +303,7 @@ def _members(read: Callable[[int, int], bytes], size: int, ends: list[int]) -> I
 
 
 def _member(block: bytes, more: dict[str, str], length: int, start: int) -> _Member:
-    if any(name.startswith("GNU.sparse.") for name in more):
+    if any(name.startswith(_SPARSE.decode()) for name in more):
         block = block[:156] + b"S" + block[157:]
     path = more.get("path")
     if path is None:
@@ -333,11 +345,12 @@ def _extension(kind: bytes, data: bytes, position: int) -> dict[str, str]:
         name, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
         if end > len(data) or end <= at or not equals or data[end - 1 : end] != b"\n":
             raise BadTar(f"the header at byte {position} is damaged")
-        found[_text(name)] = value.decode("utf-8", "surrogateescape")
+        if name in _KNOWN or name.startswith(_SPARSE):
+            found[_text(name)] = value.decode("utf-8", "surrogateescape")
         at = end
     if kind == b"g":
-        if not found.keys().isdisjoint({"path", "linkpath", "size"}):
-            raise BadTar(f"the header at byte {position} gives all members one name or size")
+        if found:
+            raise BadTar(f"the header at byte {position} gives all members one name, size or form")
         return {}
     return found
 
