@@ -7,17 +7,19 @@ import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from faultlib import foreign
 
-from metaflow_artifacts import ArtifactNotFound, CorruptArtifact, InvalidReference, Store, TargetError
+from metaflow_artifacts import ArtifactNotFound, CorruptArtifact, InvalidReference, Store, TargetError, open_store
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store import copying
 from metaflow_artifacts._transfer import foreign as transfer
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts.errors import StorageError
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 FILES = {"a.txt": b"a", "sub/b.bin": bytes(range(256)), "sub/c.bin": b""}
 CHUNK = 64 << 10
@@ -162,16 +164,42 @@ def test_a_tar_with_a_lost_header(store: Store, target: Store, tmp_path: Path) -
     assert [problem.key for problem in check(store, read=True).problems] == [key]
 
 
-@pytest.mark.parametrize("name", ["modèle.bin", "back\\slash", "new\nline"])
-def test_objects_that_no_key_names(store: Store, tmp_path: Path, name: str) -> None:
-    """An empty one shows in no sum of sizes."""
+@pytest.mark.parametrize(
+    "name", ["modèle.bin", "back\\slash", "new\nline", "not UTF-8 \udcff", "/".join(["n" * 200] * 4)]
+)
+def test_objects_that_no_key_names(store: Store, target: Store, tmp_path: Path, name: str) -> None:
+    files = {**FILES, f"sub/{name}": b"content", name: b""}
     key = foreign.save_model(store.storage, FILES, "files")
-    Path(store.root, key, name).write_bytes(b"")
-    with pytest.raises(CorruptArtifact, match="its name has other characters than printable ASCII"):
-        store.load(key, tmp_path / "out")
-    store.load(key, tmp_path / "part", only=[*FILES])
-    assert loaded(tmp_path / "part") == FILES
-    assert [problem.key for problem in check(store, read=True).problems] == [key]
+    for path in files.keys() - FILES.keys():
+        at = Path(store.root, key, path)
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_bytes(files[path])
+    changed(store, key, b'"size": 257', b'"size": 264')
+    store.load(key, tmp_path / "out")
+    assert loaded(tmp_path / "out") == files
+    store.copy_to(target, [key])
+    target.load(key, tmp_path / "copied")
+    assert loaded(tmp_path / "copied") == files
+    assert store.read_file(key, f"sub/{name}", 2, 3) == b"nte"
+    assert check(store, read=True).ok
+    store.delete(key)
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
+
+
+def test_objects_on_s3_that_no_key_names(s3_server: SeaweedServer, tmp_path: Path) -> None:
+    root = f"{s3_server.root}/{uuid4().hex}"
+    store = open_store(root, client=s3_server.client)
+    key = foreign.save_model(store.storage, FILES, "files")
+    names = ("sub/modèle é.bin", "a?b#c%41+d", "new\nline")
+    bucket, prefix = root.removeprefix("s3://").split("/", 1)
+    for name in names:
+        s3_server.client().put_object(Bucket=bucket, Key=f"{prefix}/{key}/{name}", Body=name.encode())
+    total = 257 + sum(len(name.encode()) for name in names)
+    changed(store, key, b'"size": 257', b'"size": %d' % total)
+    store.load(key, tmp_path / "out")
+    assert loaded(tmp_path / "out") == {**FILES, **{name: name.encode() for name in names}}
+    store.delete(key)
+    assert [*store.storage.list_any("mf.models")] == []
 
 
 def test_a_tar_that_is_gone(store: Store, tmp_path: Path) -> None:

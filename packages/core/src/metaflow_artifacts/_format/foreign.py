@@ -48,7 +48,6 @@ __all__ = [
     "ForeignArtifact",
     "ForeignManifest",
     "Location",
-    "is_readable",
     "json_key",
     "json_prefix",
     "key_of_json",
@@ -70,7 +69,7 @@ _CHECKPOINT = re.compile(
     re.ASCII | re.DOTALL,
 )
 _READABLE = re.compile(r"[ -\[\]-~]+")
-"""What a storage can hold: printable ASCII without a backslash."""
+"""What a key can hold: printable ASCII without a backslash."""
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 """What stands for an encoded byte: a key with it is a misspelt one of ours, not one of metaflow-checkpoint."""
 _HEX12 = re.compile(r"[0-9a-f]{12}", re.ASCII)
@@ -157,11 +156,6 @@ def _place(root: str, flow: str, step: str, scope: str, task: str) -> Checkpoint
         # Snapshots for a whole flow, or for all: `mf:internal/huggingface-hub/registry:flow/<Flow>/`.
         return CheckpointPlace(task, scope, _NO_PLACE, _NO_PLACE, root)
     return CheckpointPlace(flow, step, scope, task, root)
-
-
-def is_readable(key: str) -> bool:
-    """Whether a storage reads the object of this name."""
-    return _READABLE.fullmatch(key) is not None
 
 
 def json_key(key: str) -> str:

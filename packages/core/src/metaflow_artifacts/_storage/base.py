@@ -198,8 +198,16 @@ class Storage(ABC):
         """
 
     def list_any(self, prefix: str) -> Iterator[ObjectInfo]:
-        """As `list`, also with objects of other programs whose names no key has: they cannot be read."""
+        """As `list`, also with objects of other programs whose names no key has."""
         return self.list(prefix)
+
+    def open_any(self, name: str, start: int = 0, length: int | None = None) -> AbstractContextManager[Reader]:
+        """As `open`, of an object that `list_any` gave. The caller makes sure that no part is empty, `.` or `..`."""
+        return self.open(name, start, length)
+
+    def delete_any(self, names: Iterable[str]) -> None:
+        """As `delete`, of objects that `list_any` gave. The caller makes sure of the same as for `open_any`."""
+        self.delete(names)
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:

@@ -104,7 +104,13 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[FileReader]:
-        path = self._path(key)
+        check_key(key)
+        with self.open_any(key, start, length) as reader:
+            yield reader
+
+    @contextlib.contextmanager
+    def open_any(self, name: str, start: int = 0, length: int | None = None) -> Iterator[FileReader]:
+        path, key = f"{self.root}/{name}", name
         if start < 0 or (length is not None and length < 0):
             raise InvalidInput(f"range of {key!r}: start {start} and length {length} must not be negative")
         try:
@@ -178,7 +184,12 @@ class LocalStorage(Storage):
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            path = self._path(key)
+            check_key(key)
+            self.delete_any([key])
+
+    def delete_any(self, names: Iterable[str]) -> None:
+        for name in names:
+            path = f"{self.root}/{name}"
             try:
                 os.unlink(path)
             except OSError as error:

@@ -180,7 +180,12 @@ class RemoteStorage(Storage):
     @contextlib.contextmanager
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[ObjectReader]:
         check_key(key)
-        reader = ObjectReader(self._requests, key, functools.partial(self._answer, key), start, length)
+        with self.open_any(key, start, length) as reader:
+            yield reader
+
+    @contextlib.contextmanager
+    def open_any(self, name: str, start: int = 0, length: int | None = None) -> Iterator[ObjectReader]:
+        reader = ObjectReader(self._requests, name, functools.partial(self._answer, name), start, length)
         try:
             yield reader
         finally:
@@ -266,6 +271,9 @@ class RemoteStorage(Storage):
 
     def delete(self, keys: Iterable[str]) -> None:
         self._deletes.delete(keys)
+
+    def delete_any(self, names: Iterable[str]) -> None:
+        self._deletes.delete(names, any_names=True)
 
     def touch(self, key: str, after: float = 0.0) -> bool:
         check_key(key)

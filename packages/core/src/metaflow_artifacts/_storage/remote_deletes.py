@@ -43,11 +43,14 @@ class Deletes:
         self._one_by_one = batch == 0
         self._batch = batch or 1000
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; a key that does not exist is no error. Raises the first error of a request."""
+    def delete(self, keys: Iterable[str], *, any_names: bool = False) -> None:
+        """Remove objects; a key that does not exist is no error. Raises the first error of a request.
+
+        With `any_names`, names that are no keys are taken too.
+        """
         remaining = iter(keys)
         while batch := list(itertools.islice(remaining, self._batch)):
-            for key in batch:
+            for key in () if any_names else batch:
                 check_key(key)
             if not self._one_by_one:
                 try:

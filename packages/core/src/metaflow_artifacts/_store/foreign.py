@@ -6,18 +6,18 @@ Nothing is written here; only `delete` removes what it is asked to.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from metaflow_artifacts._format.foreign import (
     JSON_BYTES,
     ForeignArtifact,
     ForeignManifest,
     Location,
-    is_readable,
     json_key,
     json_prefix,
     key_of_json,
@@ -39,9 +39,6 @@ from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.target import make_tree, open_target
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TargetError
-
-if TYPE_CHECKING:
-    import os
 
 __all__ = [
     "delete_foreign",
@@ -158,7 +155,7 @@ def _manifest_of_tar(storage: Storage, found: ForeignArtifact) -> ForeignManifes
 
 def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManifest:
     below = found.key + "/"
-    objects = sorted(storage.list_any(below), key=lambda info: info.key)
+    objects = sorted(storage.list_any(below), key=lambda info: os.fsencode(info.key))
     refused = {}
     files = []
     for info in objects:
@@ -166,8 +163,6 @@ def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManif
         problem = path_problem(path)
         if problem is not None:
             refused[path] = problem
-        elif not is_readable(info.key):
-            refused[path] = "its name has other characters than printable ASCII, and cannot be read"
         else:
             files.append(TarFile(path, info.size, 0o644, 0))
     problem = tree_problem([file.path for file in files], ())
@@ -323,7 +318,9 @@ def delete_foreign(storage: Storage, found: ForeignArtifact) -> None:
     if found.storage_format == "tar":
         storage.delete([found.key])
     else:
-        storage.delete(info.key for info in storage.list(found.key + "/"))
+        below = found.key + "/"
+        # What has an empty part, `.` or `..` in its name is none of its files.
+        storage.delete_any(info.key for info in storage.list_any(below) if path_problem(info.key[len(below) :]) is None)
     if found.task_json is not None:
         storage.delete([found.task_json])
     storage.delete([json_key(found.key)])

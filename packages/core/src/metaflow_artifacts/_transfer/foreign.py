@@ -69,7 +69,7 @@ def _blocks(storage: Storage, file: FileEntry, location: Location, part: Segment
         return
     block = memoryview(bytearray(min(_BLOCK_BYTES, left)))
     try:
-        with storage.open(location.key, location.start + part.start, left) as reader:
+        with storage.open_any(location.key, location.start + part.start, left) as reader:
             while left and (count := reader.readinto(block[:left])):
                 left -= count
                 yield block[:count]
