@@ -231,6 +231,23 @@ def test_json_that_is_damaged(store: Store, tmp_path: Path, old: bytes, new: byt
     assert [(problem.key, problem.kind) for problem in check(store).problems] == [(key, "manifest")]
 
 
+@pytest.mark.parametrize("flow", ["Modèle", "\\ud800", "\\u0000", "f" * 900, "a b"])
+def test_a_flow_whose_name_is_in_no_key(store: Store, target: Store, flow: str, tmp_path: Path) -> None:
+    """The JSON that lies at its task is removed if it can be there, and the other one in any case."""
+    key = foreign.save_model(store.storage, FILES)
+    changed(store, key, b'"Flow/', f'"{flow}/'.encode())
+    tasks = Path(store.root, "mf.models/models/metadata")
+    if flow in ("Modèle", "a b"):
+        (tasks / "Flow").rename(tasks / flow)
+    else:
+        shutil.rmtree(tasks)
+    store.copy_to(target, [key])
+    changed(store, key, b'"type": "model"', b'"type": "checkpoint"')
+    store.copy_to(Store(open_storage(tmp_path / "third")), [key])
+    store.delete(key)
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
+
+
 def test_no_room_in_the_target(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = foreign.save_model(store.storage, FILES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))

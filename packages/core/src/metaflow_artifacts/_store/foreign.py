@@ -119,10 +119,10 @@ def _is_key(key: str) -> bool:
 
 
 def _read(storage: Storage, at: str, key: str | None) -> ForeignArtifact | CorruptArtifact | None:
-    """The artifact that the JSON at `at` is about; None if it was deleted since it was listed."""
+    """The artifact that the JSON at `at` is about; None if it was deleted since it was listed, or `at` is no key."""
     try:
         return parse_json(storage.get(at, 0, JSON_BYTES + 1), key)
-    except ArtifactNotFound:
+    except (ArtifactNotFound, InvalidReference):
         return None
     except CorruptArtifact as error:
         return error
@@ -321,6 +321,7 @@ def delete_foreign(storage: Storage, found: ForeignArtifact) -> None:
         below = found.key + "/"
         # What has an empty part, `.` or `..` in its name is none of its files.
         storage.delete_any(info.key for info in storage.list_any(below) if path_problem(info.key[len(below) :]) is None)
-    if found.task_json is not None:
-        storage.delete([found.task_json])
+    if found.task_json is not None and path_problem(found.task_json) is None:
+        # Names of flows may have other characters than keys.
+        storage.delete_any([found.task_json])
     storage.delete([json_key(found.key)])
