@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faultlib import foreign
 from faultlib.watched import ForwardingStorage
 
 from metaflow_artifacts import Store
+from metaflow_artifacts._cli import upkeep
 from metaflow_artifacts._format.keys import CheckpointPlace, parse_key
 from metaflow_artifacts._layout import CHECKPOINTS
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
@@ -69,6 +73,39 @@ def test_a_malformed_key_deletes_nothing(store: Store, file: Path) -> None:
     with pytest.raises(InvalidReference):
         list(store.delete_all([key, "nothing"]))
     assert list(store.list()) == [key]
+
+
+def test_the_requests_for_one_artifact(remote: Store, proxy: FaultProxy, file: Path, tmp_path: Path) -> None:
+    """That the key may be one of metaflow-checkpoint costs none, unless nothing is there."""
+    first, second = (remote.save_model({"a": b"content"}) for _ in range(2))
+
+    def requests(call: Callable[[], object]) -> int:
+        proxy.requests.clear()
+        call()
+        return len(proxy.requests)
+
+    assert requests(lambda: remote.load(first["key"], tmp_path / "by key")) == 1
+    assert requests(lambda: remote.load(first, tmp_path / "by reference")) == 1
+    assert requests(lambda: remote.info(first)) == 1
+    assert requests(lambda: remote.delete(first["key"])) == 2
+    assert requests(lambda: remote.delete(second)) == 3
+    assert list(remote.list()) == []
+
+
+def test_a_command_that_deletes_many_makes_few_requests(
+    remote: Store, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = [remote.save_model({"a": b"content"})["key"] for _ in range(20)]
+    theirs = foreign.save_model(remote.storage, {"a": b"content"})
+    options = argparse.Namespace(execute=True, json=True)
+    proxy.requests.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "resolve", lambda options, keys, patterns: (remote, keys))
+        options.keys = [*ours, theirs]
+        assert upkeep._delete(options) == 0
+    assert json.loads(capsys.readouterr().out)["deleted"] == [*ours, theirs]
+    assert len(proxy.requests) < 20
+    assert list(remote.list()) == []
 
 
 def test_retention_makes_few_requests(remote: Store, proxy: FaultProxy, file: Path) -> None:

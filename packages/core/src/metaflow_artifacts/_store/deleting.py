@@ -27,10 +27,10 @@ _FEW = 16
 _Attempt = tuple[CheckpointPlace, str, int]
 
 
-def delete_artifact(storage: Storage, key: ModelKey | CheckpointKey) -> None:
-    """Remove an artifact. Raises ArtifactNotFound if nothing is stored there."""
+def delete_artifact(storage: Storage, key: ModelKey | CheckpointKey, exists: bool) -> None:
+    """Remove an artifact, of which the caller knows whether it exists. Raises ArtifactNotFound if it does not."""
     name = str(key)
-    if storage.stat(name) is None:
+    if not exists:
         raise ArtifactNotFound(f"nothing is stored at {storage.url(name)}: nothing was deleted")
     unneeded = [name]
     if isinstance(key, CheckpointKey):

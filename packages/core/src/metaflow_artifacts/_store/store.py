@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from metaflow_artifacts._format.foreign import ForeignArtifact, ForeignManifest, parse_any_key
+from metaflow_artifacts._format.foreign import ForeignArtifact, ForeignManifest
 from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.manifest import (
     Chunk,
@@ -316,23 +316,26 @@ class Store(StoredManifests, BackgroundModels):
             # A damaged artifact can be deleted; one that took the key since cannot, by the old reference.
             with suppress(CorruptArtifact):
                 self.head(parsed)
-        found = self.foreign_at(parsed.key)
+        exists, found = self._at(parsed)
         if found is not None:
             delete_foreign(self.storage, found)
         else:
-            delete_artifact(self.storage, parsed.parts)
+            delete_artifact(self.storage, parsed.parts, exists)
 
     def foreign_at(self, key: str) -> ForeignArtifact | None:
         """What metaflow-checkpoint has stored at a key; None if there is nothing, or an artifact of these packages.
 
         Raises CorruptArtifact if the JSON about it is damaged, StorageError.
         """
+        return self._at(ParsedReference.of(key))[1]
+
+    def _at(self, parsed: ParsedReference) -> tuple[bool, ForeignArtifact | None]:
+        """Whether there is an object at a key, and what metaflow-checkpoint has stored there. One read for ours."""
         try:
-            if not is_tar(self.storage.get(str(parse_any_key(key)), 0, TAR_BLOCK)):
-                return None
+            exists, is_other = True, is_tar(self.storage.get(parsed.own_key, 0, TAR_BLOCK))
         except ArtifactNotFound:
-            pass
-        return find(self.storage, key)
+            exists, is_other = False, True
+        return exists, find(self.storage, parsed.key) if is_other else None
 
     def delete_all(self, keys: Iterable[str]) -> Iterator[str]:
         """Remove artifacts with few requests: up to 1,000 manifests with one, where the storage can do that.
