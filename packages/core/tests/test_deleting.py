@@ -75,6 +75,16 @@ def test_a_malformed_key_deletes_nothing(store: Store, file: Path) -> None:
     assert list(store.list()) == [key]
 
 
+@pytest.mark.parametrize("others", [0, 20])
+def test_those_of_metaflow_checkpoint_are_deleted_whole(store: Store, others: int) -> None:
+    """A tar is an object at its key, like a manifest; of files there is none."""
+    ours = [store.save_model({"a": b"content"})["key"] for _ in range(others + 1)]
+    theirs = [foreign.save_model(store.storage, {"a": b"x"}, form, "odd label") for form in ("tar", "files")]
+    theirs.append(foreign.save_model(store.storage, {"a": b"x"}))
+    assert list(store.delete_all([*theirs, *ours])) == [*ours, *theirs]
+    assert list(store.storage.list("mf.models")) == []
+
+
 def test_the_requests_for_one_artifact(remote: Store, proxy: FaultProxy, file: Path, tmp_path: Path) -> None:
     """That the key may be one of metaflow-checkpoint costs none, unless nothing is there."""
     first, second = (remote.save_model({"a": b"content"}) for _ in range(2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 
@@ -12,11 +12,8 @@ from metaflow_artifacts._cli.output import escape, print_json, print_table, warn
 from metaflow_artifacts._cli.roots import is_pattern, missing_store, resolve, store_of
 from metaflow_artifacts._cli.selecting import PATTERN_HELP, matching, seconds
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB
-from metaflow_artifacts._store.deleting import stored_among
-from metaflow_artifacts._store.foreign import keys_of_foreign
-from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._store.deleting import delete_artifacts, stored_among
 from metaflow_artifacts._text import count_text, period_text, size_text, time_text
-from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, GcStats, gc
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
@@ -24,9 +21,6 @@ from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_ret
 from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["add_commands"]
-
-_FEW = 16
-"""Up to how many keys are read one by one, to see who has stored them. For more, there are three listings."""
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -181,11 +175,11 @@ def _delete(options: argparse.Namespace) -> int:
     if selects:
         refuse_unknown_needs(store.storage)
     found = matching(store.storage, texts)
-    theirs = list(dict.fromkeys((*found.foreign, *_foreign_among(store, found.given))))
+    theirs = list(dict.fromkeys((*found.foreign, *store.foreign_among(found.given))))
     given = [key for key in dict.fromkeys((*found.given, *found.listed)) if key not in set(theirs)]
     deleted = []
     with bar("delete") as progress:
-        own = store.delete_all(given) if execute else stored_among(store.storage, given)
+        own = delete_artifacts(store.storage, given) if execute else stored_among(store.storage, given)
         for key in chain(own, theirs):
             if execute and key in theirs:
                 store.delete(key)
@@ -205,15 +199,6 @@ def _delete(options: argparse.Namespace) -> int:
     elif not execute:
         print(f"\nwould delete {count_text(len(deleted), 'artifact')}; --execute does it")
     return 1 if missing else 0
-
-
-def _foreign_among(store: Store, keys: Sequence[str]) -> list[str]:
-    """Those of the keys at which metaflow-checkpoint has stored something."""
-    if len(keys) > _FEW:
-        foreign = {*keys_of_foreign(store.storage)}
-        keys = [key for key in keys if key in foreign]
-    found = ordered(store.storage, store.foreign_at, keys)
-    return [key for key, one in zip(keys, found, strict=True) if one is not None]
 
 
 def _retain(options: argparse.Namespace) -> int:

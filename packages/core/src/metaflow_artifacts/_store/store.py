@@ -48,6 +48,7 @@ from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.saving import file_entries, save_chunks
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.source import read_inline
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
@@ -62,6 +63,8 @@ __all__ = ["CHUNK_SIZE", "INLINE_LIMIT", "Store", "key_of", "open_store", "root_
 CHUNK_SIZE = 16 << 20
 """Bytes at which content is cut; `docs/performance.md` has the measurements."""
 
+_FEW = 16
+"""Up to how many keys are read one by one, to see who has stored what is there."""
 _SAVE_ATTEMPTS = 10
 """Most attempts of a save to store its chunks, while a concurrent gc removes some of them."""
 
@@ -329,6 +332,18 @@ class Store(StoredManifests, BackgroundModels):
         """
         return self._at(ParsedReference.of(key))[1]
 
+    def foreign_among(self, keys: Sequence[str]) -> Sequence[str]:
+        """Those of the keys at which metaflow-checkpoint has stored something. One read for each of up to 16 keys.
+
+        For more keys there are three listings, and a read for each that is found. Raises InvalidReference for a
+        malformed key, StorageError.
+        """
+        if len(keys) > _FEW:
+            foreign = {*keys_of_foreign(self.storage)}
+            keys = [key for key in keys if key in foreign]
+        found = ordered(self.storage, self.foreign_at, keys)
+        return [key for key, one in zip(keys, found, strict=True) if one is not None]
+
     def _at(self, parsed: ParsedReference) -> tuple[bool, ForeignArtifact | None]:
         """Whether there is an object at a key, and what metaflow-checkpoint has stored there. One read for ours."""
         try:
@@ -340,11 +355,16 @@ class Store(StoredManifests, BackgroundModels):
     def delete_all(self, keys: Iterable[str]) -> Iterator[str]:
         """Remove artifacts with few requests: up to 1,000 manifests with one, where the storage can do that.
 
-        Gives each key that was there, when it is gone, in the order given; nothing is removed before the first is asked
-        for. What a killed run leaves is whole. Raises InvalidReference for a malformed key, before anything is removed,
-        and StorageError if the datastore fails.
+        Gives each key that was there, when it is gone, in the order given, but those that metaflow-checkpoint has
+        stored last; nothing is removed before the first is asked for. What a killed run leaves is whole. Raises
+        InvalidReference for a malformed key, before anything is removed, and StorageError if the datastore fails.
         """
-        return delete_artifacts(self.storage, keys)
+        keys = [*dict.fromkeys(keys)]
+        theirs = dict.fromkeys(self.foreign_among(keys))
+        yield from delete_artifacts(self.storage, [key for key in keys if key not in theirs])
+        for key in theirs:
+            self.delete(key)
+            yield key
 
 
 def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._layout import checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo
 from metaflow_artifacts._store.checkpoints import created_at, newest_first, task_of
+from metaflow_artifacts._store.deleting import delete_artifacts
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.progress import Progress
@@ -266,7 +267,7 @@ def execute_retention(
     refuse_unknown_needs(store.storage)
     unneeded = {artifact["key"]: artifact for artifact in plan.delete}
     deleted: list[ModelArtifact] = []
-    for key in store.delete_all(unneeded):
+    for key in delete_artifacts(store.storage, unneeded):
         deleted.append(unneeded[key])
         if done is not None:
             done(unneeded[key])
