@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from faultlib import foreign
 
 from metaflow_artifacts import ArtifactNotFound, CorruptArtifact, InvalidReference, Store, TargetError, open_store
-from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._format.manifest import FileEntry
+from metaflow_artifacts._storage import Storage, open_storage
 from metaflow_artifacts._store import copying
 from metaflow_artifacts._transfer import foreign as transfer
 from metaflow_artifacts._transfer.progress import Progress
@@ -200,6 +203,32 @@ def test_objects_on_s3_that_no_key_names(s3_server: SeaweedServer, tmp_path: Pat
     assert loaded(tmp_path / "out") == {**FILES, **{name: name.encode() for name in names}}
     store.delete(key)
     assert [*store.storage.list_any("mf.models")] == []
+
+
+@pytest.mark.parametrize("form", ["tar", "files"])
+def test_what_is_replaced_while_it_is_read(
+    store: Store, target: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """metaflow-checkpoint writes over what is there: a load could get one file of each state."""
+    key = foreign.save_model(store.storage, {"a": b"first", "b": b"first"}, form)
+    blocks = transfer._blocks
+
+    def replacing(storage: Storage, file: FileEntry, *rest: Any) -> Iterator[memoryview]:
+        yield from blocks(storage, file, *rest)
+        after = {"a": b"other", "b": b"other"}
+        for name, data in {key: foreign.tar_of(after)}.items() if form == "tar" else after.items():
+            storage.put(name if form == "tar" else f"{key}/{name}", data)
+
+    monkeypatch.setattr(transfer, "_blocks", replacing)
+    with pytest.raises(CorruptArtifact, match=rf"{key}.*replaced or removed while it was read; load it again"):
+        store.load(key, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CorruptArtifact, match="while it was read"):
+        store.copy_to(target, [key])
+    assert [*target.list()] == []
+    monkeypatch.undo()
+    store.load(key, tmp_path / "out")
+    assert loaded(tmp_path / "out") == {"a": b"other", "b": b"other"}
 
 
 def test_a_tar_that_is_gone(store: Store, tmp_path: Path) -> None:

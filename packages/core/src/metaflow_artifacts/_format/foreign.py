@@ -110,6 +110,8 @@ class ForeignManifest(Manifest):
     damage: str | None = None
     """What is wrong with the artifact as a whole."""
     storage_format: str = "files"
+    modified: Mapping[str, float] | None = None
+    """When the objects with the content were written, by their keys; seconds since the epoch."""
 
 
 def parse_any_key(key: str) -> ModelKey | CheckpointKey:

@@ -10,7 +10,7 @@ from metaflow_artifacts._format.keys import CheckpointKey, parse_key
 from metaflow_artifacts._format.manifest import Chunk, FileEntry, Manifest, encode
 from metaflow_artifacts._format.plan import INLINE_LIMIT
 from metaflow_artifacts._format.reference import ModelArtifact, normalise_metadata, parse_reference
-from metaflow_artifacts._store.foreign import foreign_manifest, is_latest, refuse_partly
+from metaflow_artifacts._store.foreign import demand_unchanged, foreign_manifest, is_latest, refuse_partly
 from metaflow_artifacts._transfer.foreign import read_part, store_chunks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
@@ -54,6 +54,7 @@ def convert(
         chunks, digests, sent = store_chunks(
             source.storage, foreign, target.storage, target.chunk_size, refresh_after, progress
         )
+    demand_unchanged(source.storage, foreign, range(len(foreign.files)))
     files = [
         FileEntry(file.path, file.size, file.mode, file.offset, digests.get(number))
         for number, file in enumerate(foreign.files)

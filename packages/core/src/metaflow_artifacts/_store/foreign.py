@@ -42,6 +42,7 @@ from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, Invalid
 
 __all__ = [
     "delete_foreign",
+    "demand_unchanged",
     "find",
     "foreign_manifest",
     "foreign_of_task",
@@ -150,7 +151,7 @@ def _manifest_of_tar(storage: Storage, found: ForeignArtifact) -> ForeignManifes
     damage = tree.damage
     if info.size != listed:
         damage = f"the tar has {info.size} bytes, and had {listed} when it was saved"
-    return _manifest(found, tree.files, tree.dirs, [key] * len(tree.files), tree.refused, damage)
+    return _manifest(found, tree.files, tree.dirs, [key] * len(tree.files), tree.refused, damage, {key: info.modified})
 
 
 def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManifest:
@@ -172,7 +173,8 @@ def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManif
     damage = None
     if total != listed:
         damage = f"its {len(objects)} objects have {total} bytes, and {listed} were saved: one was removed or replaced"
-    return _manifest(found, files, [], [below + file.path for file in files], refused, damage)
+    modified = {info.key: info.modified for info in objects}
+    return _manifest(found, files, [], [below + file.path for file in files], refused, damage, modified)
 
 
 def _manifest(
@@ -182,6 +184,7 @@ def _manifest(
     keys: list[str],
     refused: dict[str, str],
     damage: str | None,
+    modified: dict[str, float],
 ) -> ForeignManifest:
     entries = []
     offset = 0
@@ -198,7 +201,26 @@ def _manifest(
         refused=refused,
         damage=damage,
         storage_format=found.storage_format,
+        modified=modified,
     )
+
+
+def demand_unchanged(storage: Storage, manifest: ForeignManifest, wanted: Iterable[int]) -> None:
+    """Raise CorruptArtifact if content of the files of these numbers was written since they were listed.
+
+    metaflow-checkpoint replaces objects: what was read of them could be of two states. One request for a tar, else a
+    listing. Raises StorageError.
+    """
+    key, before = manifest.artifact["key"], manifest.modified or {}
+    names = {manifest.locations[number].key for number in wanted}
+    if manifest.storage_format == "tar":
+        info = storage.stat(key)
+        now = {} if info is None else {key: info.modified}
+    else:
+        now = {info.key: info.modified for info in storage.list_any(key + "/")}
+    changed = sorted(name for name in names if now.get(name) != before.get(name))
+    if changed:
+        raise CorruptArtifact(f"{storage.url(changed[0])}: it was replaced or removed while it was read; load it again")
 
 
 class _Window:
@@ -257,6 +279,7 @@ def load_foreign(
         files = target.stage.files
         make_tree(files, (manifest.files[number].path for number in wanted), manifest.dirs if only is None else ())
         fetch_files(storage, [(manifest.files[n], manifest.locations[n]) for n in wanted], files, progress)
+        demand_unchanged(storage, manifest, wanted)
 
 
 def is_latest(storage: Storage, found: ForeignArtifact) -> bool:
