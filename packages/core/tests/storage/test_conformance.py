@@ -12,10 +12,11 @@ from uuid import uuid4
 import pytest
 import requests
 
-from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._storage import Storage, open_storage, remote
 from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._storage.gcs import GcsStorage
 from metaflow_artifacts._storage.s3 import S3Storage
+from metaflow_artifacts.errors import InvalidReference
 from metaflow_artifacts.testing._suite import Suite
 from metaflow_artifacts.testing.azurite import AzuriteServer, account_key
 from metaflow_artifacts.testing.conformance import ServerConformance, StorageConformance
@@ -103,7 +104,31 @@ class S3Hooks(Suite):
         return functools.partial(open_storage, storage.root, client=functools.partial(s3_client, *self.keys))
 
 
-class TestSeaweedFS(S3Hooks, StorageConformance):
+class AnyNames:
+    """Objects of other programs, whose names no key has."""
+
+    def test_they_are_read_and_deleted(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = ["d/modèle é.bin", "d/é?b#c%41+d&e", "d/" + "/".join(["n" * 200] * 4)]
+        with monkeypatch.context() as patch:
+            patch.setattr(remote, "check_key", lambda *_, **__: None)
+            for name in names:
+                storage.put(name, name.encode())
+        storage.put("d/key", b"key")
+        assert sorted(info.key for info in storage.list_any("d/")) == sorted([*names, "d/key"])
+        assert [info.key for info in storage.list("d/")] == ["d/key"]
+        for name in names:
+            block = memoryview(bytearray(1000))
+            with storage.open_any(name, 2) as reader:
+                assert bytes(block[: reader.readinto(block)]) == name.encode()[2:]
+            with pytest.raises(InvalidReference):
+                storage.get(name)
+            with pytest.raises(InvalidReference):
+                storage.delete([name])
+        storage.delete_any(names)
+        assert [info.key for info in storage.list_any("d/")] == ["d/key"]
+
+
+class TestSeaweedFS(AnyNames, S3Hooks, StorageConformance):
     many = 2_500
 
     @pytest.fixture
@@ -148,7 +173,7 @@ class TestRclone(S3Hooks, ServerConformance):
         return rclone
 
 
-class TestAzurite(StorageConformance):
+class TestAzurite(AnyNames, StorageConformance):
     many = 600
     broken: ClassVar[dict[str, str]] = {"test_wrong_digests_are_refused": "no digest is sent: Azure compares MD5 only"}
 
@@ -193,7 +218,7 @@ class TestAzurite(StorageConformance):
         return functools.partial(AzureStorage, storage.root, account_key, endpoint=storage.address.endpoint)
 
 
-class TestFakeGcs(StorageConformance):
+class TestFakeGcs(AnyNames, StorageConformance):
     # A page has a thousand.
     many = 1_100
     broken: ClassVar[dict[str, str]] = {
