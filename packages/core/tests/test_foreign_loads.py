@@ -231,6 +231,20 @@ def test_what_is_replaced_while_it_is_read(
     assert loaded(tmp_path / "out") == {"a": b"other", "b": b"other"}
 
 
+@pytest.mark.parametrize("form", ["tar", "files"])
+def test_a_label_that_begins_with_the_name_of_another_model(store: Store, tmp_path: Path, form: str) -> None:
+    outer = foreign.save_model(store.storage, FILES, "files")
+    inner = foreign.save_model(store.storage, {"b": b"inner"}, form, f"{outer.rpartition('/')[2]}/tuned")
+    assert inner.startswith(outer + "/")
+    store.load(outer, tmp_path / "outer")
+    assert loaded(tmp_path / "outer") == FILES
+    assert check(store, read=True).ok
+    store.delete(outer)
+    store.load(inner, tmp_path / "inner")
+    assert loaded(tmp_path / "inner") == {"b": b"inner"}
+    assert [*store.list()] == [inner]
+
+
 def test_a_tar_that_is_gone(store: Store, tmp_path: Path) -> None:
     key = foreign.save_model(store.storage, FILES)
     store.storage.delete([key])

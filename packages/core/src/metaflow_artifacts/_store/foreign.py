@@ -30,7 +30,7 @@ from metaflow_artifacts._format.paths import path_problem, tree_problem
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._format.tar import BadTar, TarFile, read_tar
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHECKPOINTS, checkpoint_prefix
-from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._storage.base import ObjectInfo, Storage
 from metaflow_artifacts._store.references import ParsedReference
 from metaflow_artifacts._store.selection import Patterns, patterns_of, select
 from metaflow_artifacts._text import size_text
@@ -156,7 +156,7 @@ def _manifest_of_tar(storage: Storage, found: ForeignArtifact) -> ForeignManifes
 
 def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManifest:
     below = found.key + "/"
-    objects = sorted(storage.list_any(below), key=lambda info: os.fsencode(info.key))
+    objects = sorted(_objects(storage, found.key, found.artifact["size"]), key=lambda info: os.fsencode(info.key))
     refused = {}
     files = []
     for info in objects:
@@ -175,6 +175,19 @@ def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManif
         damage = f"its {len(objects)} objects have {total} bytes, and {listed} were saved: one was removed or replaced"
     modified = {info.key: info.modified for info in objects}
     return _manifest(found, files, [], [below + file.path for file in files], refused, damage, modified)
+
+
+def _objects(storage: Storage, key: str, size: int | None) -> list[ObjectInfo]:
+    """The objects of an artifact that is stored as files. One listing if they have `size` bytes, else two.
+
+    A label may begin with the name of another model and a slash. That model has its key and objects below this one.
+    """
+    objects = list(storage.list_any(key + "/"))
+    if size == sum(info.size for info in objects):
+        return objects
+    inner = {other for info in storage.list(json_prefix(key + "/")) if (other := key_of_json(info.key)) is not None}
+    below = tuple(f"{other}/" for other in inner)
+    return [info for info in objects if info.key not in inner and not info.key.startswith(below)]
 
 
 def _manifest(
@@ -343,7 +356,9 @@ def delete_foreign(storage: Storage, found: ForeignArtifact) -> None:
     else:
         below = found.key + "/"
         # What has an empty part, `.` or `..` in its name is none of its files.
-        storage.delete_any(info.key for info in storage.list_any(below) if path_problem(info.key[len(below) :]) is None)
+        storage.delete_any(
+            info.key for info in _objects(storage, found.key, None) if path_problem(info.key[len(below) :]) is None
+        )
     if found.task_json is not None and path_problem(found.task_json) is None:
         # Names of flows may have other characters than keys.
         storage.delete_any([found.task_json])
