@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -24,10 +26,16 @@ emit("result", Run(sys.argv[1]).data.result)
 
 
 def free_port() -> int:
-    """A port that is free, and so is probably the next one, which a retry takes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free, as are the next ones, which retries take.
+
+    It is below those that the system gives to connections: one of these would take it before a retry begins.
+    """
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for number in range(port, port + 4):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            return port
 
 
 def run(runner: FlowRunner, file: str, nodes: int, kill_at: str = "") -> tuple[Any, str]:
