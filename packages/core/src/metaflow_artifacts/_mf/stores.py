@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from metaflow_artifacts._format.keys import CheckpointKey
 from metaflow_artifacts._mf.artifact_store import (
+    STORE_ROOT,
+    STORE_TYPE,
     config_of,
     inherited_store,
     open_block,
@@ -27,6 +29,7 @@ from metaflow_artifacts._mf.datastore import (
     store_at,
     store_of_flow,
 )
+from metaflow_artifacts._mf.store_config import kind_of
 from metaflow_artifacts._mf.task import TaskIdentity
 from metaflow_artifacts.errors import (
     ArtifactError,
@@ -47,8 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["default_store", "pointing_to_blocks", "store_for", "store_of_block", "store_of_metadata"]
 
-_FOREIGN_TYPES = {"s3-compatible": "s3", "coreweave": "s3"}
-"""Types of datastores that metaflow-checkpoint adds, as ours."""
 _FIRST_LOOKUP_S = 5.0
 """Seconds to wait for the root that a reference names, which may be gone, before the configured store is asked."""
 _HINT = "; what a flow with @with_artifact_store has saved is used in `with artifact_store_from(run=…, config=…)`"
@@ -105,15 +106,16 @@ def store_of_metadata(metadata: Mapping[str, str]) -> Store:
     An open block of `artifact_store_from` takes its place.
 
     It is the configured one if the metadata names none, or a local directory that is not on this machine. Raises
-    StorageError.
+    StorageError, and InvalidInput for a type that is unknown.
     """
     block = store_of_block()
     if block is not None:
         return block
-    for prefix in ("artifact-store-ds", "ds"):
-        kind, root = metadata.get(f"{prefix}-type"), metadata.get(f"{prefix}-root")
+    for type_field, root_field in ((STORE_TYPE, STORE_ROOT), ("ds-type", "ds-root")):
+        kind, root = metadata.get(type_field), metadata.get(root_field)
         if kind and root and (kind != "local" or os.path.isdir(root)):
-            return store_at(_FOREIGN_TYPES.get(kind, kind), root)
+            # metaflow-checkpoint has more names for types than Metaflow.
+            return store_at(kind_of(kind, f"the task's {STORE_TYPE}") if type_field == STORE_TYPE else kind, root)
     return default_store()
 
 
