@@ -40,6 +40,9 @@ def is_here(python: str) -> bool:
 
 
 select_pyenv_versions()
+# Where a machine sets this, each of the thousands of processes that tests start would compile Metaflow anew: half of
+# their time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 HERE = [python for python in PYTHONS if python == CURRENT or is_here(python)]
 
 nox.needs_version = ">=2025.2"

@@ -97,8 +97,8 @@ def objects(store: Store) -> set[str]:
     return {info.key for info in store.storage.list("") if not info.key.startswith("mf.artifacts/gc/")}
 
 
-@pytest.mark.parametrize("runs", [1, pytest.param(5, marks=pytest.mark.long)])
-def test_the_flow_beside_savers_leaves_what_the_command_leaves(upkeep: Upkeep, tmp_path: Path, runs: int) -> None:
+def run_beside_savers(upkeep: Upkeep, runs: int) -> None:
+    """Run the flow so often, while others save, load and delete."""
     with upkeep.savers() as savers:
         upkeep.wait_for_garbage()
         beside = ["--execute", "True", "--grace", str(upkeep.grace / DAY), "--tasks", "2" if runs == 1 else "8"]
@@ -109,7 +109,20 @@ def test_the_flow_beside_savers_leaves_what_the_command_leaves(upkeep: Upkeep, t
     assert done["savers failed"] == 0
     assert sum(removed) > 0
 
-    # A copy of what the savers have left, for the command.
+
+@pytest.mark.parametrize("runs", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(5, marks=pytest.mark.long)])
+def test_the_flow_leaves_what_the_command_leaves(upkeep: Upkeep, tmp_path: Path, runs: int) -> None:
+    """Beside savers too, which take part in all but 0 runs."""
+    if runs:
+        run_beside_savers(upkeep, runs)
+    else:
+        for number in range(4):
+            (tmp_path / "weights").write_bytes(os.urandom(1 << 20))
+            saved = upkeep.store.save_model(tmp_path / "weights")
+            if number % 2:
+                upkeep.store.delete(saved)
+
+    # A copy, for the command.
     copy = Store(open_storage(tmp_path / "copy"))
     for key in objects(upkeep.store):
         copy.storage.put(key, upkeep.store.storage.get(key))

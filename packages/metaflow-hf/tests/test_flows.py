@@ -40,9 +40,9 @@ def runner(tmp_path: Path, hub: Hub) -> FlowRunner:
     return FlowRunner(tmp_path, environment(hub))
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
 def on_each(request: pytest.FixtureRequest, tmp_path: Path, hub: Hub) -> FlowRunner:
-    """Runs with either datastore."""
+    """Runs with either datastore, of which S3 is tried seldom: it hardly matters to what depends on the Hub."""
     variables = environment(hub)
     if request.param == "s3":
         server: SeaweedServer = request.getfixturevalue("s3_server")
@@ -50,10 +50,6 @@ def on_each(request: pytest.FixtureRequest, tmp_path: Path, hub: Hub) -> FlowRun
         variables["METAFLOW_DATASTORE_SYSROOT_S3"] = f"{server.root}/{uuid4().hex}"
         variables["METAFLOW_DEFAULT_DATASTORE"] = "s3"
     return FlowRunner(tmp_path, variables)
-
-
-seldom_on_s3 = pytest.mark.parametrize("on_each", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
-"""For what depends on the Hub, and hardly on the datastore."""
 
 
 @pytest.fixture
@@ -78,74 +74,6 @@ def test_snapshots_are_kept_in_the_artifact_store_of_the_flow(runner: FlowRunner
     (key,) = open_store(store).list(f"{HUB}/checkpoints/artifacts/")
     assert result.fact("url") == f"{store}/{key}"
     assert [path.name for path in Path(runner.local_root).iterdir()] == ["StoreFlow"]
-
-
-@pytest.fixture
-def first(on_each: FlowRunner, repo: Repo) -> Result:
-    """A run that has downloaded the repo."""
-    return on_each.run(FLOWS / "reference_flow.py")
-
-
-@seldom_on_s3
-def test_a_run_downloads_each_file_once_and_keeps_a_plain_reference(first: Result, hub: Hub, repo: Repo) -> None:
-    reference = first.fact("reference")
-    assert first.fact("plain") is True
-    assert first.fact("files") == SIZES
-    assert reference["key"].startswith(f"{HUB}/checkpoints/artifacts/ReferenceFlow/start/")
-    assert reference["type"] == "checkpoint"
-    assert reference["size"] == sum(SIZES.values())
-    assert reference["pathspec"] == f"ReferenceFlow/{first.run_id}/start/{reference['pathspec'].split('/')[-1]}"
-    assert reference["label"] == "ReferenceFlow_start"
-    assert reference["metadata"]["commit"] == repo.refs["main"]
-    assert hub.fetched() == dict.fromkeys(SIZES, 1)
-    assert any(line.startswith("[@huggingface_hub] Downloading org/name at main, commit ") for line in first.lines)
-
-
-@seldom_on_s3
-def test_the_next_run_makes_one_small_request(first: Result, on_each: FlowRunner, hub: Hub) -> None:
-    with hub.counting() as requests:
-        again = on_each.run(FLOWS / "reference_flow.py")
-    assert requests == {"info": 1}
-    assert again.fact("reference")["key"] == first.fact("reference")["key"]
-    assert again.fact("files") == SIZES
-
-
-@seldom_on_s3
-def test_a_run_offline_makes_no_request(first: Result, on_each: FlowRunner, hub: Hub) -> None:
-    with hub.counting() as requests:
-        offline = on_each.with_environment(HF_HUB_OFFLINE="1").run(FLOWS / "reference_flow.py")
-    assert not requests
-    assert offline.fact("reference")["key"] == first.fact("reference")["key"]
-
-
-@seldom_on_s3
-def test_a_run_without_the_hub_uses_the_stored_snapshot(
-    first: Result, on_each: FlowRunner, hub: Hub, repo: Repo
-) -> None:
-    hub.down()
-    down = on_each.run(FLOWS / "reference_flow.py")
-    reference = first.fact("reference")
-    assert down.fact("reference")["key"] == reference["key"]
-    assert f"using commit {repo.refs['main'][:12]}, stored {reference['created_on']}" in down.output
-
-
-@seldom_on_s3
-def test_of_a_new_commit_only_changed_files_are_downloaded(
-    first: Result, on_each: FlowRunner, hub: Hub, repo: Repo
-) -> None:
-    repo.commit({"config.json": b"new", "weights.bin": lfs(WEIGHTS)})
-    hub.clear()
-    changed = on_each.run(FLOWS / "reference_flow.py")
-    assert hub.fetched() == {"config.json": 1}
-    assert changed.fact("files") == {**SIZES, "config.json": 3}
-
-
-@seldom_on_s3
-def test_force_download_downloads_every_file_again(first: Result, on_each: FlowRunner, hub: Hub) -> None:
-    hub.clear()
-    forced = on_each.run(FLOWS / "reference_flow.py", "--force", "True")
-    assert forced.fact("reference")["key"] != first.fact("reference")["key"]
-    assert hub.fetched() == dict.fromkeys(SIZES, 1)
 
 
 @pytest.mark.long
@@ -194,7 +122,6 @@ def test_each_form_of_load_gives_the_files(runner: FlowRunner, hub: Hub) -> None
     assert runner.leftovers() == []
 
 
-@seldom_on_s3
 def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
     tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 8
     runner = on_each.with_environment(TASKS=str(tasks))
@@ -238,6 +165,8 @@ def test_passing_failures_of_the_hub_are_retried(runner: FlowRunner, hub: Hub, r
     result = runner.run(FLOWS / "reference_flow.py")
     assert result.fact("files") == SIZES
     assert sum("trying again" in line for line in result.lines) == 4
+    # A step without a card gets none.
+    assert not list(runner.directory.rglob("*.html"))
 
 
 def test_a_killed_download_leaves_no_snapshot_and_delays_nobody(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
@@ -271,15 +200,13 @@ def card_of(runner: FlowRunner, step: str) -> str:
     return max(cards, key=lambda path: path.stat().st_mtime).read_text()
 
 
-def test_the_card_shows_what_was_downloaded(runner: FlowRunner, repo: Repo) -> None:
+def test_the_card_shows_what_was_downloaded_and_why_a_stored_snapshot_was_used(
+    runner: FlowRunner, hub: Hub, repo: Repo
+) -> None:
     runner.run(FLOWS / "reference_flow.py", "--with", "card")
     card = card_of(runner, "start")
     for text in ("org/name from the Hub", repo.refs["main"], "weights.bin", "1.9 MiB", "sub/vocab.txt", "done"):
         assert text in card
-
-
-def test_the_card_says_why_a_stored_snapshot_was_used(runner: FlowRunner, hub: Hub, repo: Repo) -> None:
-    runner.run(FLOWS / "reference_flow.py")
     hub.down()
     runner.run(FLOWS / "reference_flow.py", "--with", "card")
     card = card_of(runner, "start")
@@ -294,11 +221,6 @@ def test_a_step_that_fails_has_a_card(runner: FlowRunner, hub: Hub, repo: Repo) 
     assert "failed" in card
     assert "No repo was asked for" in card
     assert '<div class="message">HubDenied: org/name at none: ' in card
-
-
-def test_a_step_without_a_card_has_none(runner: FlowRunner, repo: Repo) -> None:
-    runner.run(FLOWS / "reference_flow.py")
-    assert not list(runner.directory.rglob("*.html"))
 
 
 @pytest.mark.parametrize(

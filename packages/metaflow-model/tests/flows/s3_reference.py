@@ -1,21 +1,31 @@
-"""Loads a reference from a datastore that is not that of the run, in a step with and a step without @model."""
+"""Saves a model; with a reference, what that leads to, which is not in the datastore of the run."""
 
 import os
 
 from metaflow import FlowSpec, JSONType, Parameter, current, load_model, model, step
 
+from metaflow_artifacts import ArtifactNotFound
 from metaflow_artifacts.testing.flows import emit
 
 
 class S3ReferenceFlow(FlowSpec):
-    reference = Parameter("reference", type=JSONType)
+    reference = Parameter("reference", type=JSONType, default="null")
 
-    @model(load="reference")
+    @model(load="reference", best_effort_load=True)
     @step
     def start(self):
-        first = current.model.loaded["reference"]
-        emit("loaded", [os.listdir(first), os.listdir(current.model.load(self.reference))])
-        self.saved = current.model.save(first)
+        source = current.model.loaded.get("reference")
+        if source is None:
+            source = "content"
+            with open(source, "w") as file:
+                file.write("kept")
+        else:
+            emit("loaded", [os.listdir(source), os.listdir(current.model.load(self.reference))])
+            try:
+                current.model.load(self.reference["key"])
+            except ArtifactNotFound as error:
+                emit("by key", str(error))
+        self.saved = current.model.save(source)
         emit("saved", self.saved)
         self.next(self.end)
 
