@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import hashlib
 import os
 import re
 import subprocess
@@ -62,6 +65,7 @@ def uv(*arguments: object) -> None:
 class Environment:
     """A virtual environment, and a home directory and local datastore of its own."""
 
+    venv: Path
     directory: Path
 
     @property
@@ -70,9 +74,8 @@ class Environment:
 
     @property
     def variables(self) -> dict[str, str]:
-        bin_directory = self.directory / "venv" / "bin"
         return {
-            "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{self.venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(self.home),
             "METAFLOW_USER": "tester",
             "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(self.home),
@@ -80,7 +83,7 @@ class Environment:
 
     def python(self, *arguments: object, cwd: Path | None = None, **variables: str) -> str:
         """Run this environment's Python, with none of the outer environment's variables; what it printed."""
-        command = [self.directory / "venv" / "bin" / "python", *arguments]
+        command = [self.venv / "bin" / "python", *arguments]
         done = subprocess.run(
             [str(part) for part in command],
             cwd=cwd or self.home,
@@ -138,16 +141,37 @@ def hub(served: Path) -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def unrelated_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of an extension that has nothing to do with ours, built by setuptools as most are."""
-    project = tmp_path_factory.mktemp("acme")
-    write_files(project, UNRELATED)
-    uv("build", "-q", "--wheel", "--out-dir", project / "dist", project)
-    return next((project / "dist").glob("*.whl"))
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`once(name, make)` is a directory that `make` has filled, in one of the processes of pytest-xdist for all."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def filled(name: str, make: Callable[[Path], None]) -> Path:
+        directory, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(directory)
+                done.touch()
+        return directory
+
+    return filled
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+def unrelated_wheel(once: Callable[..., Path]) -> Path:
+    """The wheel of an extension that has nothing to do with ours, built by setuptools as most are."""
+
+    def make(project: Path) -> None:
+        write_files(project, UNRELATED)
+        uv("build", "-q", "--wheel", "--out-dir", project / "dist", project)
+
+    return next((once("acme", make) / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def environment(once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
     """Makes an environment of requirements: our wheels by their names, others by theirs or by path."""
     made: dict[tuple[object, ...], Environment] = {}
 
@@ -155,20 +179,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Envir
         """With `held`, at the versions that are held for development; else at the newest that fit."""
         key = (held, *requirements)
         if key not in made:
-            new = Environment(tmp_path_factory.mktemp("environment"))
-            new.home.mkdir()
-            uv("venv", "-q", "--python", sys.executable, new.directory / "venv")
-            found = [WHEELS.get(requirement, requirement) for requirement in requirements]
-            # Core is never asked for: what depends on it brings it, this build of it and not one in uv's cache.
-            options = [
-                "--find-links",
-                FOLDER,
-                "--refresh-package",
-                "metaflow-artifacts",
-                *([] if held else ["--no-config"]),
-            ]
-            uv("pip", "install", "-q", "--python", new.directory / "venv", *options, *found)
-            made[key] = new
+            name = "venv-" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+            venv = once(name, functools.partial(install, requirements, held))
+            made[key] = Environment(venv, tmp_path_factory.mktemp("environment"))
+            made[key].home.mkdir()
         return made[key]
 
     return make
+
+
+def install(requirements: tuple[object, ...], held: bool, venv: Path) -> None:
+    uv("venv", "-q", "--clear", "--python", sys.executable, venv)
+    found = [WHEELS.get(requirement, requirement) for requirement in requirements]
+    # Core is never asked for: what depends on it brings it, this build of it and not one in uv's cache.
+    options = ["--find-links", FOLDER, "--refresh-package", "metaflow-artifacts", *([] if held else ["--no-config"])]
+    uv("pip", "install", "-q", "--python", venv, *options, *found)

@@ -68,11 +68,11 @@ def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_pat
 @pytest.mark.parametrize(
     ("scenario", "moments"),
     [
-        ("save", 10),
         ("checkpoint", 5),
-        ("gc", 4),
-        ("copy", 4),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in (("load", 4), ("delete", 8), ("retain", 5))),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("save", 10), ("load", 4), ("gc", 4), ("delete", 8), ("retain", 5), ("copy", 4))
+        ),
     ],
 )
 def test_a_kill_before_a_request_to_s3_leaves_the_store_whole(

@@ -78,7 +78,7 @@ def save_at_once(root: str, trees: list[Path], kinds: list[str], environment: di
     return outputs
 
 
-@pytest.mark.parametrize(("savers", "where"), [(20, "local"), (8, "direct")])
+@pytest.mark.parametrize(("savers", "where"), [(20, "local"), pytest.param(8, "direct", marks=pytest.mark.long)])
 def test_savers_of_the_same_content_store_it_once(
     request: pytest.FixtureRequest, tree: Path, tmp_path: Path, outcomes: Outcomes, savers: int, where: str
 ) -> None:
@@ -121,7 +121,7 @@ def trees(tmp_path: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("where", ["local", "s3_server", "moto"])
+@pytest.mark.parametrize("where", ["local", "s3_server", pytest.param("moto", marks=pytest.mark.long)])
 def test_savers_of_one_task_never_overwrite_each_other(
     request: pytest.FixtureRequest, trees: list[Path], tmp_path: Path, outcomes: Outcomes, where: str
 ) -> None:
@@ -151,7 +151,7 @@ def test_checkpoints_are_refused_on_a_server_without_conditional_writes(
     outcomes.record(SECTION, "four savers of different models: on rclone", "each reference loads what its saver saved")
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_a_gc_beside_savers_removes_nothing_that_is_needed(
     request: pytest.FixtureRequest, tmp_path: Path, outcomes: Outcomes, where: str
 ) -> None:
