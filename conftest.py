@@ -11,7 +11,7 @@ pytest_plugins = ["metaflow_artifacts.testing.pytest_plugin"]
 
 
 # Fixtures of tests that start many processes, and take seconds.
-_SLOW = {"cloud", "either", "environment", "make", "on_each", "runner", "s3_runner"}
+_SLOW = {"cloud", "either", "environment", "here", "home", "make", "on_each", "runner", "s3_runner"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

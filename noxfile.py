@@ -302,11 +302,7 @@ def clouds(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation: its snippets, as a reader with all four packages runs them, and its tables."""
     install(session, *DISTRIBUTIONS, groups=("test",))
-    if session.posargs:
-        session.run("pytest", "tests/docs", "tests/peer", *session.posargs)
-        return
-    session.run("pytest", *PARALLEL, "tests/docs")
-    session.run("pytest", "tests/peer")
+    session.run("pytest", *PARALLEL, "tests/docs", "tests/peer", *session.posargs)
 
 
 @nox.session

@@ -32,7 +32,9 @@ LARGE = 40 << 20
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "origin" in metafunc.fixturenames:
         made = ["made", "made-s3"] if metafunc.config.getoption("--peer", default=None) else []
-        metafunc.parametrize("origin", ["recorded", "recorded-s3", *made], scope="module")
+        # One process runs all tests of a store: they share it.
+        origins = [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in ("recorded", "recorded-s3", *made)]
+        metafunc.parametrize("origin", origins, scope="module")
 
 
 @pytest.fixture(scope="module")

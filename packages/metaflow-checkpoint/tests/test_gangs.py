@@ -59,7 +59,6 @@ def test_gangs_stay_in_step(request: pytest.FixtureRequest, flows: Path, seed: i
     assert_in_step(runner, 3, kills)
 
 
-@pytest.mark.long
 def test_resume_and_eager_keep_a_gang_in_step(runner: FlowRunner, flows: Path) -> None:
     runner = runner.with_late_workers(1).with_environment(DEATHS=json.dumps({"0": [1, 2]}), RETRIES="0")
     runner.run(flows / "gang_flow.py", fails=True)

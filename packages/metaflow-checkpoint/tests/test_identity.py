@@ -11,28 +11,18 @@ import pytest
 from metaflow_artifacts.testing.flows import FlowRunner, Result
 
 
-@pytest.fixture
-def nested(runner: FlowRunner, flows: Path) -> Result:
-    """A run in which each task of nested foreaches has saved, failed, and been tried again."""
-    return runner.run(flows / "places_flow.py")
+def test_each_value_of_nested_foreaches_resumes_from_its_own(runner: FlowRunner, flows: Path) -> None:
+    places = [list(place) for place in itertools.product("ab", ["0.30000000000000004", "0.3"])]
+    first = runner.run(flows / "places_flow.py")
+    assert sorted(place for place, attempt in first.facts("nothing") if attempt == 0) == sorted(places)
+    assert sorted(mine for mine, content, _, _ in first.facts("found") if mine == content) == sorted(places)
+    assert len({identifier for _, _, identifier in first.facts("listed")}) == 4
+    assert sorted(count for _, count, _ in first.facts("listed")) == [1] * 4 + [2] * 4
 
-
-PLACES = [list(place) for place in itertools.product("ab", ["0.30000000000000004", "0.3"])]
-
-
-def test_each_value_of_nested_foreaches_resumes_from_its_own(nested: Result) -> None:
-    assert sorted(place for place, attempt in nested.facts("nothing") if attempt == 0) == sorted(PLACES)
-    assert sorted(mine for mine, content, _, _ in nested.facts("found") if mine == content) == sorted(PLACES)
-    assert len({identifier for _, _, identifier in nested.facts("listed")}) == 4
-    assert sorted(count for _, count, _ in nested.facts("listed")) == [1] * 4 + [2] * 4
-
-
-@pytest.mark.long
-def test_another_run_finds_what_was_saved_for_the_same_values(runner: FlowRunner, flows: Path, nested: Result) -> None:
-    """Where the values come in another order."""
+    # Another run, where the values come in another order, finds what the first one saved for the same values.
     again = runner.with_environment(POLICY="eager", STEADY="1", REORDERED="1").run(flows / "places_flow.py")
-    assert sorted(mine for mine, content, _, _ in again.facts("found") if mine == content) == sorted(PLACES)
-    assert all(pathspec.split("/")[1] == nested.run_id for _, _, _, pathspec in again.facts("found"))
+    assert sorted(mine for mine, content, _, _ in again.facts("found") if mine == content) == sorted(places)
+    assert all(pathspec.split("/")[1] == first.run_id for _, _, _, pathspec in again.facts("found"))
     assert again.facts("nothing") == []
 
 

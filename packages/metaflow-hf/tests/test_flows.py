@@ -123,7 +123,7 @@ def test_each_form_of_load_gives_the_files(runner: FlowRunner, hub: Hub) -> None
 
 
 def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
-    tasks = 4 if "METAFLOW_DEFAULT_DATASTORE" in on_each.environment else 8
+    tasks = 5
     runner = on_each.with_environment(TASKS=str(tasks))
     result = runner.run(FLOWS / "foreach_flow.py", "--max-workers", str(tasks))
     assert hub.fetched() == dict.fromkeys(SIZES, 1)

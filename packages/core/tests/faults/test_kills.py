@@ -68,10 +68,12 @@ def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_pat
 @pytest.mark.parametrize(
     ("scenario", "moments"),
     [
+        ("save", 10),
         ("checkpoint", 5),
+        ("gc", 4),
         *(
             pytest.param(*case, marks=pytest.mark.long)
-            for case in (("save", 10), ("load", 4), ("gc", 4), ("delete", 8), ("retain", 5), ("copy", 4))
+            for case in (("load", 4), ("delete", 8), ("retain", 5), ("copy", 4))
         ),
     ],
 )
