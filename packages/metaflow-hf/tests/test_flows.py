@@ -123,13 +123,11 @@ def test_each_form_of_load_gives_the_files(runner: FlowRunner, hub: Hub) -> None
 
 
 def test_the_tasks_of_a_foreach_download_each_file_once(on_each: FlowRunner, hub: Hub, repo: Repo) -> None:
-    tasks = 5
-    runner = on_each.with_environment(TASKS=str(tasks))
-    result = runner.run(FLOWS / "foreach_flow.py", "--max-workers", str(tasks))
+    result = on_each.with_environment(TASKS="5").run(FLOWS / "foreach_flow.py", "--max-workers", "5")
     assert hub.fetched() == dict.fromkeys(SIZES, 1)
     assert hub.count("tree") == 1
-    assert len(set(result.facts("key"))) == tasks
-    assert result.facts("size") == [2_000_000] * tasks
+    assert len(set(result.facts("key"))) == 5
+    assert result.facts("size") == [2_000_000] * 5
 
 
 @pytest.mark.parametrize(
