@@ -63,6 +63,7 @@ def test_gc(run: Run, store: Store, keys: dict[str, str]) -> None:
     assert run("gc", "--json").json["removed"] == 0
     stats = run("gc", "--exclusive", "--grace", "0s", "--execute", "--json").json
     assert (stats["dry_run"], stats["removed"], stats["freed"]) == (False, 1, 19)
+    assert "would remove nothing\n" in run("gc").out
     assert "removed nothing" in run("gc", "--execute").out
     short = run("gc", "--grace", "1h")
     assert short.code == 2
@@ -97,5 +98,5 @@ def test_retain(run: Run, keys: dict[str, str]) -> None:
     assert group["delete"] == [keys["second"]]
     assert group["keep"] == [{"key": keys["first"], "rules": ["best"]}]
     assert len(run("ls", "--json").json) == 3
-    assert "deleted 0 checkpoints" in run("retain", "--younger", "7d", "--execute").out
+    assert "no checkpoint to delete" in run("retain", "--younger", "7d", "--execute").out
     assert run("retain", "--last", "0", "--hub", "--json").json["groups"] == []

@@ -22,6 +22,9 @@ from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["add_commands"]
 
+NOTHING = "nothing"
+"""What gc says where it has nothing to remove."""
+
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add check, gc, delete and retain. `command` makes the parser of one command."""
@@ -135,7 +138,8 @@ def _gc(options: argparse.Namespace) -> int:
     artifacts = count_text(stats.artifacts, "artifact")
     print(f"{count_text(stats.chunks, 'chunk')} of {size_text(stats.stored)} in the store, for {artifacts}")
     removed = _removed_text(stats)
-    print(f"would remove {removed}; --execute does it" if stats.dry_run else f"removed {removed}")
+    hint = "; --execute does it" if stats.dry_run and removed != NOTHING else ""
+    print(f"{'would remove' if stats.dry_run else 'removed'} {removed}{hint}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:
         print(
@@ -160,7 +164,7 @@ def _removed_text(stats: GcStats) -> str:
         (stats.marks, "gc mark"),
     )
     found = ", ".join(count_text(count, what) for count, what in counts if count)
-    return f"{found} of {size_text(stats.freed)}" if found else "nothing"
+    return f"{found} of {size_text(stats.freed)}" if found else NOTHING
 
 
 def _from(first: float, last: float) -> str:
@@ -243,7 +247,9 @@ def _retain(options: argparse.Namespace) -> int:
         ]
         print_json({"executed": options.execute, "size": plan.size, "groups": groups})
         return 0
-    if stats is None:
+    if not plan.delete:
+        print("\nno checkpoint to delete")
+    elif stats is None:
         checkpoints = count_text(len(plan.delete), "checkpoint")
         print(f"\nwould delete {checkpoints} of {size_text(plan.size)}; --execute does it")
     else:

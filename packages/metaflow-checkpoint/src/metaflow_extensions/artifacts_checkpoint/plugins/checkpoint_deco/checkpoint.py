@@ -178,11 +178,10 @@ class Checkpoint:
         What is saved is the state of the call. The checkpoints of a task are stored in the order of the calls, one
         after the other; a later `save` is made after them. The step ends when all are stored, and fails where one of
         them failed, unless its error was asked for. A process that called this does not end before all is stored.
+        `path`, `metadata`, `latest` and `name` are those of `save`, and may be given by position in any order, too.
 
         Parameters
         ----------
-        path, metadata, latest, name
-            As for `save`.
         consume : bool, default False
             Whether the files are given away: they are moved and not copied, and are gone when this returns.
             `directory` is empty then.

@@ -95,7 +95,7 @@ class CurrentModel:
             A name for the model, which its key begins with; by default, and if it is empty, the names of the flow and
             the step.
         metadata : Mapping[str, Any], default None
-            A dict that is stored with the model: values that JSON can hold, and numpy scalars.
+            A dict that is stored with the model. Values that JSON cannot hold become texts, with a warning.
         storage_format : str, default None
             Accepted for flows that were written for other packages; it changes nothing.
 
@@ -161,11 +161,10 @@ class CurrentModel:
 
         What is saved is the state of the call. The saves of a task are stored in the order of the calls, one after the
         other. The step ends when all are stored, and fails where one of them failed, unless its error was asked for.
+        `path`, `label`, `metadata` and `storage_format` are those of `save`.
 
         Parameters
         ----------
-        path, label, metadata, storage_format
-            As for `save`.
         consume : bool, default False
             Whether the files are given away: they are moved and not copied, and are gone when this returns.
         on_busy : str, default 'wait'

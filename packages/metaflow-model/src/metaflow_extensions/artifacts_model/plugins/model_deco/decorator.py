@@ -52,10 +52,10 @@ class ModelDecorator(StepDecorator):
     load : Union[str, typing.Sequence[Union[str, Tuple[Any, ...]]], None], default None
         What to load before the step's code runs: names of artifacts or Parameters of the flow. Each must hold a
         reference, which `current.model.save`, `current.checkpoint.save` or
-        `current.huggingface_hub.snapshot_download` returned, or its key or url. In a pair, the second element is the
-        directory to load into; without it, or with None, a temporary directory is used. A third element is a pattern,
-        or a list of patterns, of the files to load: `("name", None, "*.safetensors")`. A tuple is a list: `("a", "b")`
-        is two names.
+        `current.huggingface_hub.snapshot_download` returned, or its key or url. An element of the list may also be a
+        tuple. `("name", "directory")` names the directory to load into; without one, or with None, it is a temporary
+        directory. `("name", None, "*.safetensors")` loads only the files that match a pattern, or one of a list of
+        patterns. A tuple that is not in a list is a list of names: `load=("a", "b")` loads `a` and `b`.
     temp_dir_root : Union[str, os.PathLike, None], default None
         The directory in which temporary directories are made; by default the system's. They are deleted when the task
         ends.
