@@ -29,6 +29,7 @@ MISSING = "mf.models/models/artifacts/m_" + "0" * 32
         (("show", "--root", ".", MISSING), 1, "nothing is stored at"),
         (("ls", "--root", "nowhere"), 1, "nowhere: there is no such directory"),
         (("ls", "--root", "hdfs://bucket"), 1, "there is no such directory"),
+        (("ls", "--root", "s3//bucket/prefix"), 1, "looks like a misspelt URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -127,7 +127,8 @@ class LightningCheckpoint(Checkpoint):
             return
         path = os.path.join(self._checkpoints.scratch, _FILE)
         # Every process takes part, and the first one writes.
-        trainer.save_checkpoint(path)
+        # The default; Lightning logs a line for each save that does not say so.
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             metadata = {"epoch": epoch, "step": trainer.global_step, **metrics}

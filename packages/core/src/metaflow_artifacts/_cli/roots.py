@@ -107,7 +107,8 @@ def _open(options: argparse.Namespace) -> Store:
     if not root:
         raise ArtifactNotFound(f"--root is empty; pass {_FORMS}")
     if not os.path.isdir(root):
-        raise ArtifactNotFound(f"{root}: there is no such directory; pass the root of an existing store")
+        found = "looks like a misspelt URL" if _ALMOST_A_URL.match(root) else "there is no such directory"
+        raise ArtifactNotFound(f"{root}: {found}; pass the root of an existing store: {_FORMS}")
     if not _holds_a_store(root):
         raise _holds_nothing(root, _near(root))
     return open_store(root)

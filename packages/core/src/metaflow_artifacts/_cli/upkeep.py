@@ -107,7 +107,8 @@ def _check(options: argparse.Namespace) -> int:
         print_json({"ok": report.ok, **asdict(report)})
         return 0 if report.ok else 1
     for problem in report.problems:
-        print(escape(f"{problem.kind}: {problem.key}: {problem.detail}"))
+        detail = problem.detail.removeprefix(f"{problem.key}: ")
+        print(escape(f"{problem.kind}: {problem.key}: {detail}"))
     for note in report.notes:
         more = f" and {note.count - len(note.keys)} more" if note.count > len(note.keys) else ""
         print(escape(f"note: {', '.join(note.keys)}{more}: {note.detail}"))
