@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -57,6 +58,17 @@ def test_the_reference_has_every_public_name_once() -> None:
     assert sorted(documented) == sorted(
         [*(f"metaflow_artifacts.{name}" for name in names), "metaflow_artifacts.errors"]
     )
+
+
+def test_the_reference_has_every_method_of_a_store() -> None:
+    """They are listed, because those that most readers need come first."""
+    page = (DOCS / "reference" / "python.md").read_text()
+    listed = re.search(r"metaflow_artifacts\.Store\n.*?members: \[([^\]]*)\]", page, re.DOTALL)
+    assert listed is not None
+    public = {
+        name for name, of in inspect.getmembers(metaflow_artifacts.Store) if not name.startswith("_") and of.__doc__
+    }
+    assert sorted(re.findall(r"\w+", listed[1])) == sorted(public)
 
 
 def text_of(node: ast.expr) -> str | None:

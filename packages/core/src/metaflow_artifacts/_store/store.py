@@ -127,7 +127,7 @@ class Store(StoredManifests, BackgroundModels):
         gang: str | None = None,
         progress: Progress | None = None,
     ) -> ModelArtifact:
-        """Save a file, a directory, or a mapping of relative path to bytes or path, as a new model; its reference.
+        """Save a file, a directory, or a mapping of relative path to bytes or path, as a model; return its reference.
 
         `metadata` is kept with it; `pathspec`, `attempt` and `gang` say which task saved it, `parents` are the keys of
         the artifacts that it was made from. Raises InvalidInput for a label or metadata that break a rule, SourceError
