@@ -23,6 +23,8 @@ START = {"README.md": "index.md"}
 """Pages of the repository that have another one on the site."""
 SEARCHED_FIRST = ("troubleshooting.md",)
 """Pages that the search shows before others: who pastes an error message looks for these."""
+SEARCHED_LAST = ("architecture.md", "format.md", "reliability.md", "decisions/", "CHANGELOG.md", "CONTRIBUTING.md")
+"""Pages that have many words of everything, and are not for who wants to do something."""
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
@@ -70,7 +72,9 @@ def named_pages(nav: Any) -> Iterator[str]:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     if page.file.src_uri in SEARCHED_FIRST:
-        page.meta["search"] = {"boost": 3}
+        page.meta["search"] = {"boost": 4}
+    elif page.file.src_uri.startswith(SEARCHED_LAST):
+        page.meta["search"] = {"boost": 0.5}
     elif not (ROOT / "docs" / page.file.src_uri).exists() and not (ROOT / page.file.src_uri).exists():
         # A program: its words say little about what it is for.
         page.meta["search"] = {"exclude": True}
