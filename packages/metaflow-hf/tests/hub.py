@@ -57,6 +57,7 @@ class Fault:
     cut: int | None = None
     stall: float = 0.0
     body: Callable[[bytes], bytes] | None = None
+    answer: bytes | None = None
     hold: threading.Event | None = None
 
     def takes(self, request: Request) -> bool:
@@ -81,6 +82,8 @@ class Hub:
         """Whether a part of a file can be asked for."""
         self.own_ids = False
         """Whether files that are not kept with LFS have ids by their path, as simple servers of this kind give."""
+        self.next_at = ""
+        """Where the next page of a file list is said to be; by default here."""
         self.cas = ""
         """Where hf_xet finds the content of files that have a `xet_hash`."""
         self._port = port
@@ -246,8 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault.hold is not None:
                     fault.hold.wait()
                 time.sleep(fault.stall)
-                if fault.status is not None:
-                    return self._send(fault.status, b"{}", fault.headers)
+                if fault.status is not None or fault.answer is not None:
+                    return self._send(fault.status or 200, fault.answer or b"{}", fault.headers)
             return route(fault)
         except _Error as error:
             body = json.dumps({"error": str(error)}).encode()
@@ -364,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {}
         if end < len(rows):
             here = self.path.split("?")[0]
-            headers["Link"] = f'<{self.hub.endpoint}{here}?recursive=true&cursor={end}>; rel="next"'
+            headers["Link"] = f'<{self.hub.next_at or self.hub.endpoint}{here}?recursive=true&cursor={end}>; rel="next"'
         return self._json(rows[start:end], headers)
 
     def _xet(self, kind: str) -> None:

@@ -45,7 +45,7 @@ def test_what_decides_the_content_is_in_the_name(arguments: dict[str, Any]) -> N
         {"headers": {"authorization": "secret"}},
         {"endpoint": "http://mirror"},
         {"force_download": True},
-        {"max_workers": 1, "etag_timeout": 1, "cache_dir": "/x", "tqdm_class": object, "resume_download": True},
+        {"max_workers": 1, "etag_timeout": 1, "cache_dir": None, "tqdm_class": None, "resume_download": True},
         {"local_dir": "somewhere", "local_dir_use_symlinks": False, "local_files_only": True},
         {"library_name": "x", "library_version": "1", "user_agent": "x", "proxies": {}},
     ],
@@ -84,6 +84,13 @@ def test_a_revision_that_was_resolved_is_its_commit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"repo_id": "a", "cache_dir": "/x"}, "cache_dir: files are kept in the datastore.*local_dir="),
+        ({"repo_id": "a", "proxies": {"https": "http://proxy"}}, "proxies: set HTTPS_PROXY"),
+        ({"repo_id": "a", "tqdm_class": object}, "tqdm_class: there is no progress bar"),
+        ({"repo_id": "a", "resume_download": False}, "resume_download: downloads always resume.*force_download=True"),
+        ({"repo_id": "a", "local_dir_use_symlinks": True}, "local_dir_use_symlinks: files are copied"),
+        ({"repo_id": "a", "user_agent": 3}, "user_agent: has the wrong type, int"),
+        ({"repo_id": "a", "library_name": 3}, "library_name: has the wrong type, int"),
         ({}, "repo_id is missing"),
         ({"repo_id": 3}, "repo_id 3"),
         ({"repo_id": "a/b/c"}, "a/b/c"),

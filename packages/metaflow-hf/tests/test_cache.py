@@ -21,7 +21,7 @@ from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts.errors import TargetError
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import cache as cache_module
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import client as client_module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as hub_module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.cache import Cache, SnapshotResult
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubUnavailable
@@ -50,11 +50,11 @@ class Caller:
         self.lines: list[str] = []
         self.warnings: list[str] = []
 
-    def cache(self, ttl: float = 30.0, run: str | None = None) -> Cache:
+    def cache(self, run: str | None = None) -> Cache:
         """The cache of a new task, in a new run or in `run`."""
         pathspec = f"Flow/{run or uuid4().hex}/start/{uuid4().hex}"
         writer = CheckpointWriter(self.store, self.place, uuid4().hex[:8], 0, pathspec)
-        return Cache(lambda request: writer, "Flow_start", self.lines.append, self.warnings.append, ttl)
+        return Cache(lambda request: writer, "Flow_start", self.lines.append, self.warnings.append)
 
     def obtain(self, repo_id: str = "org/name", **arguments: Any) -> SnapshotResult:
         """Ask for a repo, in a new run."""
@@ -85,7 +85,7 @@ def caller(store: Store, hub: HubServer, repo: Repo) -> Caller:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "pause", lambda seconds, cancelled: None)
+    monkeypatch.setattr(hub_module, "pause", lambda seconds, cancelled: None)
 
 
 @pytest.fixture

@@ -6,13 +6,16 @@ import random
 import threading
 from email.utils import formatdate
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers
 
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import client as module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import (
     CannotStream,
@@ -20,7 +23,8 @@ from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import (
     HubError,
     HubUnavailable,
 )
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub, HubFile
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.streams import HubFile, HubStreams
 from metaflow_extensions.artifacts_hf.toplevel import hf_toplevel
 
 BIG = random.Random(1).randbytes(3_000_000)
@@ -45,10 +49,14 @@ def client(hub: HubServer, warnings: list[str] | None = None, **arguments: Any) 
     return Hub(request, ([] if warnings is None else warnings).append)
 
 
+def streams(hub: HubServer, warnings: list[str] | None = None, **arguments: Any) -> HubStreams:
+    return HubStreams(client(hub, warnings, **arguments), "main")
+
+
 def contents(hub: HubServer, repo: Repo, **arguments: Any) -> dict[str, bytes]:
     asked = client(hub, **arguments)
-    commit = asked.resolve().commit
-    return {file.path: b"".join(asked.stream(commit, file)) for file in asked.tree(commit)}
+    files = HubStreams(asked, asked.resolve().commit)
+    return {file.path: b"".join(files.open(file)) for file in files.files()}
 
 
 def big(repo: Repo) -> HubFile:
@@ -67,13 +75,13 @@ def test_the_list_comes_in_pages_and_in_order(hub: HubServer) -> None:
     names = [f"{n:03}/f" for n in range(25)] + ["b", "a", "ä"]
     hub.repo("org/name", files={name: name.encode() for name in names})
     hub.page = 7
-    listed = client(hub).tree("main")
+    listed = streams(hub).files()
     assert [file.path for file in listed] == sorted(names, key=str.encode)
 
 
 def test_patterns_select_files(hub: HubServer, repo: Repo) -> None:
     def paths(**patterns: Any) -> list[str]:
-        return [file.path for file in client(hub, **patterns).tree("main")]
+        return [file.path for file in streams(hub, **patterns).files()]
 
     assert paths(allow_patterns="*.json") == ["config.json"]
     assert paths(ignore_patterns=["*.json", "sub/"]) == ["empty", "weights.bin"]
@@ -123,7 +131,7 @@ def test_a_gated_repo_tells_where_to_ask(hub: HubServer) -> None:
     asked = client(hub)
     commit = asked.resolve()
     assert commit.restricted
-    for access in (asked.check_access, lambda: list(asked.stream(commit.commit, big(repo)))):
+    for access in (asked.check_access, lambda: list(HubStreams(asked, commit.commit).open(big(repo)))):
         with pytest.raises(HubDenied, match=rf"restricted; ask for it at {hub.endpoint}/org/name, then set HF_TOKEN"):
             access()
 
@@ -140,9 +148,44 @@ def test_tokens_come_from_the_settings_of_huggingface_hub(hub: HubServer, monkey
 
 
 def test_the_user_agent_has_the_version_of_the_distribution(hub: HubServer) -> None:
-    headers = client(hub).headers()
-    assert headers["user-agent"] == f"metaflow-artifacts-hf/{hf_toplevel.__version__}"
+    agent = client(hub).headers()["user-agent"]
+    assert agent.startswith(f"metaflow-artifacts-hf/{hf_toplevel.__version__}; ")
     assert hf_toplevel.__version__ == version("metaflow-artifacts-hf")
+
+
+def test_no_request_is_made_for_the_user_agent(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """huggingface_hub would ask the Hub which programs there are that may have started this one."""
+    _detect_agent = pytest.importorskip("huggingface_hub.utils._detect_agent")
+    # Nothing is known, neither in this process nor on this disk.
+    monkeypatch.setattr(_detect_agent, "_registry", None)
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "none.json"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    contents(hub, repo)
+    client(hub).check_access()
+    assert hub.count("other") == 0
+    build_hf_headers()
+    assert hub.count("other") == 1
+
+
+def test_an_endpoint_that_only_some_of_huggingface_hub_knows_gets_no_token(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    with pytest.raises(HubError, match=f"its address is not at {hub.endpoint}; set HF_ENDPOINT"):
+        contents(hub, repo, token="hf_x")
+
+
+def test_the_token_goes_to_no_other_host_for_the_next_page(hub: HubServer, repo: Repo) -> None:
+    """A mirror may give the address of the Hub behind it."""
+    for n in range(20):
+        repo.commit({f"{n}": b"x"})
+    hub.page, hub.next_at = 7, "http://elsewhere.invalid"
+    assert len(streams(hub, token="hf_right").files()) == len(repo.files)
+    assert hub.count("tree") == 4
 
 
 def test_the_headers_of_the_request_are_sent(hub: HubServer) -> None:
@@ -154,8 +197,8 @@ def test_a_download_resumes_where_its_connection_broke(hub: HubServer, repo: Rep
     hub.fault("cdn", cut=1_500_000)
     hub.fault("file", file="config.json", cut=1)
     warnings: list[str] = []
-    asked = client(hub, warnings)
-    got = {file.path: b"".join(asked.stream("main", file)) for file in asked.tree("main")}
+    asked = streams(hub, warnings)
+    got = {file.path: b"".join(asked.open(file)) for file in asked.files()}
     assert got == repo.files
     starts = [
         int(request.range.split("=")[1][:-1]) for request in hub.requests if request.what == "cdn" and request.range
@@ -168,7 +211,7 @@ def test_a_download_resumes_where_its_connection_broke(hub: HubServer, repo: Rep
 def test_a_server_without_ranges_begins_at_the_front(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.ranges = False
     hub.fault("cdn", cut=2_500_000)
-    assert b"".join(client(hub).stream("main", big(repo))) == BIG
+    assert b"".join(streams(hub).open(big(repo))) == BIG
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -254,36 +297,36 @@ def test_a_hub_that_does_not_answer_is_an_error(hub: HubServer, repo: Repo) -> N
 
 def test_missing_bytes_are_requested_again(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.fault("cdn", body=lambda data: data[:1_000_000])
-    assert b"".join(client(hub).stream("main", big(repo))) == BIG
+    assert b"".join(streams(hub).open(big(repo))) == BIG
 
 
 def test_fewer_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.fault("cdn", times=99, body=lambda data: data[:1_000_000])
     with pytest.raises(HubError, match=r"weights.bin of org/name: the Hub has fewer bytes than it lists"):
-        list(client(hub).stream("main", big(repo)))
+        list(streams(hub).open(big(repo)))
 
 
 def test_fewer_bytes_from_a_server_without_ranges(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     hub.ranges = False
     hub.fault("cdn", times=99, body=lambda data: data[:1_000_000])
     with pytest.raises(HubUnavailable, match="received 1000000 bytes instead of 3000000"):
-        list(client(hub).stream("main", big(repo)))
+        list(streams(hub).open(big(repo)))
     assert hub.count("cdn") == module.MAX_ATTEMPTS
 
 
 def test_more_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo) -> None:
     hub.fault("cdn", body=lambda data: data + b"x")
     with pytest.raises(HubError, match="sends more than the 3000000 bytes"):
-        list(client(hub).stream("main", big(repo)))
+        list(streams(hub).open(big(repo)))
 
 
 @pytest.mark.parametrize("file", ["config.json", "weights.bin"])
 def test_other_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo, file: str) -> None:
     hub.fault("cdn" if file == "weights.bin" else "file", body=lambda data: b"x" * len(data))
-    asked = client(hub, allow_patterns=file)
-    [listed] = asked.tree("main")
+    asked = streams(hub, allow_patterns=file)
+    [listed] = asked.files()
     with pytest.raises(HubError, match=f"{file} of org/name: the content is not what the Hub lists"):
-        list(asked.stream("main", listed))
+        list(asked.open(listed))
 
 
 def test_offline_no_request_is_made(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
@@ -303,22 +346,34 @@ BAD = ({"path": 3}, {"size": -1}, {"size": "1"}, {"oid": "x"}, {"type": 1})
 def test_a_file_list_of_another_kind_cannot_be_streamed(
     hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
-    monkeypatch.setattr(Hub, "_json", lambda *_: (answer, None))
+    monkeypatch.setattr(HubStreams, "_json", lambda *_: (answer, None))
     with pytest.raises(CannotStream, match="cannot be read"):
-        client(hub).tree("main")
+        streams(hub).files()
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/./b", "a\0b"])
 def test_a_listed_file_that_leads_out_is_an_error(
     hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(Hub, "_json", lambda *_: ([{**ROW, "path": path}], None))
+    monkeypatch.setattr(HubStreams, "_json", lambda *_: ([{**ROW, "path": path}], None))
     with pytest.raises(HubError, match="which is not below it"):
-        client(hub).tree("main")
+        streams(hub).files()
 
 
-def test_a_server_that_is_not_a_hub_is_an_error(hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hub, "_json", lambda *_: ({"sha": None}, None))
-    asked = client(hub)
-    with pytest.raises(HubError, match="is it a Hugging Face Hub"):
-        asked.resolve()
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b'{"id": "org/name"}', "does not tell the commit of org/name: is it a Hugging Face Hub"),
+        (b'{"id": "org/name", "sha": "main"}', "does not tell the commit of org/name: is it a Hugging Face Hub"),
+        (b"<html>", r"answers about org/name with something that cannot be read \(JSONDecodeError"),
+        (b"{}", r"answers about org/name with something that cannot be read \(KeyError"),
+        (b"[]", r"huggingface_hub \S+ works in an unknown way \(TypeError"),
+    ],
+)
+def test_a_server_that_is_not_a_hub_is_an_error(
+    hub: HubServer, repo: Repo, pauses: list[float], answer: bytes, words: str
+) -> None:
+    hub.fault("info", answer=answer)
+    with pytest.raises(HubError, match=words):
+        client(hub).resolve()
+    assert pauses == []

@@ -8,6 +8,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from metaflow_artifacts._format.keys import HUB, CheckpointPlace
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts.errors import TargetError, UsageError
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import client, library
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as streams
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as hub_module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import streams
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.cache import Cache, SnapshotResult
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import HubDenied, HubError, HubMismatch, HubUnavailable
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.library import import_library
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import import_library
 
 PLACE = CheckpointPlace("Flow", "start", "0" * 12, "1" * 12, HUB)
 WEIGHTS = random.Random(4).randbytes(3_000_000)
@@ -42,7 +43,7 @@ class Task:
         self.store, self.hub, self.scratch = store, hub, scratch
         self.log: list[str] = []
         writer = CheckpointWriter(store, PLACE, f"{number:08}", 0, f"Flow/{number}/start/1")
-        self.cache = Cache(lambda request: writer, "Flow_start", self.log.append, self.log.append, 30.0, scratch)
+        self.cache = Cache(lambda request: writer, "Flow_start", self.log.append, self.log.append, scratch)
 
     def obtain(self, repo_id: str = "org/name", **arguments: Any) -> SnapshotResult:
         given = {"endpoint": self.hub.endpoint, "token": False, **arguments}
@@ -55,7 +56,7 @@ class Task:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "pause", lambda seconds, cancelled: None)
+    monkeypatch.setattr(hub_module, "pause", lambda seconds, cancelled: None)
 
 
 @pytest.fixture
@@ -85,13 +86,23 @@ class OtherSession:
 
 
 def too_old(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> str:
-    monkeypatch.setitem(library._NEEDED, "huggingface_hub.constants", ("ADDED_LATER",))
+    monkeypatch.setitem(streams._NEEDED, "constants", ("ADDED_LATER",))
     return "huggingface_hub .* has no .*ADDED_LATER"
 
 
+class OtherUtils:
+    """`huggingface_hub.utils` with such sessions. The library's own functions do not see it."""
+
+    get_session = OtherSession
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(huggingface_hub.utils, name)
+
+
 def too_new(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> str:
-    monkeypatch.setattr(streams.Hub, "_session", lambda self: OtherSession())
-    return r"sessions of huggingface_hub .* are not of a known kind \(AttributeError: .*'get'"
+    library = replace(import_library(), utils=OtherUtils())
+    monkeypatch.setattr(hub_module, "import_library", lambda: library)
+    return r"huggingface_hub \S+ works in an unknown way \(AttributeError: .*'get'"
 
 
 def other_list(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> str:
@@ -156,7 +167,7 @@ def test_private_and_gated_repos(hub: HubServer, tasks: Callable[[], Task], tmp_
             task.obtain(name)
         assert task.files(task.obtain(name, token="hf_right"), tmp_path / name)["weights.bin"] == WEIGHTS
         # It is stored now: whoever asks for it elsewhere must have access all the same.
-        task.cache._writer_of = _elsewhere(task)
+        task.cache.writer_of = _elsewhere(task)
         with pytest.raises(HubDenied):
             task.obtain(name)
         assert not task.obtain(name, token="hf_right").from_hub
@@ -220,7 +231,7 @@ def test_a_library_that_fails_is_one_error(
     error: type[Exception],
     words: str,
 ) -> None:
-    def fails(endpoint: str, **_: Any) -> str:
+    def fails(endpoint: str, token: Any, library_name: str, library_version: str, user_agent: Any, **_: Any) -> str:
         raise raised
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
@@ -233,7 +244,9 @@ def test_a_library_that_fails_is_one_error(
 def test_an_argument_that_the_library_does_not_have_is_an_error(
     hub: HubServer, repo: Repo, tasks: Callable[[], Task], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, repo_type, revision: "")
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo_id, token, library_name, library_version, user_agent: ""
+    )
     if name == "headers":
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     with pytest.raises(UsageError, match=f"does not know the argument {name}="):

@@ -15,10 +15,11 @@ from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
 from huggingface_hub import constants
 
-from metaflow_extensions.artifacts_hf.plugins.hf_deco import client as module
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import xet
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import Hub
+from metaflow_extensions.artifacts_hf.plugins.hf_deco.streams import HubStreams
 
 BIG = random.Random(5).randbytes(9_000_000)
 OTHER = random.Random(6).randbytes(1_000_000)
@@ -54,9 +55,9 @@ def notes() -> list[str]:
 
 
 @pytest.fixture
-def asked(hub: HubServer, repo: Repo, warnings: list[str], notes: list[str]) -> Hub:
+def asked(hub: HubServer, repo: Repo, warnings: list[str], notes: list[str]) -> HubStreams:
     request = RepoRequest.of({"repo_id": "org/name", "endpoint": hub.endpoint, "token": "hf_right"})
-    return Hub(request, warnings.append, notes.append)
+    return HubStreams(Hub(request, warnings.append, notes.append), "main")
 
 
 @pytest.fixture(autouse=True)
@@ -64,12 +65,12 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "pause", lambda seconds, cancelled: None)
 
 
-def contents(asked: Hub) -> dict[str, bytes]:
-    return {file.path: b"".join(asked.stream("main", file)) for file in asked.tree("main")}
+def contents(asked: HubStreams) -> dict[str, bytes]:
+    return {file.path: b"".join(asked.open(file)) for file in asked.files()}
 
 
 def test_files_in_xet_storage_are_downloaded_from_there(
-    hub: HubServer, repo: Repo, asked: Hub, warnings: list[str]
+    hub: HubServer, repo: Repo, asked: HubStreams, warnings: list[str]
 ) -> None:
     assert contents(asked) == repo.files
     assert hub.fetched() == {"plain.bin": 1, "config.json": 1}
@@ -79,7 +80,7 @@ def test_files_in_xet_storage_are_downloaded_from_there(
 
 @pytest.mark.parametrize("reason", ["switched off", "not installed"])
 def test_without_hf_xet_files_are_downloaded_over_http(
-    hub: HubServer, repo: Repo, asked: Hub, notes: list[str], monkeypatch: pytest.MonkeyPatch, reason: str
+    hub: HubServer, repo: Repo, asked: HubStreams, notes: list[str], monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     if reason == "switched off":
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
@@ -136,7 +137,7 @@ def _no_hf_xet_is_known() -> Iterator[None]:
 @pytest.mark.usefixtures("_no_hf_xet_is_known")
 @pytest.mark.parametrize("kind", UNUSABLE)
 def test_an_hf_xet_that_cannot_be_used_is_noted_once(
-    hub: HubServer, repo: Repo, asked: Hub, notes: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
+    hub: HubServer, repo: Repo, asked: HubStreams, notes: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     make, words = UNUSABLE[kind]
     known = importlib.import_module
@@ -151,7 +152,7 @@ def test_an_hf_xet_that_cannot_be_used_is_noted_once(
 
 
 def test_a_file_that_xet_storage_has_lost_is_downloaded_over_http(
-    hub: HubServer, repo: Repo, asked: Hub, tmp_path: Path
+    hub: HubServer, repo: Repo, asked: HubStreams, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     hub.cas = f"local://{tmp_path / 'empty'}"
@@ -161,7 +162,7 @@ def test_a_file_that_xet_storage_has_lost_is_downloaded_over_http(
 
 @pytest.mark.parametrize("answer", [{"status": 500}, {"status": 403}])
 def test_without_access_to_xet_storage_files_are_downloaded_over_http(
-    hub: HubServer, repo: Repo, asked: Hub, warnings: list[str], answer: dict[str, Any]
+    hub: HubServer, repo: Repo, asked: HubStreams, warnings: list[str], answer: dict[str, Any]
 ) -> None:
     hub.fault("xet", times=99, **answer)
     assert contents(asked) == repo.files
@@ -169,37 +170,25 @@ def test_without_access_to_xet_storage_files_are_downloaded_over_http(
     assert hub.count("xet") == (1 if answer["status"] == 403 else module.MAX_ATTEMPTS)
 
 
-class Source:
+class Halves:
     """A Xet storage that gives the first half of each file, and then what it is told to."""
 
     def __init__(self, then: Any) -> None:
         self.then = then
 
-    def blocks(self, xet_hash: str, size: int, start: int) -> Iterator[bytes]:
-        content = BIG if size == len(BIG) else OTHER
-        yield content[start : size // 2]
+    def download_stream(self, info: Any, start: int) -> Iterator[bytes]:
+        content = BIG if info.file_size == len(BIG) else OTHER
+        yield content[start : info.file_size // 2]
         if self.then is not None:
             raise self.then
 
 
-@pytest.mark.parametrize("then", [None, ConnectionError("cut")])
+@pytest.mark.parametrize("then", [None, ConnectionError("cut"), RuntimeError("Data integrity error")])
 def test_a_file_that_xet_storage_breaks_off_is_continued_over_http(
-    hub: HubServer, repo: Repo, asked: Hub, then: Any
+    hub: HubServer, repo: Repo, asked: HubStreams, warnings: list[str], then: Exception | None
 ) -> None:
-    asked._xet = Source(then)  # type: ignore[assignment]
+    asked._xet._group = Halves(then)
     assert contents(asked) == repo.files
     starts = {request.file: request.range for request in hub.requests if request.what == "cdn"}
     assert starts == {"big.bin": "bytes=4500000-", "other.bin": "bytes=500000-", "plain.bin": None}
-
-
-def test_errors_of_hf_xet_become_connection_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Group:
-        def download_stream(self, info: object, start: int) -> Iterator[bytes]:
-            yield b"x"
-            raise RuntimeError("Data integrity error")
-
-    source = xet.XetSource(Group())
-    blocks = source.blocks("a" * 64, 2, 0)
-    assert next(blocks) == b"x"
-    with pytest.raises(ConnectionError, match="Data integrity error"):
-        next(blocks)
+    assert [f"its Xet storage fails ({then})" in line for line in warnings] == [True] * (2 if then else 0)

@@ -17,14 +17,9 @@ if TYPE_CHECKING:
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
     from ._format.keys import ModelKey as ModelKey
-    from ._format.keys import encode_part as encode_part
     from ._format.keys import parse_key as parse_key
-    from ._format.manifest import Chunk as Chunk
     from ._format.manifest import FileEntry as FileEntry
     from ._format.manifest import Manifest as Manifest
-    from ._format.plan import is_packed as is_packed
-    from ._format.plan import plan as plan
-    from ._format.plan import segments as segments
     from ._format.reference import ModelArtifact as ModelArtifact
     from ._format.reference import with_older_names as with_older_names
     from ._mf.arguments import ArgumentReader as ArgumentReader
@@ -72,7 +67,6 @@ if TYPE_CHECKING:
     from ._mf.task import TaskIdentity as TaskIdentity
     from ._mf.temporary import TemporaryDirectories as TemporaryDirectories
     from ._storage.base import ObjectInfo as ObjectInfo
-    from ._storage.base import Storage as Storage
     from ._store.background import background_saves as background_saves
     from ._store.checkpoint_writer import DEFAULT_NAME as DEFAULT_NAME
     from ._store.checkpoint_writer import CheckpointWriter as CheckpointWriter
@@ -82,47 +76,37 @@ if TYPE_CHECKING:
     from ._store.checkpoints import task_of as task_of
     from ._store.choices import Choice as Choice
     from ._store.choices import GangChoice as GangChoice
+    from ._store.lease import single_flight as single_flight
     from ._store.pending import PendingSave as PendingSave
     from ._store.references import ParsedReference as ParsedReference
     from ._store.selection import patterns_of as patterns_of
+    from ._store.snapshots import SnapshotId as SnapshotId
+    from ._store.snapshots import Snapshots as Snapshots
     from ._store.store import Store as Store
+    from ._store.streams import StreamedFile as StreamedFile
     from ._text import count_text as count_text
     from ._text import duration_text as duration_text
     from ._text import seconds_of as seconds_of
     from ._text import size_text as size_text
     from ._text import time_text as time_text
-    from ._transfer.chunks import chunk_key as chunk_key
-    from ._transfer.chunks import is_stored as is_stored
-    from ._transfer.chunks import put_chunk as put_chunk
-    from ._transfer.chunks import read_chunk as read_chunk
-    from ._transfer.engine import Later as Later
-    from ._transfer.loading import read_range as read_range
     from ._transfer.progress import Progress as Progress
     from ._transfer.removal import allow_owner as allow_owner
     from ._transfer.removal import remove_tree as remove_tree
-    from ._transfer.target import create as create
-    from ._transfer.target import make_tree as make_tree
     from ._transfer.target import staged_target as staged_target
-    from ._transfer.target import write_all as write_all
-    from ._transfer.threads import beside as beside
-    from ._transfer.threads import in_threads as in_threads
     from .errors import ArtifactError as ArtifactError
     from .errors import ArtifactNotFound as ArtifactNotFound
     from .errors import CorruptArtifact as CorruptArtifact
     from .errors import InvalidInput as InvalidInput
     from .errors import InvalidReference as InvalidReference
     from .errors import SaveReplaced as SaveReplaced
-    from .errors import StorageError as StorageError
     from .errors import TargetError as TargetError
-    from .errors import TransientStorageError as TransientStorageError
     from .errors import UsageError as UsageError
 
 _WHERE = {
     "_cli.bar": ("bar",),
     "_format.info": ("CheckpointInfo",),
-    "_format.keys": ("CheckpointKey", "CheckpointPlace", "HUB", "ModelKey", "encode_part", "parse_key"),
-    "_format.manifest": ("Chunk", "FileEntry", "Manifest"),
-    "_format.plan": ("is_packed", "plan", "segments"),
+    "_format.keys": ("CheckpointKey", "CheckpointPlace", "HUB", "ModelKey", "parse_key"),
+    "_format.manifest": ("FileEntry", "Manifest"),
     "_format.reference": ("ModelArtifact", "with_older_names"),
     "_mf.arguments": ("ArgumentReader",),
     "_mf.artifact_store": ("enter_artifact_store",),
@@ -152,23 +136,22 @@ _WHERE = {
     "_mf.preemption": ("is_preempted", "watch_for_preemption"),
     "_mf.stores": ("default_store", "pointing_to_blocks", "store_for", "store_of_block", "store_of_metadata"),
     "_mf.task": ("ENVIRONMENT_VARIABLE", "NotRegistered", "TaskIdentity"),
-    "_storage.base": ("ObjectInfo", "Storage"),
+    "_storage.base": ("ObjectInfo",),
     "_store.background": ("background_saves",),
     "_store.checkpoint_writer": ("CheckpointWriter", "DEFAULT_NAME"),
     "_store.checkpoints": ("latest_checkpoints", "list_checkpoints", "list_foreign_checkpoints", "task_of"),
     "_store.choices": ("Choice", "GangChoice"),
+    "_store.lease": ("single_flight",),
     "_store.pending": ("PendingSave",),
     "_store.references": ("ParsedReference",),
     "_store.selection": ("patterns_of",),
+    "_store.snapshots": ("SnapshotId", "Snapshots"),
     "_store.store": ("Store",),
+    "_store.streams": ("StreamedFile",),
     "_text": ("count_text", "duration_text", "seconds_of", "size_text", "time_text"),
-    "_transfer.chunks": ("chunk_key", "is_stored", "put_chunk", "read_chunk"),
-    "_transfer.engine": ("Later",),
-    "_transfer.loading": ("read_range",),
     "_transfer.progress": ("Progress",),
     "_transfer.removal": ("allow_owner", "remove_tree"),
-    "_transfer.target": ("create", "make_tree", "staged_target", "write_all"),
-    "_transfer.threads": ("beside", "in_threads"),
+    "_transfer.target": ("staged_target",),
     "errors": (
         "ArtifactError",
         "ArtifactNotFound",
@@ -176,9 +159,7 @@ _WHERE = {
         "InvalidInput",
         "InvalidReference",
         "SaveReplaced",
-        "StorageError",
         "TargetError",
-        "TransientStorageError",
         "UsageError",
     ),
 }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from metaflow_artifacts.plugin import InvalidInput
+from metaflow_artifacts.plugin import InvalidInput, ModelArtifact, SnapshotId
 
 __all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "secret_in", "without_secrets"]
 
@@ -23,25 +23,25 @@ REPO_TYPES = ("model", "dataset", "space")
 _REPO_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _SECRETS = ("token", "headers", "use_auth_token")
-# Arguments of snapshot_download, of earlier versions too, that decide how or where to download, but not what.
-_IGNORED = frozenset(
-    {
-        "cache_dir",
-        "library_name",
-        "library_version",
-        "local_dir_use_symlinks",
-        "proxies",
-        "resume_download",
-        "tqdm_class",
-        "user_agent",
-    }
-)
+_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "cache_dir": ((), "files are kept in the datastore, not in a cache on disk; pass local_dir= for a copy on disk"),
+    "dry_run": ((False,), "not supported; call huggingface_hub.snapshot_download for that"),
+    "local_dir_use_symlinks": ((False, "auto"), "files are copied to local_dir, never linked; leave it out"),
+    "proxies": (({},), "set HTTPS_PROXY and HTTP_PROXY, or configure the session of huggingface_hub, which are obeyed"),
+    "resume_download": ((True,), "downloads always resume; pass force_download=True to download every file again"),
+    "tqdm_class": ((), "there is no progress bar; the log says how far a long download is"),
+}
+"""Arguments of some version of snapshot_download that cannot be obeyed: the values besides None that ask for nothing
+else than what is done, and what the error says about all others."""
 _ARGUMENT_TYPES: dict[str, tuple[type, ...]] = {
     "max_workers": (int,),
     "etag_timeout": (int, float, type(None)),
     "endpoint": (str, type(None)),
     "token": (str, bool, type(None)),
     "headers": (Mapping, type(None)),
+    "library_name": (str, type(None)),
+    "library_version": (str, type(None)),
+    "user_agent": (str, Mapping, type(None)),
 }
 _FORMS = "a repo id, a dict of snapshot_download arguments, or a pair of one of these and a path"
 
@@ -65,6 +65,10 @@ class RepoRequest:
     local_dir: str | None = None
     """A directory to which the files are copied as well; None for none."""
     endpoint: str | None = None
+    library_name: str | None = None
+    """With `library_version` and `user_agent`, how requests name the program that makes them; by default, this one."""
+    library_version: str | None = None
+    user_agent: str | Mapping[str, str] | None = None
     token: bool | str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
 
@@ -72,11 +76,14 @@ class RepoRequest:
     def of(cls, arguments: Mapping[str, Any]) -> RepoRequest:
         """Make a request from keyword arguments of `huggingface_hub.snapshot_download`.
 
-        Raises InvalidInput, which names the argument that is unknown, missing or has the wrong type.
+        Raises InvalidInput, which names the argument that is unknown, missing, has the wrong type or cannot be
+        obeyed: none is ignored.
         """
-        given = {name: value for name, value in arguments.items() if name not in _IGNORED}
-        if given.pop("dry_run", False):
-            raise InvalidInput("dry_run: not supported; call huggingface_hub.snapshot_download for that")
+        given = dict(arguments)
+        for name, (accepted, reason) in _REFUSED.items():
+            value = given.pop(name, None)
+            if value is not None and value not in accepted:
+                raise InvalidInput(f"{name}: {reason}")
         if given.get("token") is None:
             given["token"] = given.pop("use_auth_token", None)
         unknown = sorted(set(given) - {*cls.__dataclass_fields__, "use_auth_token"})
@@ -155,6 +162,17 @@ class RepoRequest:
         """20 hex digits of the repo's type and id."""
         return _sha256([self.repo_type, self.repo_id])[:20]
 
+    def snapshot(self, commit: str) -> SnapshotId:
+        """What tells the snapshot of a commit from all others."""
+        entry = f"{commit}.{self.patterns_hash}"
+        return SnapshotId(self.name, self.repo_hash, entry, self.metadata(commit))
+
+    def is_of(self, artifact: ModelArtifact) -> bool:
+        """Whether a snapshot is one of this request. Two requests can have the same name, which is a short hash."""
+        metadata = artifact["metadata"]
+        wanted = self.metadata(str(metadata.get("commit")))
+        return {name: metadata.get(name) for name in wanted} == wanted
+
     def _digest(self, *parts: str) -> str:
         return _sha256([*parts, _sorted(self.allow_patterns), _sorted(self.ignore_patterns)])
 
@@ -169,6 +187,12 @@ class RepoRequest:
             "allow_patterns": _sorted(self.allow_patterns),
             "ignore_patterns": _sorted(self.ignore_patterns),
         }
+
+    @property
+    def patterns(self) -> dict[str, list[str] | None]:
+        """The arguments that select files, as the functions of huggingface_hub take them."""
+        given = {"allow_patterns": self.allow_patterns, "ignore_patterns": self.ignore_patterns}
+        return {name: None if value is None else list(value) for name, value in given.items()}
 
     def __str__(self) -> str:
         kind = "" if self.repo_type == "model" else f"{self.repo_type} "

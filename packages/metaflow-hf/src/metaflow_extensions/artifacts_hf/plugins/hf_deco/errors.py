@@ -11,9 +11,11 @@ ArtifactError
 
 from __future__ import annotations
 
+import re
+
 from metaflow_artifacts.plugin import ArtifactError
 
-__all__ = ["CannotStream", "HubDenied", "HubError", "HubMismatch", "HubUnavailable"]
+__all__ = ["CannotStream", "HubDenied", "HubError", "HubMismatch", "HubUnavailable", "one_line"]
 
 
 class HubError(ArtifactError):
@@ -21,14 +23,10 @@ class HubError(ArtifactError):
 
     status: int | None = None
     """The HTTP status that the Hub answered, if it did."""
-    may_pass_on_retry = False
-    """Whether another download of the same file, from its first byte, may succeed."""
 
 
 class HubMismatch(HubError):
     """The content that arrived is not what the Hub lists: other bytes, fewer bytes or more."""
-
-    may_pass_on_retry = True
 
 
 class HubDenied(HubError):
@@ -50,3 +48,8 @@ class CannotStream(Exception):
 
     It says why, and does not leave this package.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error as one line, without addresses: an address can contain a signature."""
+    return re.sub(r"https?://\S+", "…", " ".join(str(error).split()))[:200]

@@ -1,35 +1,75 @@
-"""Streams from the Hub: the commit of a revision, the files of a commit, and the bytes of a file.
+"""One repo on the Hub, by the public functions of huggingface_hub: its commit, access to it, what answers mean.
 
-Requests use the session of huggingface_hub, so that its settings apply: endpoint, proxies, certificates, offline mode
-and tokens. Its functions for downloads are not used, because they write files, and some make more requests than are
-needed here. Where that is not possible, CannotStream is raised, and library_hub.py downloads with those functions.
+Settings are those of huggingface_hub: endpoint, proxies, certificates, offline mode and tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
+import inspect
+import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import quote
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 
-from metaflow_artifacts.plugin import ArtifactError
+from metaflow_artifacts.plugin import ArtifactError, UsageError
 
 from ...toplevel.hf_toplevel import __version__
 from .arguments import RepoRequest
-from .client import MAX_ATTEMPTS, MAX_RETRY_AFTER_S, HubClient, is_commit
-from .errors import CannotStream, HubDenied, HubError, HubMismatch, HubUnavailable
-from .text import one_line
-from .xet import XetSource, XetUnusable, xet_is_wanted
+from .errors import CannotStream, HubDenied, HubError, HubUnavailable, one_line
 
-__all__ = ["ContentVerifier", "Hub", "HubFile", "Resolved"]
+__all__ = ["MAX_ATTEMPTS", "MAX_RETRY_AFTER_S", "Hub", "Library", "Resolved", "import_library"]
 
-_BLOCK_SIZE = 1 << 20
-_NO_SUCH_API = frozenset({404, 405, 501})
-_USER_AGENT = f"metaflow-artifacts-hf/{__version__}"
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 5
+"""Attempts of a request before it fails; for a file, attempts after its last new byte."""
+FIRST_PAUSE_S = 0.5
+"""Seconds before the second attempt. Each further pause is twice as long."""
+LONGEST_PAUSE_S = 8.0
+MAX_RETRY_AFTER_S = 300.0
+"""The longest wait in seconds that the Hub may ask for (Retry-After). If it asks for more, the request fails."""
+
+_TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Library:
+    """huggingface_hub, in whichever version is installed: the modules that are used of it."""
+
+    package: Any
+    constants: Any
+    utils: Any
+
+    @property
+    def name(self) -> str:
+        """Name and version, for messages."""
+        return f"huggingface_hub {getattr(self.package, '__version__', '')}".rstrip()
+
+
+def import_library() -> Library:
+    """Import huggingface_hub. Raises UsageError if it is not installed, or its import fails."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants, utils
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "huggingface_hub":
+            raise UsageError(
+                "@huggingface_hub needs the Python package huggingface_hub, which is not installed here; install it, "
+                'for a remote step for example with @pypi(packages={"huggingface_hub": "..."})'
+            ) from error
+        # A package that does not fit its dependencies, or this machine, fails with any error.
+        raise UsageError(
+            f"@huggingface_hub: the Python package huggingface_hub is installed here, but importing it fails "
+            f"({type(error).__name__}: {one_line(error)}); install it again, or another version of it or of what it "
+            "needs"
+        ) from error
+    return Library(huggingface_hub, constants, utils)
 
 
 @dataclass(frozen=True)
@@ -40,24 +80,8 @@ class Resolved:
     restricted: bool
 
 
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a commit, as the Hub lists it."""
-
-    path: str
-    size: int
-    oid: str
-    """For a file in LFS the SHA-256 of the content (64 hex digits), for others git's id of the blob (40)."""
-    xet_hash: str | None = None
-
-    @property
-    def sha256(self) -> str | None:
-        """SHA-256 of the content; None if the Hub does not list it."""
-        return self.oid if len(self.oid) == 64 else None
-
-
-class Hub(HubClient):
-    """One repo on the Hub, as `request` asks for it."""
+class Hub:
+    """One repo on the Hub, as `request` asks for it. Any thread may call its methods."""
 
     def __init__(
         self,
@@ -67,294 +91,281 @@ class Hub(HubClient):
     ) -> None:
         """`warn` is called before each retry, `note` with what is slower than it could be.
 
-        Raises UsageError if huggingface_hub cannot be imported, CannotStream if it is too old.
+        Raises UsageError if huggingface_hub cannot be imported, or lacks an argument that `request` needs.
         """
-        super().__init__(request, warn)
-        self._library.require_streams()
-        self._note = note
-        self._xet: XetSource | None = None
-        self._xet_works = True
-        self._xet_lock = threading.Lock()
-        self._timeout = request.etag_timeout or self._constants.HF_HUB_ETAG_TIMEOUT
+        self.request = request
+        self.warn = warn
+        self.note = note
+        self.library = import_library()
+        self.cancelled = threading.Event()
+        """Set to stop all work: pauses before retries end at once."""
+        constants = self.library.constants
+        self.endpoint: str = (request.endpoint or constants.ENDPOINT).rstrip("/")
+        self.timeout: float = request.etag_timeout or int(getattr(constants, "HF_HUB_ETAG_TIMEOUT", 10))
+        """Seconds to wait for an answer about the repo."""
+        self.identity: dict[str, Any] = {
+            "token": request.token,
+            "library_name": request.library_name or "metaflow-artifacts-hf",
+            "library_version": request.library_version if request.library_name else __version__,
+            "user_agent": request.user_agent,
+        }
+        """What the functions of huggingface_hub make the headers of a request of."""
+        if request.headers:
+            self.identity["headers"] = {name.lower(): value for name, value in request.headers.items()}
+        make_api = self.library.package.HfApi
+        self._api = make_api(endpoint=self.endpoint, **self.arguments_of(make_api, self.identity))
+
+    @property
+    def offline(self) -> bool:
+        """Whether no request may be made: HF_HUB_OFFLINE is set, or local_files_only was passed."""
+        return bool(self.library.constants.HF_HUB_OFFLINE) or self.request.local_files_only
+
+    @property
+    def where(self) -> str:
+        """The Hub's address for messages, without a user name and password."""
+        return re.sub(r"//[^/@]*@", "//", self.endpoint)
 
     def resolve(self, attempts: int = MAX_ATTEMPTS, max_retry_after: float = MAX_RETRY_AFTER_S) -> Resolved:
         """The commit of the revision that was asked for, with one small request.
 
         Raises HubDenied if there is none, or this token has no access, HubUnavailable if the Hub does not answer.
         """
-        revision = quote(self.request.revision or "main", safe="")
-        # A space cannot be gated, and the Hub refuses to answer whether it is.
-        query = "expand=sha&expand=private" + ("" if self.request.repo_type == "space" else "&expand=gated")
-        info = self._json(f"{self._api}/revision/{revision}?{query}", attempts, max_retry_after)[0]
-        commit = info.get("sha") if isinstance(info, dict) else None
-        if not is_commit(commit):
+        info = self.call(self._info, attempts, max_retry_after)
+        if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise HubError(f"{self.where} does not tell the commit of {self.request}: is it a Hugging Face Hub?")
-        return Resolved(str(commit), bool(info.get("gated")) or bool(info.get("private")))
+        return Resolved(info.sha, bool(getattr(info, "gated", False)) or bool(getattr(info, "private", False)))
+
+    def _info(self) -> Any:
+        request = self.request
+        # A space cannot be gated, and the Hub refuses to answer whether it is.
+        expand = ["sha", "private"] if request.repo_type == "space" else ["sha", "private", "gated"]
+        with _without_telemetry(self.library.constants):
+            return self._api.repo_info(
+                request.repo_id,
+                repo_type=request.repo_type,
+                revision=request.revision or "main",
+                timeout=self.timeout,
+                # Without it, the answer is the same, and longer.
+                **({"expand": expand} if "expand" in _parameters(self._api.repo_info) else {}),
+            )
 
     def check_access(self) -> None:
         """Raise HubDenied unless the token gives access to the repo's content."""
-        self._json(f"{self._api}/auth-check", MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
+        self.call(lambda: _within(self.timeout, self._ask_for_access))
 
-    def tree(self, commit: str) -> list[HubFile]:
-        """The files of a commit that match the patterns, sorted by path.
-
-        Raises CannotStream if the server gives no list with the sizes and ids of files, as some mirrors do not.
-        """
-        files: dict[str, HubFile] = {}
-        url: str | None = f"{self._api}/tree/{commit}?recursive=true&expand=false"
-        while url is not None:
-            rows, url = self._rows(url)
-            for row in rows:
-                file = _file_of(row)
-                if file is None:
-                    raise CannotStream(f"{self.where} gives a file list of {self.request} that cannot be read")
-                if _leads_out(file.path):
-                    raise HubError(f"{self.where} lists a file {file.path!r} of {self.request}, which is not below it")
-                if row["type"] == "file":
-                    files[file.path] = file
-        allow, ignore = _as_list(self.request.allow_patterns), _as_list(self.request.ignore_patterns)
-        wanted = self._library.utils.filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore)
-        return [files[path] for path in sorted(wanted, key=lambda path: path.encode("utf-8", "surrogatepass"))]
-
-    def _rows(self, url: str) -> tuple[list[Any], str | None]:
-        """A page of the file list, and the address of the next one."""
-        try:
-            rows, following = self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)
-        except HubError as error:
-            if error.status in _NO_SUCH_API:
-                raise CannotStream(f"{self.where} gives no file list ({error})") from error
-            raise
-        return rows if isinstance(rows, list) else [None], following
-
-    def stream(self, commit: str, file: HubFile, verifier: ContentVerifier | None = None) -> Iterator[bytes]:
-        """The content of a file in blocks. It is verified only when the iterator is exhausted.
-
-        A download whose connection breaks resumes at the byte where it broke. Raises HubError if the content is not
-        what the Hub lists.
-        """
-        verifier = verifier or ContentVerifier(file)
-        verifier.shown_name = self._named(file)
-        yield from self._xet_blocks(commit, file, verifier)
-        url = self._file_url(commit, file.path)
-        failures = 0
-        while verifier.size < file.size:
-            before = verifier.size
-            try:
-                name = self._named(file)
-                with self._requesting(name), self._open(url, verifier.size, name) as response:
-                    verifier.note_etag(response)
-                    for block in self._blocks(response, verifier.size):
-                        verifier.add(block)
-                        yield block
-                    if verifier.size < file.size:
-                        raise HubUnavailable(f"{name}: received {verifier.size} bytes instead of {file.size}")
-            except HubUnavailable as failure:
-                failures = 1 if verifier.size > before else failures + 1
-                if failures >= MAX_ATTEMPTS:
-                    raise
-                self._pause(failures, failure, MAX_RETRY_AFTER_S)
-        verifier.finish()
-
-    def _xet_blocks(self, commit: str, file: HubFile, verifier: ContentVerifier) -> Iterator[bytes]:
-        """The content of a file from its Xet storage; it ends early if that storage fails."""
-        if file.xet_hash is None or not file.size or not self._xet_works or not xet_is_wanted():
+    def _ask_for_access(self) -> None:
+        request, package = self.request, self.library.package
+        if hasattr(self._api, "auth_check"):
+            with _without_telemetry(self.library.constants):
+                self._api.auth_check(request.repo_id, repo_type=request.repo_type)
             return
-        try:
-            source = self._xet_source(commit)
-            if source is not None:
-                for block in source.blocks(file.xet_hash, file.size, verifier.size):
-                    verifier.add(block)
-                    yield block
-        except ConnectionError as error:
-            self._warn(f"{self._named(file)}: its Xet storage fails ({one_line(error)}); continuing over HTTP")
-        except XetUnusable as error:
-            self._xet_works = False
-            self._note(f"{error}; files in Xet storage come over HTTP, one connection for each file")
-
-    def _xet_source(self, commit: str) -> XetSource | None:
-        """The repo's Xet storage; None if it gives no access. Access is requested once."""
-        with self._xet_lock:
-            if self._xet is None and self._xet_works:
-                url = f"{self._api}/xet-read-token/{commit}"
-                try:
-                    self._xet = XetSource.open(lambda: self._xet_access(url), url, self.headers)
-                except (HubError, ConnectionError) as error:
-                    self._xet_works = False
-                    self._warn(
-                        f"{self.request}: no access to its Xet storage ({one_line(error)}); continuing over HTTP"
-                    )
-            return self._xet
-
-    def _xet_access(self, url: str) -> Any:
-        return self._json(url, MAX_ATTEMPTS, MAX_RETRY_AFTER_S)[0]
-
-    def _named(self, file: HubFile) -> str:
-        return f"{file.path} of {self.request}"
-
-    @property
-    def _api(self) -> str:
-        return f"{self._endpoint}/api/{self.request.repo_type}s/{self.request.repo_id}"
+        # Before 0.25: who may read one file may read all.
+        info = self._info()
+        for file in (info.siblings or [])[:1]:
+            package.get_hf_file_metadata(self.file_url(info.sha, file.rfilename), token=request.token)
 
     def headers(self) -> dict[str, str]:
-        """The headers of each request to the Hub, including the token."""
-        headers = {"user-agent": _USER_AGENT, "accept-encoding": "identity"}
-        token = self._token()
-        if token is not None:
-            headers["authorization"] = f"Bearer {token}"
-        return {**headers, **{name.lower(): value for name, value in (self.request.headers or {}).items()}}
+        """The headers of a request to the Hub, including the token."""
+        with _without_telemetry(self.library.constants):
+            headers: dict[str, str] = self.library.utils.build_hf_headers(**self.identity)
+        return headers
 
-    def _token(self) -> str | None:
-        token = self.request.token
-        if isinstance(token, str):
-            return token
-        if token is False or (token is None and self._constants.HF_HUB_DISABLE_IMPLICIT_TOKEN):
-            return None
-        found: str | None = self._library.package.get_token()
-        if found is None and token is True:
-            raise HubDenied(
-                f"{self.request}: token=True, but there is no token; set HF_TOKEN, or log in with `hf auth login`"
+    def file_url(self, commit: str, path: str) -> str:
+        """The address of a file's content."""
+        request = self.request
+        url: str = self.library.package.hf_hub_url(
+            request.repo_id, path, repo_type=request.repo_type, revision=commit, endpoint=self.endpoint
+        )
+        if not url.startswith(f"{self.endpoint}/"):
+            # The token must go to no other host.
+            raise HubError(
+                f"{path} of {request}: its address is not at {self.where}; set HF_ENDPOINT, or pass endpoint="
             )
-        return found
+        return url
 
-    def _json(self, url: str, attempts: int, max_retry_after: float) -> tuple[Any, str | None]:
-        """A JSON answer, and the address of its next page if there is one."""
-        what = str(self.request)
+    def arguments_of(self, function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `arguments` that this version's `function` has. Raises UsageError if it lacks one that is needed."""
+        known = _parameters(function)
+        for name in arguments:
+            is_default = name == "endpoint" and self.endpoint == self.library.constants.ENDPOINT.rstrip("/")
+            if name not in known and not is_default:
+                raise UsageError(
+                    f"{self.request}: {self.library.name} does not know the argument {name}=; install a newer one"
+                    + (", or set HF_ENDPOINT" if name == "endpoint" else "")
+                )
+        return {name: value for name, value in arguments.items() if name in known}
+
+    def call(
+        self, function: Callable[[], T], attempts: int = MAX_ATTEMPTS, max_retry_after: float = MAX_RETRY_AFTER_S
+    ) -> T:
+        """What a function returns that asks about the repo; it is called again after failures that may pass."""
         for attempt in range(1, attempts + 1):
             try:
-                with self._requesting(what):
-                    session = self._session()
-                    # A client that the user configured (set_client_factory) may not follow redirects unless it is told.
-                    follow = {"follow_redirects": True} if _is_httpx(session) else {}
-                    response = session.get(url, headers=self.headers(), timeout=self._timeout, **follow)
-                    self._raise_for_status(response.status_code, response.headers, what)
-                    following = self._next_page(response)
-                return response.json(), following
+                with self.asking(str(self.request)):
+                    return function()
             except HubUnavailable as failure:
                 if attempt == attempts:
                     raise
-                self._pause(attempt, failure, max_retry_after)
-            except ValueError as error:
-                raise HubError(f"{self.where} answers about {what} with something that is not JSON") from error
+                self.pause(attempt, failure, max_retry_after)
         raise AssertionError("at least one attempt is made")
 
+    def pause(self, attempt: int, failure: HubUnavailable, max_retry_after: float = MAX_RETRY_AFTER_S) -> None:
+        """Wait before the next attempt, as long as the Hub asks for. Raises `failure` if there must be no other one."""
+        if failure.final:
+            raise failure from None
+        seconds = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
+        if failure.retry_after is not None:
+            if failure.retry_after > max_retry_after:
+                raise HubUnavailable(
+                    f"{failure}; it asks to wait {failure.retry_after:.0f} s, which is too long"
+                ) from None
+            seconds = failure.retry_after
+        self.warn(f"{failure}; trying again in {seconds:.0f} s")
+        pause(seconds, self.cancelled)
+
     @contextmanager
-    def _requesting(self, what: str) -> Iterator[None]:
-        """Turn what the session raises into our errors, whichever HTTP library it is of."""
+    def asking(self, what: str, misfit: type[Exception] = HubError) -> Iterator[None]:
+        """Turn what huggingface_hub and its HTTP library raise into our errors; `what` is asked for.
+
+        `misfit` is raised where this version is used in a way that it does not know. Raises HubUnavailable at once
+        where no request may be made.
+        """
+        if self.offline:
+            raise HubUnavailable(
+                "no request to the Hub is allowed: HF_HUB_OFFLINE is set, or local_files_only was passed", final=True
+            )
         try:
             yield
-        except (ArtifactError, MemoryError):
+        except (ArtifactError, CannotStream, MemoryError):
             raise
-        except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
-            # Not what a server does: this version has sessions of another kind.
-            raise CannotStream(
-                f"the sessions of {self._library.name} are not of a known kind ({type(error).__name__}: "
-                f"{one_line(error)})"
-            ) from error
         except Exception as error:
-            raise self._unreachable(error, what) from None
+            # Not as the cause: its message may have an address with a signature.
+            raise self._error_of(error, what, misfit) from None
 
-    def _next_page(self, response: Any) -> str | None:
-        # A mirror may return the address of the Hub behind it. The token must go to no host but the endpoint.
-        url = response.links.get("next", {}).get("url")
-        return self._endpoint + url[url.index("/api/") :] if url is not None and "/api/" in url else None
+    def _error_of(self, error: Exception, what: str, misfit: type[Exception]) -> Exception:
+        for link in _chain(error):
+            response: Any = getattr(link, "response", None)
+            status = getattr(response, "status_code", None)
+            if isinstance(status, int) and status >= 400:
+                refusal = self._refusal(link, status, response.headers, what)
+                refusal.status = status
+                return refusal
+        says = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, self.library.utils.LocalTokenNotFoundError):
+            return HubDenied(f"{what}: token=True, but there is no token; set HF_TOKEN, or log in with `hf auth login`")
+        if isinstance(error, (LookupError, json.JSONDecodeError)):
+            return HubError(f"{self.where} answers about {what} with something that cannot be read ({says})")
+        if not isinstance(error, OSError):
+            if isinstance(error, (AttributeError, ImportError, NotImplementedError, TypeError)):
+                return misfit(f"{what}: {self.library.name} works in an unknown way ({says})")
+            if isinstance(error, ValueError):
+                return HubError(f"{what}: {self.library.name} fails ({says})")
+        return HubUnavailable(f"{what}: {self.where} cannot be reached ({says})")
 
-    def _session(self) -> Any:
-        self._require_online()
-        return self._library.utils.get_session()
+    def _refusal(self, error: BaseException, status: int, headers: Mapping[str, str], what: str) -> HubError:
+        """The error for an answer that is none; huggingface_hub's class for it says more than the status."""
+        utils, request = self.library.utils, self.request
+        says = " ".join(headers.get("X-Error-Message", "").split())[:200]
+        answer = f"the Hub answers {status}" + (f" ({says})" if says else "")
+        if status in _TRANSIENT_STATUSES:
+            hint = "; it limits the rate of requests: log in, or wait before the next run" if status == 429 else ""
+            return HubUnavailable(f"{what}: {answer}{hint}", retry_after=_retry_after(headers))
+        if isinstance(error, utils.GatedRepoError) or status == 403:
+            folder = "" if request.repo_type == "model" else f"{request.repo_type}s/"
+            return HubDenied(
+                f"{what}: {answer}: access is restricted; ask for it at {self.where}/{folder}{request.repo_id}, then "
+                "set HF_TOKEN to a token of that account, or pass token="
+            )
+        if isinstance(error, utils.RevisionNotFoundError):
+            return HubDenied(f"{what}: the Hub has this repo, but not this revision; check the branch, tag or commit")
+        if isinstance(error, utils.EntryNotFoundError):
+            return HubDenied(f"{what}: {answer}: a file that it lists is not there")
+        if status in (401, 404):
+            return HubDenied(
+                f"{what}: {answer}: there is no such {request.repo_type}, or it is private and the token is missing or "
+                "of another account; check repo_id and repo_type, set HF_TOKEN or pass token="
+            )
+        return HubError(f"{what}: {answer}")
+
+
+class _WithoutTelemetry:
+    """Blocks in which huggingface_hub sends no telemetry; several threads may be in one.
+
+    From 1.15 on, it would make a request of its own to find out what to write into the user agent.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._before = False
 
     @contextmanager
-    def _open(self, url: str, start: int, what: str) -> Iterator[Any]:
-        headers = self.headers()
-        if start:
-            headers["range"] = f"bytes={start}-"
-        timeout = self._constants.HF_HUB_DOWNLOAD_TIMEOUT
-        session = self._session()
-        opened: AbstractContextManager[Any]
-        if _is_httpx(session):
-            opened = session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
-        else:
-            opened = session.get(url, headers=headers, timeout=timeout, stream=True)
-        with opened as response:
-            if response.status_code == 416:
-                raise HubMismatch(f"{what}: the Hub has fewer bytes than it lists")
-            self._raise_for_status(response.status_code, response.headers, what)
-            yield response
-
-    def _blocks(self, response: Any, start: int) -> Iterator[bytes]:
-        """The content from byte `start` of the file, even if the server ignored the range and sent the whole file."""
-        skip = start if start and response.status_code != 206 else 0
-        blocks = (
-            response.iter_bytes(_BLOCK_SIZE) if hasattr(response, "iter_bytes") else response.iter_content(_BLOCK_SIZE)
-        )
-        for block in blocks:
-            if skip:
-                skip, block = max(0, skip - len(block)), block[skip:]
-            if block:
-                yield block
+    def __call__(self, constants: Any) -> Iterator[None]:
+        with self._lock:
+            if not self._blocks:
+                self._before = constants.HF_HUB_DISABLE_TELEMETRY
+            self._blocks += 1
+            constants.HF_HUB_DISABLE_TELEMETRY = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    constants.HF_HUB_DISABLE_TELEMETRY = self._before
 
 
-class ContentVerifier:
-    """Counts and hashes the bytes of a file as they arrive, and compares them with what the Hub lists."""
-
-    def __init__(self, file: HubFile) -> None:
-        self.file = file
-        self.shown_name = file.path
-        """The name of the file in errors."""
-        self.size = 0
-        """Bytes received so far."""
-        self.verified = False
-        """Whether the whole content was received, and has the digest that the Hub lists."""
-        self._etag = ""
-        if file.sha256 is not None:
-            self._digest = hashlib.sha256()
-        else:
-            self._digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-
-    def note_etag(self, response: Any) -> None:
-        """Note the ETag with which the server names the content."""
-        self._etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
-
-    def add(self, block: bytes) -> None:
-        """Add the next block. Raises HubMismatch if the file is longer than the Hub lists."""
-        self.size += len(block)
-        if self.size > self.file.size:
-            raise HubMismatch(f"{self.shown_name}: the Hub sends more than the {self.file.size} bytes that it lists")
-        self._digest.update(block)
-
-    def finish(self) -> None:
-        """Raise HubMismatch if the content is not what the Hub lists."""
-        found = self._digest.hexdigest()
-        self.verified = found == self.file.oid
-        # Other servers with the same API may list ids for small files that are not git's ids. The ETag
-        # shows that: it is then not the listed id either.
-        if not self.verified and (self.file.sha256 is not None or self._etag == self.file.oid):
-            raise HubMismatch(
-                f"{self.shown_name}: the content is not what the Hub lists (digest {found} instead of {self.file.oid})"
-            )
+_without_telemetry = _WithoutTelemetry()
 
 
-def _file_of(row: Any) -> HubFile | None:
-    """A row of the Hub's file list; None if it is malformed."""
-    if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not isinstance(row.get("type"), str):
-        return None
-    path, size, oid, lfs = row["path"], row.get("size", 0), row.get("oid", ""), row.get("lfs")
-    if not isinstance(size, int) or size < 0:
-        return None
-    if isinstance(lfs, Mapping):
-        size, oid = lfs.get("size", size), lfs.get("oid") or lfs.get("sha256")
-    if row["type"] == "file" and not (isinstance(oid, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", oid)):
-        return None
-    xet = row.get("xetHash")
-    return HubFile(path, size, str(oid), xet if isinstance(xet, str) else None)
+def pause(seconds: float, cancelled: threading.Event) -> None:
+    """Wait before a retry; the wait ends early when `cancelled` is set."""
+    cancelled.wait(seconds)
 
 
-def _leads_out(path: str) -> bool:
-    return "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/"))
+def _within(seconds: float, function: Callable[[], None]) -> None:
+    """Call a function of huggingface_hub that has no time limit. Raises TimeoutError after this time."""
+    errors: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            function()
+            errors.append(None)
+        except BaseException as error:
+            errors.append(error)
+
+    # A daemon: a server that never answers does not hold up the end of the process.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not errors:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if errors[0] is not None:
+        raise errors[0]
 
 
-def _is_httpx(session: Any) -> bool:
-    return callable(getattr(session, "stream", None))
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
-def _as_list(patterns: tuple[str, ...] | None) -> list[str] | None:
-    return None if patterns is None else list(patterns)
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    seen: list[BaseException] = []
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the Hub asks to wait, from Retry-After or from the reset of its rate limit."""
+    value = (headers.get("Retry-After") or "").strip()
+    if value.isdigit():
+        return float(value)
+    if value:
+        try:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        except (TypeError, ValueError):
+            return None
+    limit = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", ""))
+    return float(limit[1]) if limit else None

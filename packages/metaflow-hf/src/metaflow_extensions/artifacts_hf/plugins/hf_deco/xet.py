@@ -10,13 +10,15 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .text import one_line
+from .errors import HubError, one_line
+from .hub import Hub
 
-__all__ = ["XetSource", "XetUnusable", "xet_is_wanted"]
+__all__ = ["XetStorage", "XetUnusable", "xet_is_wanted"]
 
 _BLOCK_SIZE = 1 << 20
 _FIRST_WITH_STREAMS = "1.5"
@@ -86,45 +88,61 @@ def _calling() -> Iterator[None]:
         raise ConnectionError(str(error)) from error
 
 
-class XetSource:
-    """The Xet storage behind one commit of a repo."""
+class XetStorage:
+    """The Xet storage behind one commit of a repo. Several threads may use it."""
 
-    def __init__(self, group: Any) -> None:
-        """`group` makes the streams: a download stream group of hf_xet."""
-        self._group = group
+    def __init__(self, hub: Hub, token_url: str, access: Callable[[], Any]) -> None:
+        """`access` returns the Hub's answer at `token_url`; hf_xet asks there again when the token expires."""
+        self._hub = hub
+        self._token_url = token_url
+        self._access = access
+        self._group: Any = None
+        self._works = True
+        self._lock = threading.Lock()
 
-    @classmethod
-    def open(
-        cls, access: Callable[[], Mapping[str, Any]], token_url: str, headers: Callable[[], Mapping[str, str]]
-    ) -> XetSource:
-        """`access` returns the Hub's answer at `token_url`; hf_xet asks there again when the token expires.
+    def blocks(self, xet_hash: str | None, size: int, what: str) -> Iterator[bytes]:
+        """The content of a file in blocks. It ends early, with a line in the log, if the storage fails."""
+        if xet_hash is None or not size or not self._works or not xet_is_wanted():
+            return
+        try:
+            with _calling():
+                group = self._opened()
+                if group is None:
+                    return
+                for block in group.download_stream(_library().XetFileInfo(xet_hash, size), start=0):
+                    for begin in range(0, len(block), _BLOCK_SIZE):
+                        yield block[begin : begin + _BLOCK_SIZE]
+        except ConnectionError as error:
+            self._hub.warn(f"{what}: its Xet storage fails ({one_line(error)}); continuing over HTTP")
+        except XetUnusable as error:
+            self._works = False
+            self._hub.note(f"{error}; files in Xet storage come over HTTP, one connection for each file")
 
-        Raises XetUnusable if hf_xet cannot be used, before the Hub is asked; ConnectionError if the answer gives no
-        access, or the storage cannot be reached.
-        """
-        _library()
-        answer = access()
+    def _opened(self) -> Any:
+        """The group that makes the streams; None if the Hub gives no access, for which it is asked once."""
+        with self._lock:
+            if self._group is None and self._works:
+                # Before the Hub is asked: it may be one that cannot be used.
+                _library()
+                try:
+                    self._group = self._new_group(self._access())
+                except (HubError, ConnectionError) as error:
+                    self._works = False
+                    self._hub.warn(
+                        f"{self._hub.request}: no access to its Xet storage ({one_line(error)}); continuing over HTTP"
+                    )
+            return self._group
+
+    def _new_group(self, answer: Any) -> Any:
         try:
             endpoint, token, expiry = answer["casUrl"], answer["accessToken"], answer["exp"]
         except (KeyError, TypeError) as error:
             raise ConnectionError("the Hub's answer has no access to it") from error
         with _calling():
-            group = _session(os.getpid()).new_download_stream_group(
+            return _session(os.getpid()).new_download_stream_group(
                 endpoint=endpoint,
                 token=token,
                 token_expiry_unix_secs=expiry,
-                token_refresh_url=token_url,
-                token_refresh_headers=dict(headers()),
+                token_refresh_url=self._token_url,
+                token_refresh_headers=self._hub.headers(),
             )
-        return cls(group)
-
-    def blocks(self, xet_hash: str, size: int, start: int) -> Iterator[bytes]:
-        """The content of a file in blocks, from byte `start`.
-
-        Raises ConnectionError if the storage fails, XetUnusable if hf_xet cannot be used.
-        """
-        with _calling():
-            stream = self._group.download_stream(_library().XetFileInfo(xet_hash, size), start=start)
-            for block in stream:
-                for begin in range(0, len(block), _BLOCK_SIZE):
-                    yield block[begin : begin + _BLOCK_SIZE]

@@ -1,4 +1,4 @@
-"""Reuse of the chunks of a stored snapshot in the next snapshot of the same repo."""
+"""Reuse of the chunks of a stored snapshot in the next snapshot of the same remote place."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import accumulate
 
-from metaflow_artifacts.plugin import Chunk, CorruptArtifact, FileEntry, Storage, read_chunk, segments
-
-from .dedupe_index import Snapshot
-from .hub import HubFile
+from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._format.plan import segments
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._store.dedupe_index import Snapshot
+from metaflow_artifacts._store.streams import StreamedFile
+from metaflow_artifacts._transfer.chunks import read_chunk
+from metaflow_artifacts.errors import CorruptArtifact
 
 __all__ = ["PreviousSnapshot"]
 
@@ -20,41 +23,41 @@ _MAX_CHUNKS_IN_MEMORY = 4
 
 
 class PreviousSnapshot:
-    """The content of a stored snapshot, by the Hub's ids of its files. Several threads may use it."""
+    """The content of a stored snapshot, by the ids of its files. Several threads may use it."""
 
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
         self._storage = storage
         self._chunks = snapshot.manifest.chunks
         self._starts = [0, *accumulate(chunk.size for chunk in self._chunks)]
         self._files: dict[tuple[str, int], FileEntry] = {}
-        oids = snapshot.oids
+        ids = snapshot.ids
         for entry in snapshot.manifest.files:
-            if entry.path in oids:
-                self._files[oids[entry.path], entry.size] = entry
+            if entry.path in ids:
+                self._files[ids[entry.path], entry.size] = entry
         self._packs = self._find_packs(snapshot)
         self._contents: OrderedDict[Chunk, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     def _find_packs(self, snapshot: Snapshot) -> dict[tuple[tuple[str, str], ...], tuple[Chunk, list[FileEntry]]]:
         """The packs: each chunk that consists of whole files, by the paths and ids of these files."""
-        files, oids = snapshot.manifest.files, snapshot.oids
+        files, ids = snapshot.manifest.files, snapshot.ids
         packs = {}
         parts = segments([file.size for file in files], [chunk.size for chunk in self._chunks])
         for chunk, sections in zip(self._chunks, parts, strict=True):
             entries = [files[part.file] for part in sections]
             whole = all(part.length == entry.size for part, entry in zip(sections, entries, strict=True))
-            if whole and all(entry.path in oids for entry in entries):
-                packs[tuple((entry.path, oids[entry.path]) for entry in entries)] = chunk, entries
+            if whole and all(entry.path in ids for entry in entries):
+                packs[tuple((entry.path, ids[entry.path]) for entry in entries)] = chunk, entries
         return packs
 
-    def pack(self, files: Iterable[HubFile]) -> tuple[Chunk, list[str | None]] | None:
+    def pack(self, files: Iterable[StreamedFile]) -> tuple[Chunk, list[str | None]] | None:
         """The chunk that holds exactly these files in this order, with the SHA-256 of each if the manifest has it."""
-        found = self._packs.get(tuple((file.path, file.oid) for file in files))
+        found = self._packs.get(tuple((file.path, file.id) for file in files))
         return (found[0], [entry.sha256 for entry in found[1]]) if found is not None else None
 
-    def chunks_of(self, file: HubFile) -> list[Chunk] | None:
+    def chunks_of(self, file: StreamedFile) -> list[Chunk] | None:
         """The chunks of a file; None if it shares a chunk with another file."""
-        entry = self._files.get((file.oid, file.size))
+        entry = self._files.get((file.id, file.size))
         if entry is None or not entry.size:
             return None
         first = bisect_right(self._starts, entry.offset) - 1
@@ -63,9 +66,9 @@ class PreviousSnapshot:
             return None
         return list(self._chunks[first:last])
 
-    def content(self, file: HubFile) -> bytes | None:
+    def content(self, file: StreamedFile) -> bytes | None:
         """The content of a file that is in one chunk; None for other files, and if the chunk is missing or damaged."""
-        entry = self._files.get((file.oid, file.size))
+        entry = self._files.get((file.id, file.size))
         if entry is None or not entry.size:
             return None
         number = bisect_right(self._starts, entry.offset) - 1

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.lease import Lease, _is_gone, _process, single_flight
+from metaflow_artifacts._store.lease import Lease, _is_gone, _process, single_flight
 
 NAME = "mf.huggingface_hub/leases/x"
 

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from metaflow_artifacts.plugin import ArtifactNotFound, Storage, StorageError
+from metaflow_artifacts._storage import Storage
+from metaflow_artifacts.errors import ArtifactNotFound, StorageError
 
 __all__ = ["TTL_S", "Lease", "single_flight"]
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from metaflow_artifacts import Store
 from metaflow_artifacts._format.manifest import Chunk, FileEntry, Manifest
+from metaflow_artifacts._store.dedupe_index import Snapshot
+from metaflow_artifacts._store.previous_snapshot import PreviousSnapshot
+from metaflow_artifacts._store.streams import StreamedFile
 from metaflow_artifacts._transfer.chunks import chunk_key, put_chunk
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.dedupe_index import Snapshot
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.hub import HubFile
-from metaflow_extensions.artifacts_hf.plugins.hf_deco.previous_snapshot import PreviousSnapshot
 
 CONTENT = bytes(range(200))
 SIZES = {"a": 40, "b": 60, "c": 80, "d": 20, "empty": 0}
 
 
-def snapshot_of(store: Store, cuts: list[int], oids: dict[str, str] | None = None) -> PreviousSnapshot:
+def snapshot_of(store: Store, cuts: list[int], ids: dict[str, str] | None = None) -> PreviousSnapshot:
     """The snapshot of the files a, b, c and d, cut into chunks of these sizes."""
     chunks: list[Chunk] = []
     start = 0
@@ -29,12 +29,12 @@ def snapshot_of(store: Store, cuts: list[int], oids: dict[str, str] | None = Non
         files.append(FileEntry(name, size, 0o644, offset))
         offset += size
     artifact: Any = {}
-    names = {name: name * 40 for name in SIZES} if oids is None else oids
+    names = {name: name * 40 for name in SIZES} if ids is None else ids
     return PreviousSnapshot(store.storage, Snapshot(Manifest(artifact, files, [], chunks, 100), names))
 
 
-def listed(name: str) -> HubFile:
-    return HubFile(name, SIZES[name], name * 40)
+def listed(name: str) -> StreamedFile:
+    return StreamedFile(name, SIZES[name], name * 40)
 
 
 def content(name: str) -> bytes:
@@ -48,8 +48,8 @@ def test_files_that_share_no_chunk_are_found_as_chunks(store: Store) -> None:
     assert [chunk.size for chunk in found.chunks_of(listed("d")) or ()] == [20]
     for shared in ("a", "b"):
         assert found.chunks_of(listed(shared)) is None
-    assert found.chunks_of(HubFile("c", 80, "x" * 40)) is None
-    assert found.chunks_of(HubFile("c", 81, "c" * 40)) is None
+    assert found.chunks_of(StreamedFile("c", 80, "x" * 40)) is None
+    assert found.chunks_of(StreamedFile("c", 81, "c" * 40)) is None
     assert found.chunks_of(listed("empty")) is None
 
 

@@ -1,6 +1,6 @@
-"""The files of a commit, stored as chunks: reused from the store, or streamed from the Hub.
+"""Files that come as streams, stored as chunks: reused where the store has them, else taken from their source.
 
-The Hub lists the sizes of all files, so that the borders of the chunks are known before the first byte arrives. Each
+The source lists the sizes of all files, so that the borders of the chunks are known before the first byte arrives. Each
 file is requested once. Only chunks are written, and the files themselves if a target directory is given.
 """
 
@@ -12,40 +12,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from metaflow_artifacts.plugin import (
-    Chunk,
-    CorruptArtifact,
-    FileEntry,
-    Later,
-    Progress,
-    Store,
-    beside,
-    chunk_key,
-    create,
-    in_threads,
-    is_packed,
-    is_stored,
-    make_tree,
-    plan,
-    put_chunk,
-    read_range,
-    remove_tree,
-    segments,
-    write_all,
-)
+from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._format.plan import is_packed, plan, segments
+from metaflow_artifacts._store.dedupe_index import DedupeIndex
+from metaflow_artifacts._store.previous_snapshot import PreviousSnapshot
+from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._store.streams import Stream, StreamedFile, StreamSource
+from metaflow_artifacts._transfer.chunks import chunk_key, is_stored, put_chunk
+from metaflow_artifacts._transfer.engine import Later
+from metaflow_artifacts._transfer.loading import read_range
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.removal import remove_tree
+from metaflow_artifacts._transfer.target import create, make_tree, write_all
+from metaflow_artifacts._transfer.threads import beside, in_threads
+from metaflow_artifacts.errors import ArtifactError, CorruptArtifact
 
-from .dedupe_index import DedupeIndex
-from .errors import HubError
-from .hub import ContentVerifier, Hub, HubFile
-from .previous_snapshot import PreviousSnapshot
+__all__ = ["Ingested", "ingest"]
 
-__all__ = ["Content", "fetch"]
-
-T = TypeVar("T")
+_F = TypeVar("_F", bound=StreamedFile)
+_T = TypeVar("_T")
 
 _FILE_MODE = 0o644
 _STORED_AT_ONCE = 8
@@ -55,40 +44,40 @@ _BLOCKS_BYTES = 2 << 20
 
 
 @dataclass
-class Content:
-    """The content of a snapshot: it is in the store, but no manifest names it yet."""
+class Ingested:
+    """Content that is in the store, though no manifest names it yet."""
 
     files: list[FileEntry]
     chunks: list[Chunk]
-    oids: dict[str, str]
-    """The Hub's id of each file whose content was verified against it."""
+    ids: dict[str, str]
+    """The id of each file whose content was verified against it, by path."""
     since: float | None = None
     """When the first chunk was looked up, in seconds since the epoch; None if no chunk was looked up."""
     downloaded: int = 0
-    """Bytes that were downloaded from the Hub."""
+    """Bytes that came from the source."""
     delivered: bool = False
     """Whether all files were written into the target directory too."""
 
 
-def fetch(
+def ingest(
     store: Store,
-    hub: Hub,
-    commit: str,
-    files: Sequence[HubFile],
+    index: DedupeIndex,
+    source: StreamSource[_F],
+    files: Sequence[_F],
     *,
     previous: PreviousSnapshot | None = None,
     reuse: bool = True,
     target: str | None = None,
     progress: Progress | None = None,
-) -> Content:
-    """Store the content of `files`, which are sorted by path.
+) -> Ingested:
+    """Store the content of `files`, which are sorted by the bytes of their paths.
 
-    `previous` is a stored snapshot of the same repo, whose chunks are reused. Without `reuse`, every file is
-    downloaded. Files are also written into the empty directory `target` while they are downloaded; if the store
-    already had one of them, `target` is left empty. Raises HubError if the Hub does not send a file as it lists it,
-    TargetError if `target` cannot be written, StorageError if the store fails.
+    `previous` is a stored snapshot of the same remote place, whose chunks are reused. Without `reuse`, every file is
+    taken from the source. Files are also written into the empty directory `target` while they arrive; if the store
+    already had one of them, `target` is left empty. Raises what the source raises, TargetError if `target` cannot be
+    written, StorageError if the store fails.
     """
-    return _Fetcher(store, hub, commit, files, previous, reuse, target, progress or Progress()).run()
+    return _Ingestion(store, index, source, files, previous, reuse, target, progress or Progress()).run()
 
 
 @dataclass
@@ -138,46 +127,45 @@ class _IncomingChunk:
         self._stack.close()
 
 
-class _Fetcher:
+class _Ingestion(Generic[_F]):
     def __init__(
         self,
         store: Store,
-        hub: Hub,
-        commit: str,
-        files: Sequence[HubFile],
+        index: DedupeIndex,
+        source: StreamSource[_F],
+        files: Sequence[_F],
         previous: PreviousSnapshot | None,
         reuse: bool,
         target: str | None,
         progress: Progress,
     ) -> None:
         self.store = store
-        self.hub = hub
-        self.commit = commit
+        self.index = index
+        self.source = source
         self.files = files
         self.previous = previous if reuse else None
         self.reuse = reuse
         self.target = target
         self.deliver = target is not None
         self.progress = progress
-        self.dedupe_index = DedupeIndex(store)
-        self.content = Content([], [], {}, time.time())
+        self.content = Ingested([], [], {}, time.time())
         self.digests: dict[int, str] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
 
-    def run(self) -> Content:
+    def run(self) -> Ingested:
         self.progress.start(sum(file.size for file in self.files))
         units = list(self._units())
         if self.target is not None:
             make_tree(self.target, [file.path for file in self.files], ())
         with beside(_STORED_AT_ONCE) as self._putters:
             try:
-                in_threads(max(1, self.hub.request.max_workers), self._calls(units))
+                in_threads(max(1, self.source.parallel), self._calls(units))
             except _Stopped:
                 assert self._failure is not None
                 raise self._failure from None
             except BaseException:
-                self.hub.cancelled.set()
+                self.source.cancel()
                 raise
         self.content.chunks = [chunk for unit in units for chunk in unit.chunks]
         offset = 0
@@ -246,7 +234,7 @@ class _Fetcher:
             except BaseException as error:
                 with self._lock:
                     self._failure = self._failure or error
-                self.hub.cancelled.set()
+                self.source.cancel()
                 raise
 
         return run
@@ -255,15 +243,15 @@ class _Fetcher:
         file = self.files[unit.files[0]]
         chunks = self._known_chunks(file)
         if chunks is None:
-            chunks = self._download_verified(file, self._download)
+            chunks = self._stream(file, partial(self._cut, file))
             if file.sha256 is not None:
-                self.dedupe_index.note_file(file.sha256, chunks)
+                self.index.note_file(file.sha256, chunks)
         else:
             self._skip(file)
             self.progress.add(file.size)
         unit.chunks = chunks
 
-    def _known_chunks(self, file: HubFile) -> list[Chunk] | None:
+    def _known_chunks(self, file: _F) -> list[Chunk] | None:
         """The chunks of a file if the store has all of them, else None."""
         if not self.reuse:
             return None
@@ -272,11 +260,11 @@ class _Fetcher:
                 return chunks
         return None
 
-    def _candidates(self, file: HubFile) -> Iterator[list[Chunk] | None]:
+    def _candidates(self, file: _F) -> Iterator[list[Chunk] | None]:
         if self.previous is not None:
             yield self.previous.chunks_of(file)
         if file.sha256 is not None:
-            location = self.dedupe_index.file(file.sha256, file.size)
+            location = self.index.file(file.sha256, file.size)
             if location is not None and sum(chunk.size for chunk in location.chunks) == file.size:
                 yield location.chunks
             if file.size <= self.store.chunk_size:
@@ -305,7 +293,7 @@ class _Fetcher:
         file = self.files[number]
         content = self._known_content(file)
         if content is None:
-            content = self._download_verified(file, lambda file, verifier: b"".join(self._blocks(file, verifier)))
+            content = self._stream(file, b"".join)
         else:
             self._skip(file)
         with self._lock:
@@ -321,7 +309,7 @@ class _Fetcher:
             unit.chunks = [self._put(b"".join(parts))]
             self._note_pack(unit)
 
-    def _known_content(self, file: HubFile) -> bytes | None:
+    def _known_content(self, file: _F) -> bytes | None:
         """The content of a small file if the store has it, else None."""
         if not self.reuse:
             return None
@@ -329,7 +317,7 @@ class _Fetcher:
         content = self.previous.content(file) if self.previous is not None else None
         if content is not None or file.sha256 is None:
             return content
-        location = self.dedupe_index.file(file.sha256, file.size)
+        location = self.index.file(file.sha256, file.size)
         if location is None:
             return None
         # With a digest, only the file is read of a chunk that contains other files too.
@@ -344,27 +332,26 @@ class _Fetcher:
     def _note_pack(self, unit: _Unit) -> None:
         offset = 0
         for file in (self.files[number] for number in unit.files):
-            if file.sha256 is not None and self.content.oids.get(file.path) == file.sha256:
-                self.dedupe_index.note_file(file.sha256, unit.chunks, offset)
+            if file.sha256 is not None and self.content.ids.get(file.path) == file.sha256:
+                self.index.note_file(file.sha256, unit.chunks, offset)
             offset += file.size
 
-    def _download_verified(self, file: HubFile, download: Callable[[HubFile, ContentVerifier], T]) -> T:
-        """Download a file. If the content is not what the Hub lists, download it again, over plain HTTP."""
-        verifier = ContentVerifier(file)
+    def _stream(self, file: _F, take: Callable[[Iterator[bytes]], _T]) -> _T:
+        """What `take` makes of the blocks of a file. If the first stream ends with an error, there may be another."""
+        stream = self.source.open(file)
         try:
-            content = download(file, verifier)
-        except HubError as error:
-            if not error.may_pass_on_retry:
-                raise
-            file = replace(file, xet_hash=None)
-            verifier = ContentVerifier(file)
-            content = download(file, verifier)
-        self._note_oid(file, verifier.verified)
+            content = take(self._blocks(file, stream))
+        except _Stopped:
+            raise
+        except ArtifactError as error:
+            stream = self.source.reopen(file, error)
+            content = take(self._blocks(file, stream))
+        self._note_id(file, stream.verified)
         return content
 
-    def _blocks(self, file: HubFile, verifier: ContentVerifier) -> Iterator[bytes]:
+    def _blocks(self, file: _F, stream: Stream) -> Iterator[bytes]:
         with nullcontext() if self.target is None else create(os.path.join(self.target, file.path), _FILE_MODE) as copy:
-            for block in self.hub.stream(self.commit, file, verifier):
+            for block in stream:
                 self._stop_if_failed()
                 with self._lock:
                     self.content.downloaded += len(block)
@@ -376,13 +363,13 @@ class _Fetcher:
         if self._failure is not None:
             raise _Stopped
 
-    def _download(self, file: HubFile, verifier: ContentVerifier) -> list[Chunk]:
-        """Stream a file into chunks. Each is committed while the next one arrives."""
+    def _cut(self, file: _F, blocks: Iterator[bytes]) -> list[Chunk]:
+        """Cut a file into chunks. Each is committed while the next one arrives."""
         sizes = iter(plan([(file.path, file.size)], self.store.chunk_size))
         chunk: _IncomingChunk | None = None
         puts: list[Later[Chunk]] = []
         try:
-            for block in self._blocks(file, verifier):
+            for block in blocks:
                 view = memoryview(block)
                 while view:
                     chunk = chunk or _IncomingChunk(self.store, next(sizes))
@@ -407,12 +394,12 @@ class _Fetcher:
         self.progress.add(chunk.size, stored=chunk.size if new else 0)
         return chunk
 
-    def _skip(self, file: HubFile) -> None:
-        """Skip the download of a stored file. The target directory can then not be filled from the downloads alone."""
+    def _skip(self, file: _F) -> None:
+        """Leave out a file that is stored. The target directory can then not be filled from the streams alone."""
         self.deliver = False
-        self._note_oid(file, True)
+        self._note_id(file, True)
 
-    def _note_oid(self, file: HubFile, verified: bool) -> None:
+    def _note_id(self, file: _F, verified: bool) -> None:
         if verified:
             with self._lock:
-                self.content.oids[file.path] = file.oid
+                self.content.ids[file.path] = file.id
