@@ -333,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if "expand=" not in self.path:
             info["modelId"] = repo.name
-            info["tags"] = []
+            info.update(tags=[], downloads=0, likes=0, disabled=False, lastModified="2024-01-01T00:00:00.000Z")
             info["siblings"] = [{"rfilename": path} for path in repo.commits[sha]]
         return self._json(info)
 

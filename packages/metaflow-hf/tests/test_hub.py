@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import build_hf_headers
 
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
@@ -177,6 +177,32 @@ def test_an_endpoint_that_only_some_of_huggingface_hub_knows_gets_no_token(
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     with pytest.raises(HubError, match=f"its address is not at {hub.endpoint}; set HF_ENDPOINT"):
         contents(hub, repo, token="hf_x")
+
+
+@pytest.mark.parametrize("kind", [{"private": True}, {"gated": True}])
+def test_access_is_checked_by_versions_that_have_no_function_for_it(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any]
+) -> None:
+    hub.repo("org/name", token="hf_right", files=FILES, **kind)
+    monkeypatch.delattr(HfApi, "auth_check")
+    client(hub, token="hf_right").check_access()
+    with pytest.raises(HubDenied):
+        client(hub).check_access()
+
+
+@pytest.mark.parametrize("what", ["auth", "tree", "xet"])
+def test_no_question_waits_without_limit(hub: HubServer, repo: Repo, pauses: list[float], what: str) -> None:
+    released = threading.Event()
+    hub.fault(what, times=9, hold=released)
+    asked = streams(hub, etag_timeout=0.05)
+    url = f"{hub.endpoint}/api/models/org/name/xet-read-token/main"
+    questions = {"auth": asked.hub.check_access, "tree": asked.files, "xet": lambda: asked._json(url)}
+    try:
+        with pytest.raises(HubUnavailable, match=rf"{hub.endpoint} cannot be reached \(\w*Timeout"):
+            questions[what]()
+    finally:
+        released.set()
+    assert len(pauses) == module.MAX_ATTEMPTS - 1
 
 
 def test_the_token_goes_to_no_other_host_for_the_next_page(hub: HubServer, repo: Repo) -> None:

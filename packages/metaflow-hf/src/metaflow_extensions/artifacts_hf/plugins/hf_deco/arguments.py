@@ -143,29 +143,19 @@ class RepoRequest:
         return _sha256(self.revision_key)[:20]
 
     @property
-    def name(self) -> str:
-        """The name of a snapshot's checkpoints: 10 hex digits of all that decides the content."""
-        return self.content_hash[:10]
-
-    @property
     def content_hash(self) -> str:
         """12 hex digits of all that decides the content."""
         return self._digest(self.repo_type, self.repo_id, self.revision or "main")[:12]
 
     @property
-    def patterns_hash(self) -> str:
-        """10 hex digits of what selects files of a commit: the patterns."""
-        return self._digest()[:10]
-
-    @property
-    def repo_hash(self) -> str:
-        """20 hex digits of the repo's type and id."""
-        return _sha256([self.repo_type, self.repo_id])[:20]
+    def name(self) -> str:
+        """The name of a snapshot's checkpoints."""
+        return self.content_hash[:10]
 
     def snapshot(self, commit: str) -> SnapshotId:
-        """What tells the snapshot of a commit from all others."""
-        entry = f"{commit}.{self.patterns_hash}"
-        return SnapshotId(self.name, self.repo_hash, entry, self.metadata(commit))
+        """What tells the snapshot of a commit from all others: its name, its repo, and which files it has."""
+        group = _sha256([self.repo_type, self.repo_id])[:20]
+        return SnapshotId(self.name, group, f"{commit}.{self._digest()[:10]}", self.metadata(commit))
 
     def is_of(self, artifact: ModelArtifact) -> bool:
         """Whether a snapshot is one of this request. Two requests can have the same name, which is a short hash."""

@@ -25,6 +25,7 @@ from metaflow_artifacts.plugin import (
     ModelArtifact,
     ObjectInfo,
     Progress,
+    SnapshotId,
     Snapshots,
     TemporaryDirectories,
     count_text,
@@ -138,17 +139,18 @@ class _Resolver:
         stored = self._snapshots.listed(request.name)
         try:
             commit = request.commit or self._resolve(fallback=bool(stored)).commit
+            id = request.snapshot(commit)
             if force:
-                return self._download(commit)
+                return self._download(id, commit)
             for manifest in self._snapshots.read(stored, request.is_of):
                 if _commit_of(manifest.artifact) == commit:
                     return self._from_datastore(manifest)
             restricted = self._resolve(fallback=False).restricted
             return single_flight(
                 self._snapshots.store.storage,
-                f"{HUB}/leases/{request.repo_hash}.{commit}.{request.patterns_hash}",
-                lambda: self._from_elsewhere(commit, restricted),
-                lambda: self._download(commit),
+                f"{HUB}/leases/{id.group}.{id.entry}",
+                lambda: self._from_elsewhere(id, restricted),
+                lambda: self._download(id, commit),
                 lambda who: self._cache.log(f"{request}: waiting for {who}, which downloads it"),
                 self._who,
             )
@@ -187,9 +189,8 @@ class _Resolver:
         known[key] = found
         return found
 
-    def _from_elsewhere(self, commit: str, restricted: bool) -> SnapshotResult | None:
+    def _from_elsewhere(self, id: SnapshotId, restricted: bool) -> SnapshotResult | None:
         """A snapshot that any task has stored, with a manifest at this place; None if there is none."""
-        id = self._request.snapshot(commit)
         manifest = self._snapshots.elsewhere(id)
         if manifest is None:
             return None
@@ -200,19 +201,19 @@ class _Resolver:
         artifact = self._snapshots.adopt(id, manifest)
         return None if artifact is None else self._from_datastore(replace(manifest, artifact=artifact))
 
-    def _download(self, commit: str) -> SnapshotResult:
+    def _download(self, id: SnapshotId, commit: str) -> SnapshotResult:
         try:
             streams = HubStreams(self._hub, commit)
-            return self._stream(streams, streams.files(), commit)
+            return self._stream(id, streams, streams.files(), commit)
         except CannotStream as reason:
-            library = self._hub.library.name
+            library = self._hub.library_name
             self._cache.note(
                 f"{reason}: files cannot be streamed into the datastore; {library} downloads them into a temporary "
                 "directory first, which is slower"
             )
-            return self._download_to_disk(commit, library)
+            return self._download_to_disk(id, commit, library)
 
-    def _stream(self, streams: HubStreams, files: list[HubFile], commit: str) -> SnapshotResult:
+    def _stream(self, id: SnapshotId, streams: HubStreams, files: list[HubFile], commit: str) -> SnapshotResult:
         size = sum(file.size for file in files)
         self._warn_if_empty(files, commit)
         self._cache.log(
@@ -220,7 +221,7 @@ class _Resolver:
         )
         with nullcontext() if self._path is None else staged_target(self._path) as target:
             content, artifact = self._snapshots.ingest(
-                self._request.snapshot(commit),
+                id,
                 streams,
                 files,
                 reuse=not self._request.force_download,
@@ -237,13 +238,13 @@ class _Resolver:
             self._last_progress = now
             self._cache.log(f"{self._request}: {size_text(progress.done)} of {size_text(progress.total)}")
 
-    def _download_to_disk(self, commit: str, library: str) -> SnapshotResult:
+    def _download_to_disk(self, id: SnapshotId, commit: str, library: str) -> SnapshotResult:
         self._cache.log(f"Downloading {self._request}, commit {commit[:12]}, with {library}")
         with closing(TemporaryDirectories(self._cache.temp_dir_root)) as directories:
             files = download(self._hub, commit, directories.new("metaflow_hf_download_"))
             self._warn_if_empty(files, commit)
             artifact = self._snapshots.save(
-                self._request.snapshot(commit),
+                id,
                 {file.path: os.fspath(file.location) for file in files},
                 {file.path: file.id for file in files if file.id is not None},
             )

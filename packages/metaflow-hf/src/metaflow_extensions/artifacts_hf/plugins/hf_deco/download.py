@@ -44,7 +44,7 @@ def download(hub: Hub, commit: str, directory: str) -> list[DownloadedFile]:
     """
     request = hub.request
     wanted = {"endpoint": hub.endpoint, **hub.identity}
-    function = hub.library.package.snapshot_download
+    function = hub.library.snapshot_download
     arguments: dict[str, Any] = {
         "repo_id": request.repo_id,
         "repo_type": request.repo_type,

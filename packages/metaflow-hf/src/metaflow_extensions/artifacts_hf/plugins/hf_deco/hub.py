@@ -22,7 +22,7 @@ from ...toplevel.hf_toplevel import __version__
 from .arguments import RepoRequest
 from .errors import CannotStream, HubDenied, HubError, HubUnavailable, one_line
 
-__all__ = ["MAX_ATTEMPTS", "MAX_RETRY_AFTER_S", "Hub", "Library", "Resolved", "import_library"]
+__all__ = ["MAX_ATTEMPTS", "MAX_RETRY_AFTER_S", "Hub", "Resolved", "import_library"]
 
 T = TypeVar("T")
 
@@ -38,25 +38,11 @@ _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
-class Library:
-    """huggingface_hub, in whichever version is installed: the modules that are used of it."""
-
-    package: Any
-    constants: Any
-    utils: Any
-
-    @property
-    def name(self) -> str:
-        """Name and version, for messages."""
-        return f"huggingface_hub {getattr(self.package, '__version__', '')}".rstrip()
-
-
-def import_library() -> Library:
-    """Import huggingface_hub. Raises UsageError if it is not installed, or its import fails."""
+def import_library() -> Any:
+    """huggingface_hub, in whichever version is installed. Raises UsageError if there is none, or its import fails."""
     try:
         import huggingface_hub
-        from huggingface_hub import constants, utils
+        from huggingface_hub import constants, utils  # noqa: F401  # Used as its attributes.
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "huggingface_hub":
             raise UsageError(
@@ -69,7 +55,7 @@ def import_library() -> Library:
             f"({type(error).__name__}: {one_line(error)}); install it again, or another version of it or of what it "
             "needs"
         ) from error
-    return Library(huggingface_hub, constants, utils)
+    return huggingface_hub
 
 
 @dataclass(frozen=True)
@@ -97,6 +83,7 @@ class Hub:
         self.warn = warn
         self.note = note
         self.library = import_library()
+        self.library_name = f"huggingface_hub {getattr(self.library, '__version__', '')}".rstrip()
         self.cancelled = threading.Event()
         """Set to stop all work: pauses before retries end at once."""
         constants = self.library.constants
@@ -112,7 +99,7 @@ class Hub:
         """What the functions of huggingface_hub make the headers of a request of."""
         if request.headers:
             self.identity["headers"] = {name.lower(): value for name, value in request.headers.items()}
-        make_api = self.library.package.HfApi
+        make_api = self.library.HfApi
         self._api = make_api(endpoint=self.endpoint, **self.arguments_of(make_api, self.identity))
 
     @property
@@ -135,7 +122,7 @@ class Hub:
             raise HubError(f"{self.where} does not tell the commit of {self.request}: is it a Hugging Face Hub?")
         return Resolved(info.sha, bool(getattr(info, "gated", False)) or bool(getattr(info, "private", False)))
 
-    def _info(self) -> Any:
+    def _info(self, whole: bool = False) -> Any:
         request = self.request
         # A space cannot be gated, and the Hub refuses to answer whether it is.
         expand = ["sha", "private"] if request.repo_type == "space" else ["sha", "private", "gated"]
@@ -145,8 +132,8 @@ class Hub:
                 repo_type=request.repo_type,
                 revision=request.revision or "main",
                 timeout=self.timeout,
-                # Without it, the answer is the same, and longer.
-                **({"expand": expand} if "expand" in _parameters(self._api.repo_info) else {}),
+                # Without it, as before 0.24, the answer is longer, and has the names of the files.
+                **({} if whole or "expand" not in _parameters(self._api.repo_info) else {"expand": expand}),
             )
 
     def check_access(self) -> None:
@@ -154,15 +141,15 @@ class Hub:
         self.call(lambda: _within(self.timeout, self._ask_for_access))
 
     def _ask_for_access(self) -> None:
-        request, package = self.request, self.library.package
+        request = self.request
         if hasattr(self._api, "auth_check"):
             with _without_telemetry(self.library.constants):
                 self._api.auth_check(request.repo_id, repo_type=request.repo_type)
             return
         # Before 0.25: who may read one file may read all.
-        info = self._info()
+        info = self._info(whole=True)
         for file in (info.siblings or [])[:1]:
-            package.get_hf_file_metadata(self.file_url(info.sha, file.rfilename), token=request.token)
+            self.library.get_hf_file_metadata(self.file_url(info.sha, file.rfilename), token=request.token)
 
     def headers(self) -> dict[str, str]:
         """The headers of a request to the Hub, including the token."""
@@ -173,7 +160,7 @@ class Hub:
     def file_url(self, commit: str, path: str) -> str:
         """The address of a file's content."""
         request = self.request
-        url: str = self.library.package.hf_hub_url(
+        url: str = self.library.hf_hub_url(
             request.repo_id, path, repo_type=request.repo_type, revision=commit, endpoint=self.endpoint
         )
         if not url.startswith(f"{self.endpoint}/"):
@@ -190,7 +177,7 @@ class Hub:
             is_default = name == "endpoint" and self.endpoint == self.library.constants.ENDPOINT.rstrip("/")
             if name not in known and not is_default:
                 raise UsageError(
-                    f"{self.request}: {self.library.name} does not know the argument {name}=; install a newer one"
+                    f"{self.request}: {self.library_name} does not know the argument {name}=; install a newer one"
                     + (", or set HF_ENDPOINT" if name == "endpoint" else "")
                 )
         return {name: value for name, value in arguments.items() if name in known}
@@ -257,9 +244,9 @@ class Hub:
             return HubError(f"{self.where} answers about {what} with something that cannot be read ({says})")
         if not isinstance(error, OSError):
             if isinstance(error, (AttributeError, ImportError, NotImplementedError, TypeError)):
-                return misfit(f"{what}: {self.library.name} works in an unknown way ({says})")
+                return misfit(f"{what}: {self.library_name} works in an unknown way ({says})")
             if isinstance(error, ValueError):
-                return HubError(f"{what}: {self.library.name} fails ({says})")
+                return HubError(f"{what}: {self.library_name} fails ({says})")
         return HubUnavailable(f"{what}: {self.where} cannot be reached ({says})")
 
     def _refusal(self, error: BaseException, status: int, headers: Mapping[str, str], what: str) -> HubError:

@@ -46,10 +46,10 @@ class HubStreams:
     def __init__(self, hub: Hub, commit: str) -> None:
         """Raises CannotStream if the installed huggingface_hub is too old."""
         missing = [
-            name for part, names in _NEEDED.items() for name in names if not hasattr(vars(hub.library)[part], name)
+            name for part, names in _NEEDED.items() for name in names if not hasattr(getattr(hub.library, part), name)
         ]
         if missing:
-            raise CannotStream(f"{hub.library.name} has no {', '.join(missing)}")
+            raise CannotStream(f"{hub.library_name} has no {', '.join(missing)}")
         self.hub = hub
         self.parallel = hub.request.max_workers
         self._commit = commit

@@ -18,7 +18,7 @@ from typing import Any
 from .errors import HubError, one_line
 from .hub import Hub
 
-__all__ = ["XetStorage", "XetUnusable", "xet_is_wanted"]
+__all__ = ["XetStorage", "XetUnusable"]
 
 _BLOCK_SIZE = 1 << 20
 _FIRST_WITH_STREAMS = "1.5"
@@ -28,15 +28,9 @@ class XetUnusable(Exception):
     """The installed hf_xet cannot be used, for any file. It says why."""
 
 
-def xet_is_wanted() -> bool:
-    """Whether hf_xet is installed, and HF_HUB_DISABLE_XET is not set. It need not be one that can be used."""
-    from huggingface_hub import constants
-
-    return not getattr(constants, "HF_HUB_DISABLE_XET", False) and _is_installed()
-
-
 @functools.lru_cache(maxsize=1)
 def _is_installed() -> bool:
+    """Whether there is a hf_xet. It need not be one that can be used."""
     try:
         return importlib.util.find_spec("hf_xet") is not None
     except (ImportError, ValueError):
@@ -102,7 +96,8 @@ class XetStorage:
 
     def blocks(self, xet_hash: str | None, size: int, what: str) -> Iterator[bytes]:
         """The content of a file in blocks. It ends early, with a line in the log, if the storage fails."""
-        if xet_hash is None or not size or not self._works or not xet_is_wanted():
+        disabled = getattr(self._hub.library.constants, "HF_HUB_DISABLE_XET", False)
+        if xet_hash is None or not size or not self._works or disabled or not _is_installed():
             return
         try:
             with _calling():
