@@ -153,6 +153,13 @@ def test_the_user_agent_has_the_version_of_the_distribution(hub: HubServer) -> N
     assert hf_toplevel.__version__ == version("metaflow-artifacts-hf")
 
 
+def test_the_program_that_the_request_names_is_in_the_user_agent(hub: HubServer) -> None:
+    asked = client(hub, library_name="mine", library_version="3", user_agent={"job": "x"})
+    agent = asked.headers()["user-agent"]
+    assert agent.startswith("mine/3; ")
+    assert agent.endswith("; job/x")
+
+
 def test_no_request_is_made_for_the_user_agent(
     hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -206,12 +206,13 @@ class _Resolver:
             streams = HubStreams(self._hub, commit)
             return self._stream(id, streams, streams.files(), commit)
         except CannotStream as reason:
-            library = self._hub.library_name
+            # Another one: that of the streams may be cancelled.
+            hub = self._known_hub = Hub(self._request, self._cache.warn)
             self._cache.note(
-                f"{reason}: files cannot be streamed into the datastore; {library} downloads them into a temporary "
-                "directory first, which is slower"
+                f"{reason}: files cannot be streamed into the datastore; {hub.library_name} downloads them into a "
+                "temporary directory first, which is slower"
             )
-            return self._download_to_disk(id, commit, library)
+            return self._download_to_disk(id, hub, commit)
 
     def _stream(self, id: SnapshotId, streams: HubStreams, files: list[HubFile], commit: str) -> SnapshotResult:
         size = sum(file.size for file in files)
@@ -238,10 +239,10 @@ class _Resolver:
             self._last_progress = now
             self._cache.log(f"{self._request}: {size_text(progress.done)} of {size_text(progress.total)}")
 
-    def _download_to_disk(self, id: SnapshotId, commit: str, library: str) -> SnapshotResult:
-        self._cache.log(f"Downloading {self._request}, commit {commit[:12]}, with {library}")
+    def _download_to_disk(self, id: SnapshotId, hub: Hub, commit: str) -> SnapshotResult:
+        self._cache.log(f"Downloading {self._request}, commit {commit[:12]}, with {hub.library_name}")
         with closing(TemporaryDirectories(self._cache.temp_dir_root)) as directories:
-            files = download(self._hub, commit, directories.new("metaflow_hf_download_"))
+            files = download(hub, commit, directories.new("metaflow_hf_download_"))
             self._warn_if_empty(files, commit)
             artifact = self._snapshots.save(
                 id,

@@ -5,6 +5,7 @@ Settings are those of huggingface_hub: endpoint, proxies, certificates, offline 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -77,7 +78,7 @@ class Hub:
     ) -> None:
         """`warn` is called before each retry, `note` with what is slower than it could be.
 
-        Raises UsageError if huggingface_hub cannot be imported, or lacks an argument that `request` needs.
+        Raises UsageError if huggingface_hub cannot be imported.
         """
         self.request = request
         self.warn = warn
@@ -94,13 +95,17 @@ class Hub:
             "token": request.token,
             "library_name": request.library_name or "metaflow-artifacts-hf",
             "library_version": request.library_version if request.library_name else __version__,
-            "user_agent": request.user_agent,
+            "user_agent": dict(agent) if isinstance(agent := request.user_agent, Mapping) else agent,
         }
         """What the functions of huggingface_hub make the headers of a request of."""
         if request.headers:
             self.identity["headers"] = {name.lower(): value for name, value in request.headers.items()}
+
+    @functools.cached_property
+    def _api(self) -> Any:
+        # Made when it is needed: its import takes a while.
         make_api = self.library.HfApi
-        self._api = make_api(endpoint=self.endpoint, **self.arguments_of(make_api, self.identity))
+        return make_api(endpoint=self.endpoint, **self.arguments_of(make_api, self.identity))
 
     @property
     def offline(self) -> bool:
