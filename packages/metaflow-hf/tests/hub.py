@@ -82,6 +82,8 @@ class Hub:
         """Whether a part of a file can be asked for."""
         self.own_ids = False
         """Whether files that are not kept with LFS have ids by their path, as simple servers of this kind give."""
+        self.folder = ""
+        """The path below which the Hub is, such as `/hub`."""
         self.next_at = ""
         """Where the next page of a file list is said to be; by default here."""
         self.cas = ""
@@ -112,7 +114,7 @@ class Hub:
     @property
     def endpoint(self) -> str:
         """The value for HF_ENDPOINT."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self._port}{self.folder}"
 
     @property
     def cdn(self) -> str:
@@ -269,7 +271,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _route(self) -> Callable[[Fault | None], None]:
+        # A client that takes this server for a proxy names the host too.
         path = urlsplit(self.path).path
+        if not path.startswith(f"{self.hub.folder}/") and not path.startswith("/cdn/"):
+            raise _Error(404)
+        path = path.removeprefix(self.hub.folder)
         if path.startswith("/cdn/"):
             self.what, self.file = "cdn", unquote(path.rpartition("/")[2])
             return self._cdn
@@ -366,7 +372,7 @@ class _Handler(BaseHTTPRequestHandler):
         end = start + self.hub.page
         headers = {}
         if end < len(rows):
-            here = self.path.split("?")[0]
+            here = urlsplit(self.path).path.removeprefix(self.hub.folder)
             headers["Link"] = f'<{self.hub.next_at or self.hub.endpoint}{here}?recursive=true&cursor={end}>; rel="next"'
         return self._json(rows[start:end], headers)
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
@@ -110,6 +111,28 @@ def test_branches_tags_and_commits_are_resolved(hub: HubServer, repo: Repo) -> N
 def test_a_renamed_repo_is_followed(hub: HubServer, repo: Repo) -> None:
     hub.rename("old", "org/name")
     assert contents(hub, repo, repo_id="old") == repo.files
+
+
+def test_an_endpoint_may_have_a_path(hub: HubServer, repo: Repo) -> None:
+    hub.folder, hub.page = "/hub", 2
+    assert contents(hub, repo) == repo.files
+    assert contents(hub, repo, endpoint=f"{hub.endpoint}/") == repo.files
+    assert hub.count("tree") == 6
+
+
+def test_the_proxy_of_the_environment_is_used(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = hub.repo("org/name", files={"config.json": b"{}"})
+    monkeypatch.setenv("HTTP_PROXY", hub.endpoint)
+    monkeypatch.setenv("http_proxy", hub.endpoint)
+    close = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils.reset_sessions
+    close()
+    try:
+        assert contents(hub, repo, endpoint="http://hub.invalid") == repo.files
+    finally:
+        close()
+    assert {request.path.partition("/api")[0] for request in hub.requests if "/api" in request.path} == {
+        "http://hub.invalid"
+    }
 
 
 def test_a_private_repo_opens_to_its_token_alone(hub: HubServer) -> None:
