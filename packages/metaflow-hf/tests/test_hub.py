@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from email.utils import formatdate
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import build_hf_headers
 
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
@@ -124,7 +124,7 @@ def test_the_proxy_of_the_environment_is_used(hub: HubServer, monkeypatch: pytes
     repo = hub.repo("org/name", files={"config.json": b"{}"})
     monkeypatch.setenv("HTTP_PROXY", hub.endpoint)
     monkeypatch.setenv("http_proxy", hub.endpoint)
-    close = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils.reset_sessions
+    close: Any = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils.reset_sessions
     close()
     try:
         assert contents(hub, repo, endpoint="http://hub.invalid") == repo.files
@@ -197,7 +197,8 @@ def test_no_request_is_made_for_the_user_agent(
     contents(hub, repo)
     client(hub).check_access()
     assert hub.count("other") == 0
-    build_hf_headers()
+    utils: Any = huggingface_hub.utils
+    utils.build_hf_headers()
     assert hub.count("other") == 1
 
 
@@ -226,7 +227,11 @@ def test_no_question_waits_without_limit(hub: HubServer, repo: Repo, pauses: lis
     hub.fault(what, times=9, hold=released)
     asked = streams(hub, etag_timeout=0.05)
     url = f"{hub.endpoint}/api/models/org/name/xet-read-token/main"
-    questions = {"auth": asked.hub.check_access, "tree": asked.files, "xet": lambda: asked._json(url)}
+    questions: dict[str, Callable[[], Any]] = {
+        "auth": asked.hub.check_access,
+        "tree": asked.files,
+        "xet": lambda: asked._json(url),
+    }
     try:
         with pytest.raises(HubUnavailable, match=rf"{hub.endpoint} cannot be reached \(\w*Timeout"):
             questions[what]()
