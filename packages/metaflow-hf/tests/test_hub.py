@@ -16,6 +16,7 @@ from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
 from huggingface_hub import HfApi, constants
 
+from metaflow_artifacts import UsageError
 from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.arguments import RepoRequest
 from metaflow_extensions.artifacts_hf.plugins.hf_deco.errors import (
@@ -216,6 +217,15 @@ def test_access_is_checked_by_versions_that_have_no_function_for_it(
 ) -> None:
     hub.repo("org/name", token="hf_right", files=FILES, **kind)
     monkeypatch.delattr(HfApi, "auth_check")
+
+    # Nor can they be told another endpoint than HF_ENDPOINT.
+    def hf_hub_url(repo_id: str, filename: str, *, repo_type: str, revision: str) -> str:
+        return f"{hub.endpoint}/{repo_id}/resolve/{revision}/{filename}"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", hf_hub_url)
+    with pytest.raises(UsageError, match=r"does not know the argument endpoint=.*or set HF_ENDPOINT"):
+        client(hub, token="hf_right").check_access()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     client(hub, token="hf_right").check_access()
     with pytest.raises(HubDenied):
         client(hub).check_access()

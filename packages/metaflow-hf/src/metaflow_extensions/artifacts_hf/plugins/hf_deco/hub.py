@@ -165,9 +165,9 @@ class Hub:
     def file_url(self, commit: str, path: str) -> str:
         """The address of a file's content."""
         request = self.request
-        url: str = self.library.hf_hub_url(
-            request.repo_id, path, repo_type=request.repo_type, revision=commit, endpoint=self.endpoint
-        )
+        make_url = self.library.hf_hub_url
+        where = self.arguments_of(make_url, {"endpoint": self.endpoint})
+        url: str = make_url(request.repo_id, path, repo_type=request.repo_type, revision=commit, **where)
         if not url.startswith(f"{self.endpoint}/"):
             # The token must go to no other host.
             raise HubError(
