@@ -170,9 +170,7 @@ class Hub:
         url: str = make_url(request.repo_id, path, repo_type=request.repo_type, revision=commit, **where)
         if not url.startswith(f"{self.endpoint}/"):
             # The token must go to no other host.
-            raise HubError(
-                f"{path} of {request}: its address is not at {self.where}; set HF_ENDPOINT, or pass endpoint="
-            )
+            raise HubError(f"{path} of {request}: its address is not at {self.where}; set HF_ENDPOINT instead")
         return url
 
     def arguments_of(self, function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
