@@ -36,6 +36,20 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_first_save_asks_once_for_each_chunk(remote: Store, proxy: FaultProxy, weights: Path) -> None:
+    """The first answers of a server say that something is missing. Each costs a round trip before content is sent."""
+    remote.save_model(weights)
+    methods = [request.method for request in proxy.requests]
+    # One listing finds no gc marks, one PUT is the manifest.
+    assert {method: methods.count(method) for method in methods} == {"HEAD": 64, "PUT": 65, "GET": 1}
+
+
+def test_a_save_names_the_bucket_that_is_missing(proxy: FaultProxy, s3_server: SeaweedServer, weights: Path) -> None:
+    client = functools.partial(s3_server.client, endpoint_url=proxy.endpoint)
+    with pytest.raises(StorageError, match="the bucket 'no-such-bucket' does not exist at http://"):
+        Store(open_storage("s3://no-such-bucket/root", client=client), chunk_size=CHUNK).save_model(weights)
+
+
 def test_equal_chunks_are_sent_once(remote: Store, proxy: FaultProxy, tmp_path: Path) -> None:
     """Though many are hashed and sent at the same time."""
     (tmp_path / "zeros").write_bytes(bytes(SIZE))

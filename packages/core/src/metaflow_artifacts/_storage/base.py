@@ -190,6 +190,11 @@ class Storage(ABC):
     def stat(self, key: str) -> ObjectInfo | None:
         """Size and time of an object, or None where the key does not exist."""
 
+    def stat_before_write(self, key: str) -> ObjectInfo | None:
+        """As `stat`, for a caller that writes the object if there is none. Where the whole bucket is missing, this may
+        return None: the write raises."""
+        return self.stat(key)
+
     @abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix` (any string, not only whole path parts), in any order.

@@ -98,6 +98,12 @@ class S3Storage(RemoteStorage):
         return host.endswith(_AWS_HOSTS)
 
     def stat(self, key: str) -> ObjectInfo | None:
+        found = self.stat_before_write(key)
+        if found is None:
+            self._demand_bucket(key)
+        return found
+
+    def stat_before_write(self, key: str) -> ObjectInfo | None:
         check_key(key)
         head = functools.partial(_head, {"Bucket": self.bucket, "Key": self._prefix + key})
         try:
@@ -110,7 +116,6 @@ class S3Storage(RemoteStorage):
                 self.get(key, 0, 1)
                 answer = self._requests.make("read", key, head)
         except ArtifactNotFound:
-            self._demand_bucket(key)
             return None
         return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
 

@@ -75,7 +75,7 @@ class Presence(Enum):
 
 def probe_chunk(storage: Storage, chunk: Chunk, refresh_after: float) -> Presence:
     """As `is_stored`, with the reason."""
-    info = storage.stat(chunk_key(chunk.sha256))
+    info = storage.stat_before_write(chunk_key(chunk.sha256))
     if info is None:
         return Presence.ABSENT
     if info.size != chunk.size:
