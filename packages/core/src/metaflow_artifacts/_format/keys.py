@@ -142,6 +142,11 @@ class CheckpointPlace:
         return f"{checkpoint_prefix(self.root, kind)}{flow}/{step}/{self.scope}/{self.task}/"
 
 
+@lru_cache(maxsize=4096)
+def _place(flow: str, step: str, scope: str, task: str, root: str) -> CheckpointPlace:
+    return CheckpointPlace(_decode_part(flow, "flow"), _decode_part(step, "step"), scope, task, root)
+
+
 @dataclass(frozen=True)
 class CheckpointKey:
     """The key of a checkpoint: its place, the task and attempt that saved it, its name and its number."""
@@ -208,9 +213,7 @@ def _parse(key: str) -> ModelKey | CheckpointKey:
         match = _CHECKPOINT.fullmatch(parts[7])
         if match is None:
             raise InvalidReference(f"{parts[7]!r} is not <id>.<attempt>.<name>.<n>")
-        place = CheckpointPlace(
-            _decode_part(parts[3], "flow"), _decode_part(parts[4], "step"), parts[5], parts[6], parts[0]
-        )
+        place = _place(*parts[3:7], parts[0])
         name = _decode_part(match["name"], "name")
         return CheckpointKey(place, match["id"], int(match["attempt"]), name, int(match["n"]))
     raise InvalidReference("unknown prefix or wrong number of parts")

@@ -185,7 +185,7 @@ def encode(manifest: Manifest) -> bytes:
         )
     )
     data = body + b',"sha256":"' + _hex(body) + b'"}\n'
-    if len(data) > MAX_BYTES or _parsed(data) > _MAX_PARSED:
+    if len(data) > MAX_BYTES or _is_too_much(data):
         raise SourceError(
             f"{manifest.artifact['key']}: {len(manifest.files)} files make a manifest of {len(data)} bytes, more than "
             f"the {MAX_BYTES} that are read; save fewer files, or put them into archives"
@@ -209,10 +209,12 @@ def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _parsed(data: bytes) -> int:
-    """Upper estimate, in bytes, of the memory that json.loads needs for `data`."""
+def _is_too_much(data: bytes) -> bool:
+    """Whether json.loads may need too much memory for `data`, by an upper estimate."""
+    if 72 * len(data) <= _MAX_PARSED:
+        return False
     containers = data.count(b"[") + data.count(b"{")
-    return 72 * containers + 30 * data.count(b'"') + 32 * data.count(b",")
+    return 72 * containers + 30 * data.count(b'"') + 32 * data.count(b",") > _MAX_PARSED
 
 
 def decode(data: bytes, key: str) -> Manifest:
@@ -223,7 +225,7 @@ def decode(data: bytes, key: str) -> Manifest:
     """
     if len(data) > MAX_BYTES:
         raise CorruptArtifact(f"{key}: the manifest has more than the {MAX_BYTES} bytes that are read; {_REMEDY}")
-    if _parsed(data) > _MAX_PARSED:
+    if _is_too_much(data):
         raise CorruptArtifact(
             f"{key}: parsing the manifest would need more than {_MAX_PARSED >> 20} MiB of memory; {_REMEDY}"
         )
@@ -281,7 +283,7 @@ def decode_front(data: bytes) -> Front | None:
 
 def decode_head(data: bytes, front: Front) -> Head | None:
     """The head, from the first bytes of a manifest and the positions in `front`; None if it is damaged."""
-    if _parsed(data[front.head]) > _MAX_PARSED:
+    if _is_too_much(data[front.head]):
         return None
     try:
         return _head(data, front)
@@ -291,7 +293,7 @@ def decode_head(data: bytes, front: Front) -> Head | None:
 
 def decode_outline(data: bytes, front: Front) -> Outline | None:
     """Head and chunks, from the first bytes of a manifest; None if either is damaged."""
-    if _parsed(data[: front.chunks.stop]) > _MAX_PARSED:
+    if _is_too_much(data[: front.chunks.stop]):
         return None
     try:
         head = _head(data, front)
@@ -351,7 +353,9 @@ def _head(data: bytes, front: Front) -> Head:
     problems = validate_reference(artifact)
     if problems or not isinstance(artifact, dict):
         raise _Bad("artifact: " + "; ".join(problems))
-    if depth(artifact) > MAX_DEPTH + 1:
+    # Counting is fast, and a value is not deeper than it has brackets.
+    brackets = data.count(b"[", front.head.start, front.head.stop) + data.count(b"{", front.head.start, front.head.stop)
+    if brackets > MAX_DEPTH and depth(artifact) > MAX_DEPTH + 1:
         raise _Bad(f"artifact: nested in more than {MAX_DEPTH} levels")
     latest = wire.get("latest")
     if not isinstance(latest, bool):

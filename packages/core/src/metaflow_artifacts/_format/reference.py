@@ -100,18 +100,22 @@ def validate_reference(value: object) -> list[str]:
         return [f"expected a dict, found {type(value).__name__}"]
     problems = []
     for key, expected in _TYPES.items():
+        # The usual case, for which nothing is called: listings read thousands of references.
+        if type(value.get(key)) is expected:
+            continue
         if key not in value:
             problems.append(f"{key}: missing")
         elif not _is(value[key], expected):
             problems.append(f"{key}: expected {expected.__name__}, found {type(value[key]).__name__}")
     for key, expected in _OPTIONAL.items():
-        if key in value and not _is(value[key], expected):
+        if key in value and type(value[key]) is not expected and not _is(value[key], expected):
             problems.append(f"{key}: expected {expected.__name__}, found {type(value[key]).__name__}")
     if isinstance(value.get("type"), str) and value["type"] not in ("model", "checkpoint"):
         problems.append(f"type: expected model or checkpoint, found {value['type']!r}")
     for key in ("attempt", "size", "version_id"):
-        if _is(value.get(key), int) and value[key] < 0:
-            problems.append(f"{key}: expected a number from 0, found {value[key]}")
+        number = value.get(key)
+        if isinstance(number, int) and number < 0:
+            problems.append(f"{key}: expected a number from 0, found {number}")
     parents = value.get("parents")
     if isinstance(parents, list) and not all(isinstance(parent, str) for parent in parents):
         problems.append("parents: expected a list of keys")

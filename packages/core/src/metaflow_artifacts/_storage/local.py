@@ -9,7 +9,6 @@ import math
 import os
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from metaflow_artifacts._storage.local_files import (
     in_directory,
     open_file,
     parents,
+    read_bytes,
     sync_directory,
 )
 from metaflow_artifacts._storage.local_walk import refuse_broken_links, walk
@@ -94,13 +94,12 @@ class LocalStorage(Storage):
             return self._put_in_place_if_absent(key, file.name, target)
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        with self.open(key, start, length) as reader:
-            data = bytearray(reader.remaining)
-            view = memoryview(data)
-            done = 0
-            while done < len(data) and (count := reader.readinto(view[done:])):
-                done += count
-        return bytes(view[:done])
+        check_key(key)
+        fd, path, end = self._opened(key, start, length)
+        try:
+            return read_bytes(fd, path, start, end)
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[FileReader]:
@@ -110,7 +109,15 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def open_any(self, name: str, start: int = 0, length: int | None = None) -> Iterator[FileReader]:
-        path, key = f"{self.root}/{name}", name
+        fd, path, end = self._opened(name, start, length)
+        try:
+            yield FileReader(fd, path, start, end)
+        finally:
+            os.close(fd)
+
+    def _opened(self, key: str, start: int, length: int | None) -> tuple[int, str, int]:
+        """A descriptor of the file of a key, its path, and where the range ends."""
+        path = f"{self.root}/{key}"
         if start < 0 or (length is not None and length < 0):
             raise InvalidInput(f"range of {key!r}: start {start} and length {length} must not be negative")
         try:
@@ -126,10 +133,10 @@ class LocalStorage(Storage):
                 raise_error(error, "read", path, key)
             if not stat.S_ISREG(status.st_mode):
                 raise ArtifactNotFound(f"nothing is stored at {path}: it is not a file; check the key {key!r}")
-            end = status.st_size if length is None else min(status.st_size, start + length)
-            yield FileReader(fd, path, start, end)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        return fd, path, status.st_size if length is None else min(status.st_size, start + length)
 
     @contextlib.contextmanager
     def stage(self, size: int) -> Iterator[_StagedFile]:
@@ -257,7 +264,7 @@ class LocalStorage(Storage):
         return f"{self.root}/{key}"
 
     def _temporary_name(self) -> str:
-        return f"{self._temporary}/{os.getpid()}-{uuid.uuid4().hex}"
+        return f"{self._temporary}/{os.getpid()}-{os.urandom(16).hex()}"
 
     @contextlib.contextmanager
     def _temporary_file(self, target: str) -> Iterator[TemporaryFile]:

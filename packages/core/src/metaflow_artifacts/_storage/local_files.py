@@ -11,7 +11,7 @@ from typing import TypeVar
 from metaflow_artifacts._storage.local_errors import REASONS, raise_error
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["FileReader", "TemporaryFile", "in_directory", "open_file", "parents", "sync_directory"]
+__all__ = ["FileReader", "TemporaryFile", "in_directory", "open_file", "parents", "read_bytes", "sync_directory"]
 
 _T = TypeVar("_T")
 
@@ -26,6 +26,17 @@ _DIRECTORY_ATTEMPTS = 20
 def open_file(path: str) -> int:
     """Open a file for reading: a descriptor."""
     return os.open(path, _READ)
+
+
+def read_bytes(fd: int, path: str, start: int, end: int) -> bytes:
+    """What an open file holds from `start` to `end`, or less where it became shorter."""
+    data = b""
+    try:
+        while start + len(data) < end and (more := os.pread(fd, end - start - len(data), start + len(data))):
+            data = data + more if data else more
+    except OSError as error:
+        raise_error(error, "read", path)
+    return data
 
 
 class FileReader:

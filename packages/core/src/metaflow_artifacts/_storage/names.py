@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from metaflow_artifacts._layout import PROBE, TEMPORARY
 from metaflow_artifacts.errors import InvalidReference
 
@@ -10,6 +12,8 @@ __all__ = ["PROBE", "TEMPORARY", "check_key", "check_prefix", "is_key"]
 # A part is a file name on a disk (255 bytes there), a whole key one on S3 (1024 bytes with the root's prefix).
 _MAX_PART_CHARS = 255
 _MAX_KEY_CHARS = 800
+# Nearly all keys are like this. The others are looked at part by part, which tells what is wrong with them.
+_COMMON = re.compile(r"[A-Za-z0-9%_-][A-Za-z0-9%._-]{0,254}(?:/[A-Za-z0-9%_-][A-Za-z0-9%._-]{0,254})*", re.ASCII)
 
 
 def _fault(key: str) -> str | None:
@@ -19,6 +23,8 @@ def _fault(key: str) -> str | None:
         return "is empty"
     if len(key) > _MAX_KEY_CHARS:
         return f"has {len(key)} characters, at most {_MAX_KEY_CHARS} are allowed"
+    if _COMMON.fullmatch(key):
+        return None
     if not key.isascii() or not key.isprintable() or "\\" in key:
         return "holds a backslash, or characters other than printable ASCII"
     for part in key.split("/"):

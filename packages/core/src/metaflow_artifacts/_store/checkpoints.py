@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from operator import itemgetter
 
 from metaflow_artifacts._format.keys import CheckpointPlace, encode_part
 from metaflow_artifacts._format.manifest import Head
@@ -51,12 +52,13 @@ def created_at(artifact: ModelArtifact, default: float = 0.0) -> float:
 
 def newest_first(artifacts: Iterable[ModelArtifact]) -> list[ModelArtifact]:
     """Checkpoints in the order of `latest_checkpoints`, whether they are latest or not."""
-    tasks: dict[str, list[ModelArtifact]] = defaultdict(list)
+    tasks: dict[str, list[tuple[tuple[int, int], tuple[float, str], ModelArtifact]]] = defaultdict(list)
     for artifact in artifacts:
-        tasks[task_of(artifact)].append(artifact)
+        number = artifact["attempt"], artifact.get("version_id", 0)
+        tasks[task_of(artifact)].append((number, _age(artifact), artifact))
     for task in tasks.values():
-        task.sort(key=lambda one: (one["attempt"], one.get("version_id", 0), *_age(one)), reverse=True)
-    return list(heapq.merge(*tasks.values(), key=_age, reverse=True))
+        task.sort(key=itemgetter(0, 1), reverse=True)
+    return [artifact for _, _, artifact in heapq.merge(*tasks.values(), key=itemgetter(1), reverse=True)]
 
 
 def _age(artifact: ModelArtifact) -> tuple[float, str]:

@@ -131,7 +131,6 @@ class StoredManifests:
     def head_at(self, key: str) -> Head:
         """As `head`, for a key that a listing gave and that is not checked again."""
         data, front = self._front(key, lambda front: front.head)
-        self._demand_manifest(key, data)
         head = None if front is None else decode_head(data, front)
         if head is None or head.artifact["key"] != key:
             manifest, _ = self.manifest_and_bytes(key)
@@ -143,7 +142,6 @@ class StoredManifests:
     def outline_at(self, key: str) -> Outline:
         """As `head_at`, with the chunks that the artifact needs; the rows of files are not read."""
         data, front = self._front(key, lambda front: front.chunks)
-        self._demand_manifest(key, data)
         outline = None if front is None else decode_outline(data, front)
         if outline is None or outline.artifact["key"] != key:
             manifest, _ = self.manifest_and_bytes(key)
@@ -159,11 +157,16 @@ class StoredManifests:
                 raise
 
     def _front(self, key: str, part: Callable[[Front], slice]) -> tuple[bytes, Front | None]:
-        """The first bytes of a manifest, to the end of the part that `part` selects. At most two reads."""
+        """The first bytes of a manifest, to the end of the part that `part` selects. At most two reads.
+
+        Raises UnsupportedFormat or CorruptArtifact if they are no manifest's.
+        """
         data = self._read(key, FRONT_BYTES)
         front = decode_front(data)
         if front is not None and part(front).stop > len(data) == FRONT_BYTES:
             data = self._read(key, part(front).stop)
+        if front is None:
+            self._demand_manifest(key, data)
         return data, front
 
     def info(self, reference: Reference) -> ModelArtifact:
