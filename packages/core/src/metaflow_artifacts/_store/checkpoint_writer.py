@@ -181,9 +181,9 @@ class CheckpointWriter:
 
     def saved(self, artifact: ModelArtifact, latest: bool) -> None:
         """Finish the save of an artifact that was committed under one of `keys`; `latest` is that of the save."""
-        key = parse_key(artifact["key"])
-        assert isinstance(key, CheckpointKey)
         if not latest:
+            key = parse_key(artifact["key"])
+            assert isinstance(key, CheckpointKey)
             # The manifest says the same. The tombstone spares a search one read, so it must not cost the save.
             with contextlib.suppress(StorageError):
                 self.store.storage.put(key.tombstone, b"")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -373,7 +372,7 @@ def _checkpoints(keys: Iterator[CheckpointKey], details: SaveDetails) -> Iterabl
 
     def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         for key in keys:
-            members = replace(details, attempt=key.attempt).reference("checkpoint", key.filename)
-            yield str(key), {**members, "name": key.name, "version_id": key.n}
+            members = details.reference("checkpoint", key.filename)
+            yield str(key), {**members, "attempt": key.attempt, "name": key.name, "version_id": key.n}
 
     return candidates()
