@@ -90,6 +90,23 @@ def test_a_small_artifact_is_its_manifest_alone(store: Store, tmp_path: Path) ->
     assert content(tmp_path / "out") == {b"model.h5": (b"weights", False)}
 
 
+def test_packs_of_files_that_are_read_in_short_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Packs of several blocks; files begin and end anywhere in a block.
+    store, read = open_store(tmp_path / "store"), os.preadv
+    saved: dict[str, bytes | Path] = {f"f{number:03}": os.urandom(9000 + number) for number in range(300)}
+    for number in range(0, 300, 2):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        (tmp_path / "source" / f"{number}").write_bytes(os.urandom(9000 + number))
+        saved[f"f{number:03}"] = tmp_path / "source" / f"{number}"
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][:4000]], at))
+    reference = store.save_model(saved)
+    wanted = {name: item.read_bytes() if isinstance(item, Path) else item for name, item in saved.items()}
+    assert content(store.load(reference, tmp_path / "target")) == {
+        os.fsencode(name): (item, False) for name, item in wanted.items()
+    }
+    assert {name: store.read_file(reference, name) for name in saved} == wanted
+
+
 def test_an_empty_directory_is_saved_as_one(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     saved = store.save_model(tmp_path / "empty")

@@ -10,8 +10,9 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Group, Segment, plan_groups, segments
@@ -274,34 +275,62 @@ class _Saver:
 
     def _read(self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]) -> Chunk:
         """Read the content of one chunk."""
-        # Several threads that read small files would mostly wait for the interpreter's lock.
-        with self._small_files_lock if size < _SMALL_FILE_BYTES * len(parts) else nullcontext():
-            return self._read_parts(save, parts, size, take)
-
-    def _read_parts(
-        self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]
-    ) -> Chunk:
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(size, self._block_bytes)))
-        for part in parts:
-            opened = save.shared or self._open(part.file)
-            own = hashlib.sha256()
-            try:
-                for block in opened.blocks(part.start, part.length, buffer):
-                    check()
+        if len(parts) > 1:
+            with closing(self._pack_blocks(save, parts, buffer)) as blocks:
+                # Several threads that read small files would mostly wait for the interpreter's lock. While one reads,
+                # another one hashes and writes what it has read.
+                lock = self._small_files_lock if size < _SMALL_FILE_BYTES * len(parts) else nullcontext()
+                while block := _next(blocks, lock):
                     digest.update(block)
-                    if len(parts) > 1:
-                        own.update(block)
                     take(block)
-                if save.shared is None:
-                    opened.finish(part.start, part.length, (own if len(parts) > 1 else digest).hexdigest())
-            finally:
-                if save.shared is None:
-                    opened.close()
-            if len(parts) > 1:
-                save.digests[part.file] = own.hexdigest()
+            return Chunk(digest.hexdigest(), size)
+        part = parts[0]
+        opened = save.shared or self._open(part.file)
+        try:
+            for block in opened.blocks(part.start, part.length, buffer):
+                check()
+                digest.update(block)
+                take(block)
+            if save.shared is None:
+                opened.finish(part.start, part.length, digest.hexdigest())
+        finally:
+            if save.shared is None:
+                opened.close()
         return Chunk(digest.hexdigest(), size)
+
+    def _pack_blocks(
+        self, save: _GroupSave, parts: list[Segment], buffer: memoryview
+    ) -> Generator[memoryview, None, None]:
+        """The content of several files in blocks, each of which fills `buffer`, except for the last one."""
+        filled = 0
+        for part in parts:
+            check()
+            opened = self._open(part.file)
+            digest = hashlib.sha256()
+            try:
+                at, end = part.start, part.start + part.length
+                while at < end:
+                    if filled == len(buffer):
+                        yield buffer
+                        filled = 0
+                    room = buffer[filled : filled + end - at]
+                    opened.fill(at, room)
+                    digest.update(room)
+                    at += len(room)
+                    filled += len(room)
+                save.digests[part.file] = digest.hexdigest()
+                opened.finish(part.start, part.length, save.digests[part.file])
+            finally:
+                opened.close()
+        yield buffer[:filled]
 
     def _finish(self, save: _GroupSave, parts: list[Segment], chunk: Chunk) -> None:
         if save.shared is not None:
             save.shared.finish(parts[0].start, chunk.size, chunk.sha256)
+
+
+def _next(blocks: Iterator[memoryview], lock: AbstractContextManager[Any]) -> memoryview | None:
+    with lock:
+        return next(blocks, None)

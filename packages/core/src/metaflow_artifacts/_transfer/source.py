@@ -125,18 +125,28 @@ class OpenSource:
         self._closed = False
 
     def blocks(self, start: int, length: int, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """The bytes of one part, block by block, each in `buffer`. Raises Changed, or SourceError."""
+        """The bytes of one part, block by block, each in `buffer`: if the part fits, at its place, else at the begin.
+
+        Raises Changed, or SourceError.
+        """
+        fits = length <= len(buffer)
         with self._reading():
             at, end = start, start + length
             while at < end:
+                place = buffer[at - start : length] if fits else buffer[: end - at]
                 try:
-                    count = os.preadv(self._fd, [buffer[: min(end - at, len(buffer))]], at)
+                    count = os.preadv(self._fd, [place], at)
                 except OSError as error:
                     raise unreadable(self._file, error) from error
                 if not count:
                     raise Changed(self._number)
-                yield buffer[:count]
+                yield place[:count]
                 at += count
+
+    def fill(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `start`. Raises as `blocks`."""
+        for _ in self.blocks(start, len(buffer), buffer):
+            pass
 
     @contextmanager
     def _reading(self) -> Generator[None, None, None]:
@@ -227,6 +237,10 @@ class MemorySource:
         step = len(buffer) or 1
         for at in range(start, start + length, step):
             yield self._content[at : min(at + step, start + length)]
+
+    def fill(self, start: int, buffer: memoryview) -> None:
+        """As that of `OpenSource`."""
+        buffer[:] = self._content[start : start + len(buffer)]
 
     def is_zero(self, start: int, length: int) -> bool:
         """As that of `OpenSource`."""
