@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from metaflow_artifacts import ModelArtifact, Store
-from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts import ModelArtifact, Store, TargetError
+from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._storage import LocalStorage
 from metaflow_artifacts._transfer import target
 from metaflow_artifacts._transfer.cache import Cache, Filling
@@ -65,6 +65,22 @@ def test_on_a_full_disk_the_cache_goes_and_the_load_does_not_fail(
     store.load(save(1), tmp_path / "second")
     assert (tmp_path / "second" / "file").read_bytes() == (tmp_path / "file").read_bytes()
     assert held(store) == 0
+
+
+def test_a_small_file_is_written_again_where_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, is_full = os.write, [True]
+
+    def refused(fd: int, data: Any) -> int:
+        if is_full and len(data) < 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data[:2])
+
+    monkeypatch.setattr(os, "write", refused)
+    file = FileEntry("f", 5, 0o755, 0)
+    with pytest.raises(TargetError, match=r"cannot write '.*/f': No space left"):
+        target.write_file(str(tmp_path), file, memoryview(b"bytes"))
+    target.write_file(str(tmp_path), file, memoryview(b"bytes"), is_full.clear)
+    assert ((tmp_path / "f").read_bytes(), os.access(tmp_path / "f", os.X_OK)) == (b"bytes", True)
 
 
 @pytest.mark.parametrize(("free", "cached"), [(9 * CHUNK, 0), (20 * CHUNK, 4 * CHUNK)])

@@ -30,6 +30,8 @@ from metaflow_artifacts._transfer.width import Width, width_of
 __all__ = ["fetch_chunks", "read_range"]
 
 _ZEROS = memoryview(bytes(512 << 10))
+_SMALL_BYTES = 64 << 10
+"""Smaller files have no holes (see `only_zeros`)."""
 _ROUND_S = 0.05
 """How long a load waits where all that it lacks is being fetched by others."""
 
@@ -374,6 +376,9 @@ class _Writer:
             if not self._left:
                 self._close()
                 part = next(self._next)
+                if self._writes_whole(part, block):
+                    block = block[part.length :]
+                    continue
                 self._left = part.length
                 if part.file in self.locks:
                     self._file_lock = self.locks[part.file]
@@ -389,3 +394,11 @@ class _Writer:
                         write_all(self._file, block[:count], self.full)
             self._left -= count
             block = block[count:]
+
+    def _writes_whole(self, part: Segment, block: memoryview) -> bool:
+        """Write a file if it is all in this block, and too small to have holes. No other thread writes to it."""
+        file = self.files[part.file]
+        if part.file not in self.locks or not file.size == part.length <= len(block) or file.size >= _SMALL_BYTES:
+            return False
+        write_file(self.directory, file, block[: part.length], self.full)
+        return True
