@@ -26,6 +26,7 @@ from metaflow_artifacts import (
     open_store,
 )
 from metaflow_artifacts._layout import CHUNKS
+from metaflow_artifacts._storage import LocalStorage
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._transfer.progress import Progress
 
@@ -129,6 +130,21 @@ def test_the_same_bytes_are_stored_once(store: Store, tree: Path) -> None:
     assert second.stored == 0
     assert second.done == second.total
     assert third.stored == 17
+
+
+def test_an_unchanged_file_is_hashed_before_anything_is_written(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, staged, stage = open_store(tmp_path / "store"), [], LocalStorage.stage
+    monkeypatch.setattr(LocalStorage, "stage", lambda self, size: [staged.append(size), stage(self, size)][1])
+    store.save_model(tree)
+    assert staged
+    staged.clear()
+    store.save_model(tree)
+    assert not staged
+    # What was saved last says nothing about what is stored.
+    shutil.rmtree(tmp_path / "store")
+    assert content(store.load(store.save_model(tree), tmp_path / "target")) == content(tree)
 
 
 def test_a_chunk_of_another_size_is_written_again(store: Store, tree: Path, tmp_path: Path) -> None:

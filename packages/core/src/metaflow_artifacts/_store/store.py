@@ -90,6 +90,9 @@ class Store(StoredManifests, BackgroundModels):
 
     # For stores that were pickled before there was a cache.
     cache: Cache | None = None
+    _last_saved: frozenset[tuple[int, int, int]] = frozenset()
+    """Inode, size and time of files of the last save: where the next one has one of them, it is hashed before anything
+    is written. This decides nothing else, since the content may differ."""
 
     def __init__(
         self,
@@ -195,12 +198,16 @@ class Store(StoredManifests, BackgroundModels):
 
     def _store_chunks(self, source: Source, transfer: Progress) -> tuple[list[Chunk], dict[int, str]]:
         root = self.storage.identity()
+        files = frozenset((file.inode, file.size, file.mtime_ns) for file in source.files[:_FEW] if file.size)
+        expects_new, self._last_saved = files.isdisjoint(self._last_saved), files
         for _ in range(_SAVE_ATTEMPTS):
             since = self.storage.now()
             transfer.start(source.size)
             # A retry of a task that saves in the background may come to the same machine.
             cache = self.cache if engine().manners.fills_cache else None
-            chunks, digests = save_chunks(self.storage, source, self.chunk_size, transfer, self.refresh_after, cache)
+            chunks, digests = save_chunks(
+                self.storage, source, self.chunk_size, transfer, self.refresh_after, cache, expects_new=expects_new
+            )
             if are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
                 break
         else:

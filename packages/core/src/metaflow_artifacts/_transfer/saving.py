@@ -50,15 +50,18 @@ def save_chunks(
     progress: Progress,
     refresh_after: float = REFRESH_AFTER,
     cache: Cache | None = None,
+    *,
+    expects_new: bool = True,
 ) -> tuple[list[Chunk], dict[int, str]]:
     """Store the content of `source`, cut into chunks as planned.
 
     Returns the chunks in order, and for each file that shares a chunk with others its own SHA-256 (hex) by its
     number. A file that changes while it is read is read again, up to three times, and its entry in `source` is
-    replaced. What is sent to a server is put into the `cache` too. Raises SourceError where it changes each time,
-    StorageError where the storage fails.
+    replaced. What is sent to a server is put into the `cache` too. On a disk, with `expects_new`, chunks are written
+    while they are hashed, until one is found to be stored; without, they are hashed first, until one is found to be
+    new. Raises SourceError where a file changes each time, StorageError where the storage fails.
     """
-    return _Saver(storage, source, chunk_size, progress, refresh_after, cache).run()
+    return _Saver(storage, source, chunk_size, progress, refresh_after, cache, expects_new).run()
 
 
 def file_entries(files: Sequence[SourceFile], digests: dict[int, str]) -> list[FileEntry]:
@@ -96,6 +99,7 @@ class _Saver:
         progress: Progress,
         refresh_after: float,
         cache: Cache | None,
+        expects_new: bool,
     ) -> None:
         self.storage = storage
         self.files = source.files
@@ -111,7 +115,7 @@ class _Saver:
         self._width = width_of(storage, "save")
         self._block_bytes = engine().manners.block_bytes
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
-        self._expect_new = True
+        self._expect_new = expects_new or storage.stages_in_memory
 
     def run(self) -> tuple[list[Chunk], dict[int, str]]:
         done: list[_GroupSave] = []
