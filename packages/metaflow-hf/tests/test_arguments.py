@@ -107,6 +107,8 @@ def test_a_revision_that_was_resolved_is_its_commit() -> None:
         ({"repo_id": "a", "headers": "x"}, "headers: has the wrong type, str"),
         ({"repo_id": "a", "endpoint": 3}, "endpoint: has the wrong type, int"),
         ({"repo_id": "a", "alow_patterns": "x"}, "alow_patterns: not an argument"),
+        ({"repo_id": "a", "allow_pattern": "x"}, r"snapshot_download; did you mean allow_patterns\?$"),
+        ({"repo_id": "a", "colour": "x"}, "colour: not an argument of huggingface_hub.snapshot_download$"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, Any], words: str) -> None:

@@ -5,6 +5,7 @@ This module does not import huggingface_hub: mistakes are found before a flow st
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -86,9 +87,11 @@ class RepoRequest:
                 raise InvalidInput(f"{name}: {reason}")
         if given.get("token") is None:
             given["token"] = given.pop("use_auth_token", None)
-        unknown = sorted(set(given) - {*cls.__dataclass_fields__, "use_auth_token"})
-        if unknown:
-            raise InvalidInput(f"{unknown[0]}: not an argument of huggingface_hub.snapshot_download")
+        accepted_names = {*cls.__dataclass_fields__, "use_auth_token"}
+        for name in sorted(set(given) - accepted_names):
+            similar = difflib.get_close_matches(name, sorted(accepted_names), 1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise InvalidInput(f"{name}: not an argument of huggingface_hub.snapshot_download{hint}")
         given.pop("use_auth_token", None)
         if "repo_id" not in given:
             raise InvalidInput("repo_id is missing: the repo to download, for example google-bert/bert-base-uncased")
