@@ -305,10 +305,21 @@ def test_each_form_of_retry_after_is_understood(hub: HubServer, repo: Repo, paus
     hub.fault("info", status=429, headers={"RateLimit": '"api";r=0;t=55'})
     hub.fault("info", status=503, headers={"Retry-After": formatdate(usegmt=True)})
     hub.fault("info", status=503, headers={"Retry-After": "soon"})
+    hub.fault("info", status=503, headers={"Retry-After": "²"})
     client(hub).resolve()
-    assert pauses[0] == 55
-    assert pauses[1] <= 1
-    assert pauses[2] == 4 * module.FIRST_PAUSE_S
+    # A pause is never shorter than without the header.
+    assert pauses == [55, *(n * module.FIRST_PAUSE_S for n in (2, 4, 8))]
+
+
+def test_the_log_says_how_long_a_pause_is(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
+    hub.fault("info", times=2, status=503, headers={"Retry-After": "0"})
+    warnings: list[str] = []
+    client(hub, warnings).resolve()
+    assert pauses == [0.5, 1]
+    assert [warning.rpartition("; ")[2] for warning in warnings] == [
+        "trying again in 0.5 s",
+        "trying again in 1 s",
+    ]
 
 
 def test_too_long_a_wait_is_an_error(hub: HubServer, repo: Repo, pauses: list[float]) -> None:

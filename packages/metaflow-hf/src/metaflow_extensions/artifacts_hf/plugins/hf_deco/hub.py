@@ -209,8 +209,9 @@ class Hub:
                 raise HubUnavailable(
                     f"{failure}; it asks to wait {failure.retry_after:.0f} s, which is too long"
                 ) from None
-            seconds = failure.retry_after
-        self.warn(f"{failure}; trying again in {seconds:.0f} s")
+            # Never sooner than without it: it may be 0, or a time that is over.
+            seconds = max(seconds, failure.retry_after)
+        self.warn(f"{failure}; trying again in {round(seconds, 1):g} s")
         pause(seconds, self.cancelled)
 
     @contextmanager
@@ -350,7 +351,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the Hub asks to wait, from Retry-After or from the reset of its rate limit."""
     value = (headers.get("Retry-After") or "").strip()
-    if value.isdigit():
+    if value.isdecimal():
         return float(value)
     if value:
         try:
