@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import requests
 from hub import Hub as HubServer
 from hub_repo import Blob, Repo, lfs
 from huggingface_hub import HfApi, constants
@@ -259,6 +260,40 @@ def test_the_token_goes_to_no_other_host_for_the_next_page(hub: HubServer, repo:
     assert hub.count("tree") == 4
 
 
+@pytest.mark.parametrize("link", ["?cursor=7", "tree?cursor=7", "/api/models/org/name/tree/main?cursor=7"])
+def test_a_next_page_may_have_a_relative_address(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    answer = requests.Response()
+    answer.url = f"{hub.endpoint}/api/models/org/name/tree/main?recursive=true"
+    answer.headers["Link"] = f'<{link}>; rel="next"'
+    address = streams(hub)._next_page(answer)
+    assert address is not None
+    assert address.startswith(f"{hub.endpoint}/api/models/org/name/tree")
+    assert address.endswith("?cursor=7")
+
+
+def test_a_list_whose_next_page_is_nowhere_is_an_error(hub: HubServer, repo: Repo) -> None:
+    hub.fault("tree", answer=b"[]", headers={"Link": '<http://elsewhere.invalid/x>; rel="next"'})
+    with pytest.raises(HubError, match="whose next page is not at a Hub"):
+        streams(hub).files()
+
+
+def test_a_list_without_an_end_is_an_error(hub: HubServer, repo: Repo) -> None:
+    link = f'<{hub.endpoint}/api/models/org/name/tree/main?cursor=1>; rel="next"'
+    hub.fault("tree", times=9, answer=b"[]", headers={"Link": link})
+    with pytest.raises(HubError, match="a file list of org/name that has no end"):
+        streams(hub).files()
+    assert hub.count("tree") == 2
+
+
+def test_the_path_of_an_endpoint_may_have_api_in_it(hub: HubServer) -> None:
+    """As that of a remote repository in JFrog Artifactory has."""
+    hub.folder, hub.page = "/artifactory/api/huggingfaceml/remote", 2
+    repo = hub.repo("org/name", files=FILES)
+    assert contents(hub, repo) == repo.files
+
+
 def test_the_headers_of_the_request_are_sent(hub: HubServer) -> None:
     repo = hub.repo("org/name", private=True, token="hf_right", files=FILES)
     assert contents(hub, repo, headers={"Authorization": "Bearer hf_right"}, token="hf_wrong") == repo.files
@@ -411,6 +446,31 @@ def test_other_bytes_than_listed_are_an_error(hub: HubServer, repo: Repo, file: 
         list(asked.open(listed))
 
 
+def test_content_that_changes_during_its_download_is_an_error(hub: HubServer, pauses: list[float]) -> None:
+    """Also where the ids of a server do not tell what the content is."""
+    hub.own_ids = True
+    repo = hub.repo("org/name", files={"plain.bin": BIG})
+
+    def change(data: bytes) -> bytes:
+        repo.commit({"plain.bin": b"x" * len(data)})
+        return data
+
+    hub.fault("file", cut=2_400_000, body=change)
+    asked = streams(hub)
+    with pytest.raises(HubError, match=r"plain.bin of org/name: the content has changed while it was downloaded"):
+        list(asked.open(asked.files()[0]))
+
+
+def test_another_part_than_was_asked_for_is_an_error(hub: HubServer, pauses: list[float]) -> None:
+    hub.own_ids = True
+    hub.repo("org/name", files={"plain.bin": BIG})
+    hub.fault("file", cut=2_400_000)
+    hub.fault("file", status=206, answer=BIG[:1_000_000], headers={"Content-Range": "bytes 0-999999/3000000"})
+    asked = streams(hub)
+    with pytest.raises(HubError, match=r"the Hub sends the bytes from 0 on instead of from \d+ on"):
+        list(asked.open(asked.files()[0]))
+
+
 def test_offline_no_request_is_made(hub: HubServer, repo: Repo, pauses: list[float]) -> None:
     asked = client(hub, local_files_only=True)
     assert asked.offline
@@ -421,7 +481,15 @@ def test_offline_no_request_is_made(hub: HubServer, repo: Repo, pauses: list[flo
 
 
 ROW = {"type": "file", "path": "a", "size": 1, "oid": "a" * 40}
-BAD = ({"path": 3}, {"size": -1}, {"size": "1"}, {"oid": "x"}, {"type": 1})
+BAD = (
+    {"path": 3},
+    {"size": -1},
+    {"size": "1"},
+    {"size": True},
+    {"oid": "x"},
+    {"type": 1},
+    *({"lfs": {"oid": "a" * 64, "size": size}} for size in ("1", -1, None)),
+)
 
 
 @pytest.mark.parametrize("answer", [{"error": "x"}, [None], *([{**ROW, **bad}] for bad in BAD)])
@@ -433,12 +501,21 @@ def test_a_file_list_of_another_kind_cannot_be_streamed(
         streams(hub).files()
 
 
-@pytest.mark.parametrize("path", ["../x", "/x", "a/./b", "a\0b"])
+@pytest.mark.parametrize("path", ["../x", "/x", "a/./b", "a/", "", "a\0b", "\ud800"])
 def test_a_listed_file_that_leads_out_is_an_error(
     hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(HubStreams, "_json", lambda *_: ([{**ROW, "path": path}], None))
     with pytest.raises(HubError, match="which is not below it"):
+        streams(hub).files()
+
+
+def test_a_path_that_is_a_file_and_a_directory_is_an_error(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**ROW, "path": path} for path in ("a/b/c", "a")]
+    monkeypatch.setattr(HubStreams, "_json", lambda *_: (rows, None))
+    with pytest.raises(HubError, match="lists 'a' of org/name as a file and as a directory"):
         streams(hub).files()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urljoin
 
 from metaflow_artifacts.plugin import ArtifactError, StreamedFile
 
@@ -26,6 +27,8 @@ __all__ = ["FileStream", "HubFile", "HubStreams"]
 
 _BLOCK_SIZE = 1 << 20
 _NO_SUCH_API = frozenset({404, 405, 501})
+_IMPOSSIBLE_PATH = re.compile(r"[\0\ud800-\udfff]|(^|/)[.]{0,2}(/|\Z)")
+"""What no path in a repo has: a part that is empty or leads up, or a character that no file name has."""
 _NEEDED = {
     "constants": ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"),
     "utils": ("build_hf_headers", "filter_repo_objects", "get_session", "hf_raise_for_status"),
@@ -64,8 +67,12 @@ class HubStreams:
         """
         hub, request = self.hub, self.hub.request
         files: dict[str, HubFile] = {}
+        pages: set[str] = set()
         url: str | None = f"{self._api}/tree/{self._commit}?recursive=true&expand=false"
         while url is not None:
+            if url in pages:
+                raise HubError(f"{hub.where} gives a file list of {request} that has no end")
+            pages.add(url)
             try:
                 rows, url = self._json(url)
             except HubError as error:
@@ -77,12 +84,17 @@ class HubStreams:
                 file = _file_of(row)
                 if file is None:
                     raise CannotStream(f"{hub.where} gives a file list of {request} that cannot be read")
-                if "\0" in file.path or not {"", ".", ".."}.isdisjoint(file.path.split("/")):
+                if _IMPOSSIBLE_PATH.search(file.path):
                     raise HubError(f"{hub.where} lists a file {file.path!r} of {request}, which is not below it")
                 if row["type"] == "file":
                     files[file.path] = file
+        for path in files:
+            above = path
+            while above := above.rpartition("/")[0]:
+                if above in files:
+                    raise HubError(f"{hub.where} lists {above!r} of {request} as a file and as a directory")
         wanted = hub.library.utils.filter_repo_objects(files, **request.patterns)
-        return [files[path] for path in sorted(wanted, key=lambda path: path.encode("utf-8", "surrogatepass"))]
+        return [files[path] for path in sorted(wanted, key=str.encode)]
 
     def open(self, file: HubFile) -> FileStream:
         """The content of a file."""
@@ -112,9 +124,18 @@ class HubStreams:
         return self.hub.call(ask)
 
     def _next_page(self, response: Any) -> str | None:
+        link = response.links.get("next", {}).get("url")
+        if link is None:
+            return None
+        hub = self.hub
+        url = urljoin(str(response.url), link)
+        if url.startswith(f"{hub.endpoint}/"):
+            return url
         # A mirror may return the address of the Hub behind it. The token must go to no host but the endpoint.
-        url = response.links.get("next", {}).get("url")
-        return self.hub.endpoint + url[url.index("/api/") :] if url is not None and "/api/" in url else None
+        _, api, rest = url.partition(f"/api/{hub.request.repo_type}s/")
+        if not api:
+            raise HubError(f"{hub.where} gives a file list of {hub.request} whose next page is not at a Hub")
+        return hub.endpoint + api + rest
 
     @contextmanager
     def get(self, url: str, what: str, timeout: float, start: int = 0) -> Iterator[Any]:
@@ -153,7 +174,7 @@ class FileStream:
         self._xet = xet
         self._what = f"{file.path} of {streams.hub.request}"
         self._received = 0
-        self._etag = ""
+        self._etags: set[str] = set()
 
     def __iter__(self) -> Iterator[bytes]:
         """Raises HubMismatch if the content is not what the Hub lists, HubError if it does not come."""
@@ -188,7 +209,10 @@ class FileStream:
         streams, start = self._streams, self._received
         timeout = streams.hub.library.constants.HF_HUB_DOWNLOAD_TIMEOUT
         with streams.get(streams.url(self._file), self._what, timeout, start) as response:
-            self._etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+            self._etags.add(response.headers.get("ETag", "").removeprefix("W/").strip('"'))
+            part = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            if response.status_code == 206 and part is not None and int(part[1]) != start:
+                raise HubMismatch(f"{self._what}: the Hub sends the bytes from {part[1]} on instead of from {start} on")
             # A server may ignore the range, and send the whole file.
             skip = start if start and response.status_code != 206 else 0
             for block in blocks_of(response):
@@ -202,12 +226,16 @@ class FileStream:
     def _verify(self, found: str) -> None:
         file = self._file
         self.verified = found == file.id
+        if self.verified:
+            return
         # Other servers with the same API may list ids for small files that are not git's ids. The ETag
         # shows that: it is then not the listed id either.
-        if not self.verified and (file.sha256 is not None or self._etag == file.id):
+        if file.sha256 is not None or file.id in self._etags:
             raise HubMismatch(
                 f"{self._what}: the content is not what the Hub lists (digest {found} instead of {file.id})"
             )
+        if len(self._etags) > 1:
+            raise HubMismatch(f"{self._what}: the content has changed while it was downloaded")
 
 
 def blocks_of(response: Any) -> Iterator[bytes]:
@@ -222,10 +250,10 @@ def _file_of(row: Any) -> HubFile | None:
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not isinstance(row.get("type"), str):
         return None
     path, size, id, lfs = row["path"], row.get("size", 0), row.get("oid", ""), row.get("lfs")
-    if not isinstance(size, int) or size < 0:
-        return None
     if isinstance(lfs, Mapping):
         size, id = lfs.get("size", size), lfs.get("oid") or lfs.get("sha256")
+    if type(size) is not int or size < 0:
+        return None
     if row["type"] == "file" and not (isinstance(id, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", id)):
         return None
     xet = row.get("xetHash")
