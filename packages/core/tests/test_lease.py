@@ -36,6 +36,24 @@ def test_the_lease_is_released_after_an_error(store: Store) -> None:
         assert held
 
 
+def test_nobody_waits_for_a_holder_that_is_not_known(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take the lease between the look at it and the attempt to take it."""
+    put = store.storage.put_if_absent
+    taken: list[str] = []
+
+    def put_if_absent(key: str, content: bytes) -> bool:
+        if key.startswith(NAME) and not taken:
+            taken.append(key)
+            return False
+        return put(key, content)
+
+    monkeypatch.setattr(store.storage, "put_if_absent", put_if_absent)
+    waits: list[str] = []
+    assert single_flight(store.storage, NAME, lambda: None, lambda: 1, waits.append, "me") == 1
+    assert taken
+    assert waits == []
+
+
 def test_a_lease_without_a_heartbeat_expires(store: Store) -> None:
     store.storage.put(f"{NAME}/3", json.dumps({"who": "gone", "host": "elsewhere", "pid": 1, "beat": 0}).encode())
     lease = Lease(store.storage, NAME, "next", ttl=0.3)

@@ -64,7 +64,8 @@ def single_flight(
                 return work()
         if max_wait is not None and time.monotonic() - began > max_wait:
             return work()
-        if not has_called:
+        # The holder is not known where another process was faster, or has just finished.
+        if not has_called and lease.holder:
             has_called = True
             on_wait(lease.holder)
         time.sleep(poll)
