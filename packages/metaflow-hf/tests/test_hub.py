@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -202,6 +203,31 @@ def test_no_request_is_made_for_the_user_agent(
     utils: Any = huggingface_hub.utils
     utils.build_hf_headers()
     assert hub.count("other") == 1
+
+
+def test_telemetry_is_restored_after_an_error_and_in_a_forked_child(
+    hub: HubServer, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    with pytest.raises(HubDenied):
+        client(hub, repo_id="no/such").resolve()
+    assert constants.HF_HUB_DISABLE_TELEMETRY is False
+    asked, released = client(hub), threading.Event()
+    hub.fault("info", hold=released)
+    thread = threading.Thread(target=asked.resolve)
+    thread.start()
+    try:
+        while constants.HF_HUB_DISABLE_TELEMETRY is False:
+            assert thread.is_alive()
+        child = os.fork()
+        if not child:
+            asked.headers()
+            os._exit(int(constants.HF_HUB_DISABLE_TELEMETRY))
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        released.set()
+        thread.join()
+    assert constants.HF_HUB_DISABLE_TELEMETRY is False
 
 
 def test_an_endpoint_that_only_some_of_huggingface_hub_knows_gets_no_token(

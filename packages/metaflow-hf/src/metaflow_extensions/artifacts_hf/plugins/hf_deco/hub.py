@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import re
 import threading
 import time
@@ -288,13 +289,14 @@ class _WithoutTelemetry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blocks = 0
-        self._before = False
+        self._before: tuple[Any, bool] | None = None
+        """The constants of huggingface_hub, and the setting outside of all blocks, while there is a block."""
 
     @contextmanager
     def __call__(self, constants: Any) -> Iterator[None]:
         with self._lock:
-            if not self._blocks:
-                self._before = constants.HF_HUB_DISABLE_TELEMETRY
+            if self._before is None:
+                self._before = constants, constants.HF_HUB_DISABLE_TELEMETRY
             self._blocks += 1
             constants.HF_HUB_DISABLE_TELEMETRY = True
         try:
@@ -303,10 +305,23 @@ class _WithoutTelemetry:
             with self._lock:
                 self._blocks -= 1
                 if not self._blocks:
-                    constants.HF_HUB_DISABLE_TELEMETRY = self._before
+                    self._restore()
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            constants, setting = self._before
+            constants.HF_HUB_DISABLE_TELEMETRY = setting
+            self._before = None
+
+    def renew(self) -> None:
+        """Begin anew in a forked child: no other thread has come along, and none leaves its block here."""
+        self._restore()
+        self._lock = threading.Lock()
+        self._blocks = 0
 
 
 _without_telemetry = _WithoutTelemetry()
+os.register_at_fork(after_in_child=_without_telemetry.renew)
 
 
 def pause(seconds: float, cancelled: threading.Event) -> None:
