@@ -124,7 +124,7 @@ class HubStreams:
         return self.hub.call(ask)
 
     def _next_page(self, response: Any) -> str | None:
-        link = response.links.get("next", {}).get("url")
+        link: str | None = response.links.get("next", {}).get("url")
         if link is None:
             return None
         hub = self.hub
