@@ -507,7 +507,7 @@ def test_offline_no_request_is_made(hub: HubServer, repo: Repo, pauses: list[flo
 
 
 ROW = {"type": "file", "path": "a", "size": 1, "oid": "a" * 40}
-BAD = (
+BAD: tuple[dict[str, Any], ...] = (
     {"path": 3},
     {"size": -1},
     {"size": "1"},
