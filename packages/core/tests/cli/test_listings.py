@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from metaflow_artifacts import Store
 from metaflow_artifacts._cli import main
 from metaflow_artifacts._format.keys import CheckpointPlace
+from metaflow_artifacts._layout import CHECKPOINTS, MODEL_ARTIFACTS, checkpoint_prefix
+from metaflow_artifacts._storage import LocalStorage
 from metaflow_artifacts._store import details
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._upkeep.newest import newest_artifacts
@@ -113,6 +116,20 @@ def test_artifacts_come_while_others_are_read(store: Store, save: Aged, reads: l
     assert first["key"] == keys[0]
     assert len(reads) < 250
     assert [artifact["key"] for artifact in found if not isinstance(artifact, Exception)] == keys[1:]
+
+
+def test_the_prefixes_are_listed_at_once(run: Run, save: Aged, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = save(1)
+    both = threading.Barrier(2)
+    plain = LocalStorage.list
+
+    def list_(self: LocalStorage, prefix: str) -> Any:
+        if prefix in (MODEL_ARTIFACTS, checkpoint_prefix(CHECKPOINTS)):
+            both.wait(60)
+        return plain(self, prefix)
+
+    monkeypatch.setattr(LocalStorage, "list", list_)
+    assert listed(run) == [key]
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ def _ls(options: argparse.Namespace) -> int:
     artifacts: list[ModelArtifact] = []
     table = Table(_TITLES, right=["size"])
     with bar("ls") as progress:
-        objects = selection.objects(store.storage)
+        objects, foreign = selection.all_objects(store.storage)
         own = newest_artifacts(store, objects, selection.matches, options.limit, progress)
-        theirs = read_foreign(store.storage, selection.foreign_keys(store.storage))
+        theirs = read_foreign(store.storage, foreign)
         for found in _merged(own, (one for _, one in theirs), selection, options.limit):
             if isinstance(found, CorruptArtifact):
                 damaged += 1

@@ -7,6 +7,7 @@ import os
 import re
 from importlib.util import find_spec
 
+from metaflow_artifacts._cli.s3_settings import plain_client
 from metaflow_artifacts._format.foreign import parse_any_key
 from metaflow_artifacts._layout import TOP_DIRECTORIES
 from metaflow_artifacts._storage import is_url
@@ -122,6 +123,9 @@ def _in_cloud(root: str, option: str) -> Store | None:
     if not is_url(root) or not root[len(scheme) + 3 :].split("/")[0]:
         raise ArtifactNotFound(f"{option} {root!r} names no bucket; pass {_NAMED[scheme]}{_instead(root)}")
     if find_spec("metaflow") is not None:
+        client = plain_client() if scheme == "s3" else None
+        if client is not None:
+            return open_store(root, client=client)
         # Metaflow's configuration has the endpoint, the credentials and the encryption.
         from metaflow_artifacts._mf.datastore import store_at
 

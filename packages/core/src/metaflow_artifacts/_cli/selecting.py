@@ -17,6 +17,7 @@ from metaflow_artifacts._store.foreign import keys_of_foreign
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._text import parse_period
 from metaflow_artifacts._transfer.gc_marks import CLOCK_SKEW_S
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._upkeep.survey import artifact_objects
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
 
@@ -82,16 +83,29 @@ class Selection:
 
     def objects(self, storage: Storage) -> Iterator[ObjectInfo]:
         """The objects of a store that may be among them, by key and time. Raises InvalidReference, StorageError."""
-        for prefix in self._prefixes():
-            for key, info in artifacts(storage.list(prefix)):
-                if self._may_be(key, info):
-                    yield info
+        return (info for prefix in self._prefixes() for info in self._objects(storage, prefix))
 
-    def foreign_keys(self, storage: Storage) -> list[str]:
-        """The keys of what metaflow-checkpoint has stored that may be among them. Raises as `objects`."""
+    def all_objects(self, storage: Storage) -> tuple[list[ObjectInfo], list[str]]:
+        """All of `objects`, and the keys of what metaflow-checkpoint has stored that may be among them.
+
+        The prefixes are listed at the same time. Raises as `objects`.
+        """
+        prefixes = self._prefixes()
+
+        def listed(number: int) -> tuple[list[ObjectInfo], list[str]]:
+            prefix = prefixes[number // 2]
+            return ([], self._foreign(storage, prefix)) if number % 2 else ([*self._objects(storage, prefix)], [])
+
+        found = [*ordered(storage, listed, range(2 * len(prefixes)))]
+        return [info for infos, _ in found for info in infos], [key for _, keys in found for key in keys]
+
+    def _objects(self, storage: Storage, prefix: str) -> Iterator[ObjectInfo]:
+        return (info for key, info in artifacts(storage.list(prefix)) if self._may_be(key, info))
+
+    def _foreign(self, storage: Storage, prefix: str) -> list[str]:
         return [
             key
-            for key in keys_of_foreign(storage, self._prefixes())
+            for key in keys_of_foreign(storage, [prefix])
             if not self.patterns or any(fnmatchcase(key, pattern) for pattern in self.patterns)
         ]
 
@@ -125,6 +139,8 @@ class Selection:
         wanted = ((self.flow, flow), (self.step, step), (self.label, artifact["label"]))
         if not all(_fits(pattern, value) for pattern, value in wanted):
             return False
+        if self.younger is None and self.older is None:
+            return True
         age = self.now - created_at(artifact)
         return (self.younger is None or age <= self.younger) and (self.older is None or age > self.older)
 
