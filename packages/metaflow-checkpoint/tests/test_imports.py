@@ -7,6 +7,15 @@ from pathlib import Path
 
 from metaflow_artifacts.testing.flows import FlowRunner
 
+UNUSED = ("_format", "_storage", "_store", "_transfer", "_upkeep", "_mf.artifact_store", "_mf.stores", "_mf.task")
+IMPORT = f"""
+import metaflow, sys
+unused = tuple("metaflow_artifacts." + name for name in {UNUSED!r})
+imported = [name for name in sys.modules if name.startswith(unused)]
+from metaflow_artifacts.testing.flows import emit
+emit("ours", "metaflow_artifacts" in sys.modules)
+emit("imported", imported)
+"""
 STEP_INIT = """
 import sys
 from types import SimpleNamespace
@@ -24,6 +33,12 @@ def test_the_code_package_carries_the_callbacks(runner: FlowRunner, flows: Path,
     runner.command(flows / "resume_flow.py", "package", "save", str(archive))
     with tarfile.open(archive) as tar:
         assert ".mf_code/metaflow_artifacts_checkpoint/_keras.py" in tar.getnames()
+
+
+def test_the_import_of_metaflow_imports_little(tmp_path: Path) -> None:
+    found = FlowRunner(tmp_path).python(IMPORT)
+    assert found.fact("ours")
+    assert found.fact("imported") == []
 
 
 def test_a_process_that_only_knows_of_the_step_imports_no_store(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
-from metaflow_artifacts._mf.artifact_store import config_of, config_of_task, flow_store, running_flow_datastore
 from metaflow_artifacts._mf.roots import SPIN, azure_url, is_cloud, missing_sdks, normalised
 from metaflow_artifacts.errors import ArtifactWarning, InvalidInput, StorageError
 
@@ -29,7 +28,6 @@ __all__ = [
     "place_of_flow",
     "require_client",
     "require_usable",
-    "running_flow_datastore",
     "storage_at",
     "store_at",
     "store_of_flow",
@@ -44,6 +42,8 @@ def require_usable(flow_datastore: Any, decorator: str, step: str) -> None:
     what to do: the type is not supported, its root names no bucket, or its SDK is not installed; InvalidInput if the
     limit of the node's cache is no number.
     """
+    from metaflow_artifacts._mf.artifact_store import flow_store
+
     kind = flow_datastore.TYPE
     if flow_store(flow_datastore) is not None:
         # What the decorators save goes there, and was checked when the flow began.
@@ -75,6 +75,8 @@ def store_of_flow(flow_datastore: Any) -> Store:
 
 def place_of_flow(flow_datastore: Any) -> tuple[str, str | None]:
     """Type and root of the store of a flow, in Metaflow's words. Raises as `store_of_flow`."""
+    from metaflow_artifacts._mf.artifact_store import flow_store
+
     of_flow = flow_store(flow_datastore)
     if of_flow is None:
         return flow_datastore.TYPE, flow_datastore.datastore_root
@@ -95,6 +97,8 @@ def store_at(kind: str, root: str | None) -> Store:
 
 def store_of_task(kind: str, root: str | None) -> Store:
     """As `store_at`, for the store that a task writes to: it is reached as the task says, whatever a block says."""
+    from metaflow_artifacts._mf.artifact_store import config_of_task
+
     found = normalised(kind, root)
     return open_with(found, config_of_task(found))
 
@@ -111,6 +115,8 @@ def configured_root(kind: str) -> str | None:
 
 def open_root(root: str) -> Store:
     """The store at a normalised root: an absolute path, or a URL (see `is_url`) without a slash at its end."""
+    from metaflow_artifacts._mf.artifact_store import config_of
+
     return open_with(root, config_of(root))
 
 
@@ -215,6 +221,8 @@ class StoreClient:
         self._root, self._config, self._patience = root, config, patience
 
     def __call__(self) -> Any:
+        from metaflow_artifacts._mf.artifact_store import config_of
+
         return s3_client(self._patience, self._config or config_of(self._root))
 
     def __reduce__(self) -> tuple[Any, ...]:

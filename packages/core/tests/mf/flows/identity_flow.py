@@ -9,13 +9,13 @@ from datetime import date
 from metaflow import FlowSpec, current, parallel, step
 from metaflow._vendor import click
 
-from metaflow_artifacts._mf.datastore import running_flow_datastore
+from metaflow_artifacts._mf.artifact_store import running_flow_datastore
 from metaflow_artifacts._mf.task import TaskIdentity
 from metaflow_artifacts.testing.flows import emit
 
 CHILD = """
 from metaflow_artifacts._mf.stores import default_store
-from metaflow_artifacts._mf.datastore import running_flow_datastore
+from metaflow_artifacts._mf.artifact_store import running_flow_datastore
 from metaflow_artifacts._mf.task import TaskIdentity
 identity = TaskIdentity.from_environment()
 print(identity.pathspec, identity.attempt, identity.id, identity.scope, identity.place, default_store().root)

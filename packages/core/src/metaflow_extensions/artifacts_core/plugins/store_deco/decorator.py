@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from metaflow._vendor import click
 from metaflow.decorators import FlowDecorator
 
-from metaflow_artifacts._mf.artifact_store import FlowStore, set_flow_store
-from metaflow_artifacts._mf.datastore import require_client
 from metaflow_artifacts._mf.errors import in_hook
 from metaflow_artifacts.errors import ArtifactError
+
+# Every Metaflow process imports this module. What only a flow with the decorator needs is imported where it is used.
+if TYPE_CHECKING:
+    from metaflow_artifacts._mf.artifact_store import FlowStore
 
 __all__ = ["ArtifactStoreDecorator"]
 
@@ -68,6 +70,9 @@ class ArtifactStoreDecorator(FlowDecorator):
         echo: Any,
         options: Any,
     ) -> None:
+        from metaflow_artifacts._mf.artifact_store import FlowStore, set_flow_store
+        from metaflow_artifacts._mf.datastore import require_client
+
         store = FlowStore(*self._given)
         set_flow_store(flow_datastore, store)
         command = _command()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
+from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators
 
 from .errors import NoDirectory, NoTask
 
@@ -327,7 +327,7 @@ class Checkpoint:
         StorageError
             If the datastore fails.
         """
-        from metaflow_artifacts.plugin import ParsedReference, note_loaded
+        from metaflow_artifacts.plugin import ParsedReference, note_loaded, store_for
 
         parsed = ParsedReference.of(reference)
         if path is None:
@@ -458,6 +458,8 @@ class Checkpoint:
             )
 
     def _load_into_own(self, reference: ParsedReference, directory: str, only: str | Sequence[str] | None) -> None:
+        from metaflow_artifacts.plugin import store_for
+
         store_for(reference).load(reference, directory, only=only)
 
     def _task(self, action: str) -> TaskIdentity:

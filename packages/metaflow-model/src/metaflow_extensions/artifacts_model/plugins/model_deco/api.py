@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators, store_for
+from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators
 
 __all__ = ["delete_model", "load_model"]
 
@@ -41,7 +41,7 @@ def load_model(
         The same errors as `current.model.load`, for example ArtifactNotFound if nothing is stored at the key.
     """
     # Imported here, because every Metaflow process imports this module.
-    from metaflow_artifacts.plugin import ParsedReference, bar, note_loaded
+    from metaflow_artifacts.plugin import ParsedReference, bar, note_loaded, store_for
 
     refuse_foreign_decorators()
     parsed = ParsedReference.of(reference)
@@ -75,7 +75,7 @@ def delete_model(reference: str | Mapping[str, Any]) -> bool:
         If nothing is stored at a key or url, or if the directory that a dict was saved in is not on this machine.
     """
     refuse_foreign_decorators()
-    from metaflow_artifacts.plugin import ArtifactNotFound, ParsedReference
+    from metaflow_artifacts.plugin import ArtifactNotFound, ParsedReference, store_for
 
     parsed = ParsedReference.of(reference)
     try:
