@@ -16,6 +16,13 @@ from metaflow_artifacts.testing.flows import emit
 emit("ours", "metaflow_artifacts" in sys.modules)
 emit("imported", imported)
 """
+ALIASES = """
+import sys
+sys.argv[1:] = ARGUMENTS
+import metaflow
+from metaflow_artifacts.testing.flows import emit
+emit("stubs", [name for one in sys.meta_path for name in getattr(one, "_handled", ()) if "checkpoint_stubs" in name])
+"""
 STEP_INIT = """
 import sys
 from types import SimpleNamespace
@@ -39,6 +46,14 @@ def test_the_import_of_metaflow_imports_little(tmp_path: Path) -> None:
     found = FlowRunner(tmp_path).python(IMPORT)
     assert found.fact("ours")
     assert found.fact("imported") == []
+
+
+def test_only_the_command_that_writes_stubs_has_their_alias(tmp_path: Path) -> None:
+    """Metaflow's finder for an alias is asked at every import."""
+    runner = FlowRunner(tmp_path)
+    assert runner.python(ALIASES.replace("ARGUMENTS", "[]")).fact("stubs") == []
+    found = runner.python(ALIASES.replace("ARGUMENTS", "['develop', 'stubs', 'install']"))
+    assert found.fact("stubs") == ["metaflow.plugins.checkpoint_stubs"]
 
 
 def test_a_process_that_only_knows_of_the_step_imports_no_store(tmp_path: Path) -> None:
