@@ -4,7 +4,7 @@ from metaflow import FlowSpec, Parameter, card, current, retry, schedule, step
 from metaflow.cards import Markdown, Table
 from metaflow.metaflow_config import DATASTORE_SYSROOT_S3
 
-from metaflow_artifacts import check_chunks, finish_upkeep, open_store, survey_store, sweep_chunks
+from metaflow_artifacts import check_chunks, configured_store, finish_upkeep, survey_store, sweep_chunks
 
 DAY = 24 * 3600
 
@@ -22,7 +22,7 @@ class UpkeepFlow(FlowSpec):
     @step
     def start(self):
         self.survey = survey_store(
-            open_store(self.root),
+            configured_store(self.root),
             grace=self.grace * DAY,
             exclusive=self.exclusive,
             dry_run=not self.execute,
@@ -34,7 +34,7 @@ class UpkeepFlow(FlowSpec):
     @retry
     @step
     def sweep(self):
-        store = open_store(self.root)
+        store = configured_store(self.root)
         self.swept = self.checked = None
         if self.survey.refusal is None:
             self.swept = sweep_chunks(store, self.survey, self.input)
@@ -49,7 +49,7 @@ class UpkeepFlow(FlowSpec):
         self.survey = inputs[0].survey
         swept = [task.swept for task in inputs if task.swept is not None]
         checked = [task.checked for task in inputs if task.checked is not None]
-        self.result = finish_upkeep(open_store(self.root), self.survey, swept, checked)
+        self.result = finish_upkeep(configured_store(self.root), self.survey, swept, checked)
         for component in components(self.root, self.result):
             current.card.append(component)
         self.next(self.end)

@@ -9,7 +9,7 @@ import upkeep_flow
 
 from metaflow_artifacts import Store, open_storage
 
-upkeep_flow.open_store = lambda root: Store(open_storage(root), refresh_after=float(os.environ["REFRESH_AFTER"]))
+upkeep_flow.configured_store = lambda root: Store(open_storage(root), refresh_after=float(os.environ["REFRESH_AFTER"]))
 
 if __name__ == "__main__":
     upkeep_flow.UpkeepFlow()

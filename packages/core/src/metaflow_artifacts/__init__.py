@@ -60,6 +60,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._cli.roots import configured_store as configured_store
     from ._format.info import CheckpointInfo as CheckpointInfo
     from ._format.keys import CheckpointKey as CheckpointKey
     from ._format.keys import CheckpointPlace as CheckpointPlace
@@ -123,6 +124,7 @@ __version__ = "0.1.0"
 METAFLOW_PACKAGE_POLICY = "include"
 
 _WHERE = {
+    "_cli.roots": ("configured_store",),
     "_format.info": ("CheckpointInfo",),
     "_format.keys": ("CheckpointKey", "CheckpointPlace", "ModelKey"),
     "_format.manifest": ("Chunk", "FileEntry", "Head", "Manifest", "Outline"),

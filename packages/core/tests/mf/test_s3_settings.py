@@ -133,3 +133,16 @@ def test_a_store_in_s3_is_listed(imported: bool, tmp_path: Path, s3_server: Seaw
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, f"{imported}\n")
     assert key in done.stdout
+
+
+def test_a_configured_store_is_that_of_metaflow(tmp_path: Path) -> None:
+    configure(tmp_path / "home" / "config.json", S3_ENDPOINT_URL=URL, S3_SERVER_SIDE_ENCRYPTION="aws:kms")
+    code = """
+from metaflow_artifacts import configured_store
+from metaflow_artifacts._mf.datastore import store_at
+store = configured_store("s3://bucket/prefix/")
+print(store.root, store.storage.server, store is store_at("s3", "s3://bucket/prefix"))
+print(configured_store("directory").root)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["s3://bucket/prefix", URL, "True", os.path.abspath("directory")]

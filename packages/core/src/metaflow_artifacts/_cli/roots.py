@@ -15,7 +15,7 @@ from metaflow_artifacts._store.references import split_url
 from metaflow_artifacts._store.store import Store, open_store
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
-__all__ = ["is_pattern", "missing_store", "resolve", "store_of", "target_of"]
+__all__ = ["configured_store", "is_pattern", "missing_store", "resolve", "store_of", "target_of"]
 
 _KINDS = {"s3": "s3", "gs": "gs", "https": "azure", "http": "azure"}
 """Metaflow's name of the datastore, by the scheme of a root."""
@@ -38,6 +38,23 @@ def store_of(options: argparse.Namespace) -> Store:
     store = _open(options)
     _demand_store(store)
     return store
+
+
+def configured_store(root: str | os.PathLike[str]) -> Store:
+    """The store below `root`, as `open_store` takes it, reached as Metaflow is configured.
+
+    In a cloud, that is with Metaflow's endpoint, credentials, encryption and cache. Where Metaflow is not installed, it
+    is as with `open_store`. Nothing is read or written yet.
+
+    Raises InvalidInput for a root of another kind, and StorageError for a URL that names no bucket, or an address of
+    Azure that no credentials are sent to.
+    """
+    text = os.fspath(root)
+    if not is_url(text) or find_spec("metaflow") is None:
+        return open_store(root)
+    from metaflow_artifacts._mf.datastore import store_at
+
+    return store_at(_KINDS[text.partition(":")[0]], text)
 
 
 def _demand_store(store: Store) -> None:
