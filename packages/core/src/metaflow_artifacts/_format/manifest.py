@@ -29,6 +29,7 @@ __all__ = [
     "FORMAT",
     "FRONT_BYTES",
     "MAX_BYTES",
+    "MAX_SIZE",
     "VERSION",
     "Chunk",
     "FileEntry",
@@ -50,8 +51,9 @@ FORMAT = "metaflow-artifacts"
 VERSION = 1
 MAX_BYTES = 256 << 20
 """A manifest of more bytes is neither written nor read. This is enough for about 1.5 million files."""
+MAX_SIZE = 1 << 62
+"""No file, chunk or artifact has so many bytes."""
 
-_MAX_SIZE = 1 << 62
 _MAX_PARSED = 512 << 20
 """Most bytes of memory that parsing may take, estimated from the number of brackets, quotes and commas."""
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -395,7 +397,7 @@ def _manifest(data: bytes) -> Manifest:
     if not wire.keys().isdisjoint(_FIXED):
         raise _Bad("a member that occurs twice")
     chunk_size = wire.get("chunk_size")
-    if not _is_int(chunk_size) or not 0 < chunk_size < _MAX_SIZE:
+    if not _is_int(chunk_size) or not 0 < chunk_size < MAX_SIZE:
         raise _Bad(f"chunk_size: {chunk_size!r}")
     files = [_file(row, number) for number, row in enumerate(_rows(wire, "files"))]
     dirs = _rows(wire, "dirs")
@@ -431,7 +433,7 @@ def _file(row: Any, number: int) -> FileEntry:
         raise _Bad(f"{where}: expected [path, size, mode, offset] or that and a sha256")
     path, size, mode, offset = row[:4]
     _check_path(path, where)
-    if not (_is_int(size) and _is_int(offset) and 0 <= size < _MAX_SIZE and 0 <= offset < _MAX_SIZE):
+    if not (_is_int(size) and _is_int(offset) and 0 <= size < MAX_SIZE and 0 <= offset < MAX_SIZE):
         raise _Bad(f"{where}: size {size!r}, offset {offset!r}")
     if not _is_int(mode) or not 0 <= mode <= 0o7777:
         raise _Bad(f"{where}: mode {mode!r}")
@@ -444,7 +446,7 @@ def _file(row: Any, number: int) -> FileEntry:
 def _chunk(row: Any, number: int) -> Chunk:
     if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and _HEX64.fullmatch(row[0])):
         raise _Bad(f"chunks[{number}]: expected [sha256, size]")
-    if not _is_int(row[1]) or not 0 < row[1] < _MAX_SIZE:
+    if not _is_int(row[1]) or not 0 < row[1] < MAX_SIZE:
         raise _Bad(f"chunks[{number}]: size {row[1]!r}")
     return Chunk(row[0], row[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from metaflow_artifacts._format.chunk_rows import ChunkRows
 from metaflow_artifacts._format.foreign import ForeignArtifact
 from metaflow_artifacts._format.manifest import (
     FRONT_BYTES,
@@ -31,6 +32,8 @@ __all__ = ["StoredManifests"]
 
 _FIRST_BYTES = 1 << 20
 """Bytes that are read of a manifest at first; few have more."""
+_LARGE_BYTES = 4 << 20
+"""Bytes of the rows of chunks from which they are read and decoded in pieces of this size."""
 _READ_ATTEMPTS = 10
 """Most reads of a manifest that is damaged, while its bytes differ between reads."""
 
@@ -109,9 +112,9 @@ class StoredManifests:
             return data
         return self._read(key, MAX_BYTES + 1)
 
-    def _read(self, key: str, length: int) -> bytes:
+    def _read(self, key: str, length: int, start: int = 0) -> bytes:
         try:
-            return self.storage.get(key, 0, length)
+            return self.storage.get(key, start, length)
         except ArtifactNotFound as error:
             raise ArtifactNotFound(
                 f"nothing is stored at {self.storage.url(key)}: it was deleted, or it was saved in another datastore"
@@ -141,12 +144,28 @@ class StoredManifests:
 
     def outline_at(self, key: str) -> Outline:
         """As `head_at`, with the chunks that the artifact needs; the rows of files are not read."""
-        data, front = self._front(key, lambda front: front.chunks)
-        outline = None if front is None else decode_outline(data, front)
+        data, front = self._front(key, lambda front: front.head if _is_large(front) else front.chunks)
+        if front is None:
+            outline = None
+        elif _is_large(front):
+            outline = self._large_outline(key, data, front)
+        else:
+            outline = decode_outline(data, front)
         if outline is None or outline.artifact["key"] != key:
             manifest, _ = self.manifest_and_bytes(key)
             outline = Outline(manifest.artifact, manifest.latest, manifest.chunks)
         return outline
+
+    def _large_outline(self, key: str, data: bytes, front: Front) -> Outline | None:
+        """As `decode_outline`; the rows of chunks are read in pieces."""
+        head = decode_head(data, front)
+        if head is None:
+            return None
+        rows = ChunkRows(front)
+        for start in range(front.chunks.start, front.chunks.stop, _LARGE_BYTES):
+            rows.feed(self._read(key, min(_LARGE_BYTES, front.chunks.stop - start), start))
+        chunks = rows.chunks(head.artifact["size"])
+        return None if chunks is None else Outline(head.artifact, head.latest, chunks)
 
     def _demand_manifest(self, key: str, data: bytes) -> None:
         """Raise UnsupportedFormat if the first bytes are no manifest's, so that a large object is not read for it."""
@@ -172,3 +191,7 @@ class StoredManifests:
     def info(self, reference: Reference) -> ModelArtifact:
         """The reference to an artifact, from its key. Raises as `manifest` does."""
         return self.head(reference).artifact
+
+
+def _is_large(front: Front) -> bool:
+    return bool(front.chunks.stop - front.chunks.start > _LARGE_BYTES)
