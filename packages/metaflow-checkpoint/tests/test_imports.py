@@ -23,15 +23,18 @@ import metaflow
 from metaflow_artifacts.testing.flows import emit
 emit("stubs", [name for one in sys.meta_path for name in getattr(one, "_handled", ()) if "checkpoint_stubs" in name])
 """
-STEP_INIT = """
+STEP_INIT = f"""
 import sys
+unused = tuple("metaflow_artifacts." + name for name in {UNUSED[1:5]!r})
 from types import SimpleNamespace
 from metaflow.plugins import STEP_DECORATORS
-from metaflow_artifacts.testing.flows import emit
 decorator = next(one for one in STEP_DECORATORS if one.name == "checkpoint")()
-datastore = SimpleNamespace(TYPE="local", datastore_root="store")
-decorator.step_init(None, None, "start", [], None, datastore, print)
-emit("imported", [name for name in sys.modules if name.startswith("metaflow_artifacts._store")])
+for kind, root in ("local", "store"), ("s3", "s3://bucket/prefix"):
+    datastore = SimpleNamespace(TYPE=kind, datastore_root=root)
+    decorator.step_init(None, None, "start", [], None, datastore, print)
+imported = [name for name in sys.modules if name.startswith(unused)]
+from metaflow_artifacts.testing.flows import emit
+emit("imported", imported)
 """
 
 

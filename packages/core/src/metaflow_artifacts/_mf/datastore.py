@@ -142,6 +142,9 @@ def configured_cache() -> Cache | None:
     """
     from metaflow.metaflow_config_funcs import from_conf
 
+    if not from_conf("ARTIFACTS_CACHE"):
+        # Asked in all processes of a flow with a decorated step: without a cache, its modules are not imported.
+        return None
     from metaflow_artifacts._transfer.cache import CACHE, CACHE_GB, cache_from
 
     return cache_from({name: from_conf(name.removeprefix("METAFLOW_")) for name in (CACHE, CACHE_GB)})

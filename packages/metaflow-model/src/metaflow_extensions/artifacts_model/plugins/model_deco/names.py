@@ -6,17 +6,13 @@ import os
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metaflow_artifacts.plugin import (
-    ArtifactError,
-    InvalidInput,
-    InvalidReference,
-    ModelKey,
-    ParsedReference,
-    UsageError,
-    patterns_of,
-)
+from metaflow_artifacts.plugin import ArtifactError, InvalidInput, InvalidReference, UsageError
+
+# Every process of a flow with @model imports this module. What only the decorated task needs is imported there.
+if TYPE_CHECKING:
+    from metaflow_artifacts.plugin import ParsedReference
 
 __all__ = ["Wanted", "parse_load", "refuse_unknown", "resolve"]
 
@@ -43,6 +39,8 @@ class Wanted:
     @property
     def type(self) -> str:
         """`model` or `checkpoint`."""
+        from metaflow_artifacts.plugin import ModelKey
+
         return "model" if isinstance(self.reference.parts, ModelKey) else "checkpoint"
 
 
@@ -80,12 +78,19 @@ def _entry(given: object, step: str) -> Entry:
         name, path, *only = given
         if isinstance(name, str) and (path is None or isinstance(path, (str, os.PathLike))):
             entry: Entry = [name, None if path is None else os.fspath(path)]
-            try:
-                patterns = patterns_of(only[0]) if only else None
-            except InvalidInput as error:
-                raise UsageError(f"step {step}: @model(load=[{_held(given)}]): {error}") from None
-            return entry if patterns is None else [*entry, patterns]
+            return entry if not only else [*entry, *_patterns(only[0], given, step)]
     raise UsageError(f"step {step}: @model(load=…) takes {_FORMS}; found {_held(given)} in the list")
+
+
+def _patterns(only: Any, given: object, step: str) -> list[list[str]]:
+    """The patterns of an entry, in a list; an empty one where all files are wanted."""
+    from metaflow_artifacts.plugin import patterns_of
+
+    try:
+        patterns = patterns_of(only)
+    except InvalidInput as error:
+        raise UsageError(f"step {step}: @model(load=[{_held(given)}]): {error}") from None
+    return [] if patterns is None else [patterns]
 
 
 def refuse_unknown(entries: Iterable[Entry], flow: Any, step: str) -> None:
@@ -148,6 +153,8 @@ def _reference(name: str, value: Any, step: str) -> ParsedReference:
         )
     if not isinstance(value, (str, Mapping)):
         raise InvalidReference(f"{where} holds {_held(value)}; expected what a save returned (dict), or its key (str)")
+    from metaflow_artifacts.plugin import ParsedReference
+
     try:
         return ParsedReference.of(value)
     except ArtifactError as error:
