@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_artifacts import Store, open_store
+from metaflow_artifacts import ModelArtifact, Store, open_store
 from metaflow_artifacts._format.chunk_rows import ChunkRows, PackedChunks
 from metaflow_artifacts._format.manifest import Chunk, Manifest, decode_front, encode
 from metaflow_artifacts._store import reading
@@ -27,10 +27,15 @@ def many_chunks(store: Store, tmp_path: Path, count: int = COUNT) -> Manifest:
     chunks = [Chunk(hashlib.sha256(b"%d" % number).hexdigest(), 1 + number) for number in range(count)]
     size = sum(chunk.size for chunk in chunks)
     files = [replace(manifest.files[0], size=size)]
-    artifact = {**manifest.artifact, "size": size}
-    made = replace(manifest, artifact=artifact, files=files, chunks=chunks, inline=None)
+    made = replace(manifest, artifact=of_size(manifest, size), files=files, chunks=chunks, inline=None)
     store.storage.put(manifest.artifact["key"], encode(made))
     return made
+
+
+def of_size(manifest: Manifest, size: int) -> ModelArtifact:
+    artifact = manifest.artifact.copy()
+    artifact["size"] = size
+    return artifact
 
 
 @pytest.fixture
@@ -112,8 +117,8 @@ def test_an_outline_is_the_same(store: Store, manifest: Manifest, monkeypatch: p
     assert isinstance(found.chunks, PackedChunks)
     assert (found.artifact, found.latest, list(found.chunks)) == (expected.artifact, expected.latest, manifest.chunks)
     # A head that is larger than what is read at first.
-    long = replace(manifest, artifact={**manifest.artifact, "metadata": {"text": "x" * 9000}})
-    store.storage.put(key, encode(long))
+    manifest.artifact["metadata"] = {"text": "x" * 9000}
+    store.storage.put(key, encode(manifest))
     assert list(store.outline_at(key).chunks) == manifest.chunks
 
 
