@@ -12,9 +12,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metaflow_artifacts.plugin import InvalidInput, ModelArtifact, SnapshotId
+from metaflow_artifacts.plugin import InvalidInput
+
+# Every process of a flow with @huggingface_hub imports this module. What only the decorated task needs is not.
+if TYPE_CHECKING:
+    from metaflow_artifacts.plugin import ModelArtifact, SnapshotId
 
 __all__ = ["CACHE_SCOPES", "LoadSpec", "RepoRequest", "parse_load", "secret_in", "without_secrets"]
 
@@ -157,6 +161,8 @@ class RepoRequest:
 
     def snapshot(self, commit: str) -> SnapshotId:
         """What tells the snapshot of a commit from all others: its name, its repo, and which files it has."""
+        from metaflow_artifacts.plugin import SnapshotId
+
         group = _sha256([self.repo_type, self.repo_id])[:20]
         return SnapshotId(self.name, group, f"{commit}.{self._digest()[:10]}", self.metadata(commit))
 
