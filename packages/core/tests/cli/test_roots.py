@@ -28,6 +28,7 @@ COMMANDS = [
     ("get", MISSING, "out"),
     ("lineage", MISSING),
     ("delete", MISSING),
+    ("copy", MISSING, "--to", "out"),
 ]
 
 HAS_METAFLOW = find_spec("metaflow") is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import escape, print_json, warn
-from metaflow_artifacts._cli.roots import resolve, target_of
+from metaflow_artifacts._cli.roots import missing_store, resolve, target_of
 from metaflow_artifacts._cli.selecting import PATTERN_HELP, matching
 from metaflow_artifacts._store.copying import CopyResult, copy_artifacts
 from metaflow_artifacts._text import count_text, size_text
@@ -44,6 +44,9 @@ def _copy(options: argparse.Namespace) -> int:
     with bar("copy") as progress:
         outcome = copy_artifacts(store, target, keys, options.lineage, options.verify, progress, listed)
     result, failures = outcome.result, outcome.failures
+    is_missing = failures and all(isinstance(error, ArtifactNotFound) for error in failures.values())
+    if is_missing and not result.copied and not result.present and (reason := missing_store(options)):
+        raise ArtifactNotFound(reason)
     for error in failures.values():
         warn(str(error))
     if options.json:
