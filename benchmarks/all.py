@@ -60,6 +60,11 @@ MEASUREMENTS = [
         ("memory-local", "performance.md#memory", f"{INSTALLED}memory.py local --gib 1 8 --files 100000"),
         ("memory-s3", "performance.md#memory", f"{INSTALLED}memory.py s3 --gib 1 8"),
         ("imports", "performance.md#import", ".venv/bin/python benchmarks/imports.py"),
+        (
+            "trivial_flow",
+            "performance.md#import",
+            ".venv/bin/python benchmarks/trivial_flow.py --rounds 25 --flows 2",
+        ),
         ("tuning-s3", "performance.md#what-was-chosen-and-why", f"{INSTALLED}tuning.py s3 --rounds 3"),
         ("background", "saving-often.md", f"{INSTALLED}background.py"),
         ("upkeep", "upkeep.md", f"TMPDIR=/dev/shm {INSTALLED}upkeep.py --chunks 1000000"),
