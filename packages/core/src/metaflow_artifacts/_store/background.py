@@ -24,6 +24,7 @@ from metaflow_artifacts._transfer.engine import in_background
 from metaflow_artifacts._transfer.removal import remove_tree
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, Snapshot, take_snapshot
+from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.errors import ArtifactError, InvalidInput, SaveReplaced, SaveTimeout, warn
 
 __all__ = ["BackgroundSaves", "OnBusy", "SaveOptions", "Storing", "background_saves"]
@@ -66,6 +67,7 @@ class _Job:
     snapshot: Snapshot
     store: Storing
     note_unseen: Callable[[BaseException], None]
+    tell: Callable[[str], None]
 
     def run(self) -> ModelArtifact | BaseException:
         self.pending._begin()
@@ -120,6 +122,8 @@ class BackgroundSaves:
         self._entering = 0
         """How many calls have found room and not handed over yet."""
         self._worker: threading.Thread | None = None
+        self._worker_process = WorkerProcess()
+        """Stores the chunks, where it can."""
         self._is_closed = False
         self._is_abandoned = False
         self._has_ended = False
@@ -158,7 +162,7 @@ class BackgroundSaves:
                 if reason and not self._has_told:
                     self._has_told = True
                     options.tell(f"saves are not made in the background, and the step waits for each: {reason}")
-                job = _Job(group, pending, snapshot, begin(), options.note_unseen)
+                job = _Job(group, pending, snapshot, begin(), options.note_unseen, options.tell)
             except BaseException:
                 snapshot.give_back()
                 raise
@@ -270,7 +274,7 @@ class BackgroundSaves:
                     self._running = None
                     self._changed.notify_all()
                 continue
-            with in_background():
+            with in_background(), self._worker_process.used(job.tell):
                 outcome = job.run()
             with self._lock:
                 self._running = None
@@ -372,6 +376,7 @@ class BackgroundSaves:
         if self._process != os.getpid() or self._is_abandoned:
             return
         self.settle()
+        self._worker_process.close()
         self._has_ended = True
         self._print_failures()
 
@@ -416,6 +421,7 @@ _finalized: set[int] = set()
 def _renew() -> None:
     global _saves
     parents, _saves = _saves, BackgroundSaves()
+    parents._worker_process.forget()
     _saves._inherited = [*parents._inherited, *parents._handed_over]
     _saves._inherited = [(group, pending) for group, pending in _saves._inherited if not pending.done()]
 

@@ -38,22 +38,23 @@ from metaflow_artifacts._store.reading import StoredManifests
 from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
 from metaflow_artifacts._store.selection import Patterns, patterns_of
 from metaflow_artifacts._transfer.cache import Cache, cache_from
+from metaflow_artifacts._transfer.chunk_saving import store_chunks
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.content import Content, source_of
 from metaflow_artifacts._transfer.engine import engine
 from metaflow_artifacts._transfer.foreign import read_part
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.saving import file_entries, save_chunks
+from metaflow_artifacts._transfer.saving import file_entries
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.source import read_inline
 from metaflow_artifacts._transfer.threads import ordered
+from metaflow_artifacts._transfer.worker_process import storing_elsewhere
 from metaflow_artifacts.errors import (
     ArtifactNotFound,
     CorruptArtifact,
     InvalidInput,
     InvalidReference,
-    StorageError,
     TransientStorageError,
 )
 
@@ -64,8 +65,6 @@ CHUNK_SIZE = 16 << 20
 
 _FEW = 16
 """Up to how many keys are read one by one, to see who has stored what is there."""
-_SAVE_ATTEMPTS = 10
-"""Most attempts of a save to store its chunks, while a concurrent gc removes some of them."""
 
 
 def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None = None) -> Store:
@@ -197,27 +196,13 @@ class Store(StoredManifests, BackgroundModels):
         return self._commit(candidates, file_entries(source.files, digests), source.dirs, chunks, inline, latest)
 
     def _store_chunks(self, source: Source, transfer: Progress) -> tuple[list[Chunk], dict[int, str]]:
-        root = self.storage.identity()
         files = frozenset((file.inode, file.size, file.mtime_ns) for file in source.files[:_FEW] if file.size)
         expects_new, self._last_saved = files.isdisjoint(self._last_saved), files
-        for _ in range(_SAVE_ATTEMPTS):
-            since = self.storage.now()
-            transfer.start(source.size)
-            # A retry of a task that saves in the background may come to the same machine.
-            cache = self.cache if engine().manners.fills_cache else None
-            chunks, digests = save_chunks(
-                self.storage, source, self.chunk_size, transfer, self.refresh_after, cache, expects_new=expects_new
-            )
-            if are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
-                break
-        else:
-            raise TransientStorageError(
-                f"{self.root}: chunks of this save were deleted while it ran, {_SAVE_ATTEMPTS} times in a row; is a gc "
-                "running with a grace period that is shorter than a save takes?"
-            )
-        if root is not None and root != self.storage.identity():
-            raise StorageError(f"{self.root}: the store was removed or replaced during the save; save again")
-        return chunks, digests
+        # A retry of a task that saves in the background may come to the same machine.
+        cache = self.cache if engine().manners.fills_cache else None
+        given = self.storage, source, self.chunk_size, transfer, self.refresh_after, cache
+        elsewhere = storing_elsewhere()
+        return (elsewhere and elsewhere(*given)) or store_chunks(*given, expects_new=expects_new)
 
     def _commit(
         self,

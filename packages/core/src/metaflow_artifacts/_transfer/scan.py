@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field, replace
+from io import FileIO
 
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 from metaflow_artifacts._transfer.target import is_path
@@ -44,6 +45,8 @@ class SourceFile:
     """Its content, where it is in memory and in no file; nobody writes to it."""
     fd: int | None = None
     """A descriptor that is read instead of the location, which may be gone. Whoever opened it closes it."""
+    shared: tuple[FileIO, int] | None = None
+    """Where `content` lies in a file, which another process can read: the file, and the offset."""
 
 
 @dataclass

@@ -301,7 +301,8 @@ class _Cloner:
             if self._shared_size:
                 view = memoryview(mmap.mmap(self._shared.fileno(), self._shared_size, prot=mmap.PROT_READ))
             for place, at in shared.items():
-                files[place] = replace(files[place], content=view[at : at + files[place].size])
+                content = view[at : at + files[place].size]
+                files[place] = replace(files[place], content=content, shared=(self._shared, at))
         return Source(files, self._source.dirs)
 
     def _shared_file(self) -> FileIO:

@@ -1,0 +1,104 @@
+"""Contents in memory, copied into a file in memory that another process can read too."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from io import FileIO
+
+from metaflow_artifacts._transfer.scan import Source
+
+__all__ = ["NoRoom", "shared_content"]
+
+_MARGIN = 1.25
+"""The copy is made where at least this many times its size is free."""
+_BLOCK_BYTES = 64 << 20
+
+
+class NoRoom(Exception):
+    """There is no room in memory for a copy, or it cannot be made."""
+
+
+@contextmanager
+def shared_content(source: Source) -> Iterator[None]:
+    """What is in memory lies in a file too in the block. It is copied into one, unless it lies in one already.
+
+    The entries of `source` are replaced: they hold the copy, and what they held before no longer. Raises NoRoom; then
+    nothing was changed.
+    """
+    numbers = [number for number, file in enumerate(source.files) if file.content and file.shared is None]
+    if not numbers:
+        yield
+        return
+    with _file_in_memory() as file:
+        view, places = _copied(file, source, numbers)
+        for number, at in zip(numbers, places, strict=True):
+            found = source.files[number]
+            source.files[number] = replace(found, content=view[at : at + found.size], shared=(file, at))
+        try:
+            yield
+        finally:
+            for number in numbers:
+                source.files[number] = replace(source.files[number], shared=None)
+
+
+def _copied(file: FileIO, source: Source, numbers: list[int]) -> tuple[memoryview, list[int]]:
+    """Copy some files' contents into `file`: all of it as it is mapped into memory, and the offsets."""
+    size = sum(source.files[number].size for number in numbers)
+    free = _free_memory()
+    if free is not None and free < size * _MARGIN:
+        raise NoRoom(f"a copy of {size} bytes does not fit into {free} bytes of free memory")
+    places = []
+    at = 0
+    try:
+        for number in numbers:
+            content = source.files[number].content
+            assert content is not None
+            places.append(at)
+            at += _write(file, memoryview(content))
+        return memoryview(mmap.mmap(file.fileno(), at, prot=mmap.PROT_READ)), places
+    except OSError as error:
+        raise NoRoom(f"contents cannot be copied in memory: {error}") from error
+
+
+def _file_in_memory() -> FileIO:
+    try:
+        if hasattr(os, "memfd_create"):
+            return FileIO(os.memfd_create("metaflow-artifacts", os.MFD_CLOEXEC), "r+")
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise NoRoom(f"contents cannot be copied in memory: {error}") from error
+    assert isinstance(file, FileIO)
+    return file
+
+
+def _write(file: FileIO, content: memoryview) -> int:
+    done = 0
+    while done < len(content):
+        done += file.write(content[done : done + _BLOCK_BYTES])
+    return done
+
+
+def _free_memory() -> int | None:
+    """Bytes that this process can still use; None where that is not known."""
+    found = [*_of_machine(), *_of_group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")]
+    # As older systems name them.
+    older = "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"
+    return min([*found, *_of_group(*older)], default=None)
+
+
+def _of_machine() -> list[int]:
+    with suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as lines:
+        return [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return []
+
+
+def _of_group(limit: str, used: str) -> list[int]:
+    """What a container may still use. Files in the cache count as used: less is free then than could be."""
+    with suppress(OSError, ValueError), open(limit) as most, open(used) as now:
+        return [int(most.read()) - int(now.read())]
+    return []

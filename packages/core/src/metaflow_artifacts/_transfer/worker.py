@@ -1,0 +1,167 @@
+"""The process that stores the chunks of saves in the background, for the `WorkerProcess` that starts it.
+
+It has the lowest priority, so that it waits for whoever else wants the processor. It imports neither Metaflow nor the
+program that started it. It ends as soon as the process that started it does, and then nothing is committed: only that
+process writes manifests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import pickle
+import queue
+import select
+import socket
+import threading
+import time
+import traceback
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._transfer.channel import Channel
+from metaflow_artifacts._transfer.chunk_saving import store_chunks
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.scan import Source, SourceFile
+from metaflow_artifacts._transfer.worker_messages import Answer, Counted, Failed, Job, Question, Stored, Warned, failure
+from metaflow_artifacts.errors import ArtifactWarning
+
+__all__ = ["main"]
+
+_IDLE_S = 300.0
+"""After how long without a job it ends: it holds some 60 MB of memory."""
+_LOOK_S = 5.0
+"""How often it looks whether the process that started it lives: a forked child may hold its end of the channel."""
+_COUNT_S = 0.25
+"""How often it says at most how much is stored."""
+_STORAGES = 4
+"""How many storages are kept, with their connections."""
+
+
+def main(end: int, parent: int) -> None:
+    """Serve the process with the id `parent`, which is at the other end of the socket `end`."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        # Where memory runs out, the training is not what is killed.
+        score.write("500")
+    worker = _Worker(Channel(socket.socket(fileno=end)), parent)
+    code = 1
+    try:
+        worker.serve()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Without a wait for threads: what they do serves nobody any more.
+        os._exit(code)
+
+
+class _Worker:
+    def __init__(self, channel: Channel, parent: int) -> None:
+        self._channel = channel
+        self._parent = parent
+        self._storing = threading.Event()
+        self._asked: dict[int, queue.SimpleQueue[Answer]] = {}
+        self._numbers = itertools.count()
+        self._storages: dict[bytes, Storage] = {}
+        self._counted_at = 0.0
+        warnings.showwarning = self._warn
+        warnings.filterwarnings("always", category=ArtifactWarning)
+
+    def serve(self) -> None:
+        """Do what is asked for, until the other end is closed or nothing was asked for a while."""
+        idle_since = time.monotonic()
+        while True:
+            if not select.select([self._channel], [], [], _LOOK_S)[0]:
+                if self._storing.is_set():
+                    idle_since = time.monotonic()
+                if os.getppid() != self._parent or time.monotonic() - idle_since > _IDLE_S:
+                    return
+                continue
+            try:
+                message, files = self._channel.receive()
+            except (EOFError, ConnectionError):
+                return
+            if isinstance(message, Answer):
+                self._asked[message.number].put(message)
+            else:
+                self._storing.set()
+                threading.Thread(target=self._store, args=(message, files), daemon=True).start()
+
+    def _store(self, job: Job, opened: list[int]) -> None:
+        try:
+            outcome = self._stored(job, opened)
+        except BaseException as error:
+            outcome = Failed(failure(error))
+        for fd in opened:
+            os.close(fd)
+        self._storing.clear()
+        self._send(outcome)
+
+    def _stored(self, job: Job, opened: list[int]) -> Stored | Failed:
+        files = _opened(job, opened)
+        source, progress = Source(list(files)), Progress(self._count)
+        storage = self._storage(job.storage)
+        found = store_chunks(storage, source, job.chunk_size, progress, job.refresh_after, job.cache)
+        chunks = [(chunk.sha256, chunk.size) for chunk in found[0]]
+        changed = {
+            number: replace(now, content=None, fd=None, shared=None)
+            for number, now in enumerate(source.files)
+            if now is not files[number]
+        }
+        return Stored(chunks, found[1], changed, Counted(progress.total, progress.done, progress.stored))
+
+    def _storage(self, pickled: bytes) -> Storage:
+        storage = self._storages.pop(pickled, None)
+        if storage is None:
+            storage = pickle.loads(pickled).open(self._ask)
+        while len(self._storages) >= _STORAGES:
+            del self._storages[next(iter(self._storages))]
+        self._storages[pickled] = storage
+        return storage
+
+    def _ask(self, about: Any) -> Any:
+        number = next(self._numbers)
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._asked[number] = answers
+        self._send(Question(number, about))
+        answer = answers.get()
+        del self._asked[number]
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
+
+    def _count(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._counted_at >= _COUNT_S:
+            self._counted_at = now
+            self._send(Counted(progress.total, progress.done, progress.stored))
+
+    def _warn(self, message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, ArtifactWarning):
+            self._send(Warned(str(message)))
+
+    def _send(self, message: object) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:
+            os._exit(0)
+
+
+def _opened(job: Job, opened: list[int]) -> list[SourceFile]:
+    """The files of a job, as they can be read here."""
+    maps: dict[int, memoryview] = {}
+    for index in {index for index, _ in job.places.values()}:
+        maps[index] = memoryview(mmap.mmap(opened[index], 0, prot=mmap.PROT_READ))
+    files = []
+    for number, file in enumerate(job.files):
+        if number in job.places:
+            index, at = job.places[number]
+            file = replace(file, content=maps[index][at : at + file.size])
+        elif file.fd is not None:
+            file = replace(file, fd=opened[file.fd])
+        files.append(file)
+    return files

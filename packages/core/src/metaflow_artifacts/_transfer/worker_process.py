@@ -1,0 +1,264 @@
+"""The worker process of this process, which stores the chunks of saves in the background.
+
+It is a fresh process of the same Python. What it cannot do is done here, by the caller: `store` then returns None.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._storage.base import Storage
+from metaflow_artifacts._storage.handover import Handover, NotPortable, hand_over
+from metaflow_artifacts._transfer.cache import Cache
+from metaflow_artifacts._transfer.channel import Channel
+from metaflow_artifacts._transfer.progress import Progress
+from metaflow_artifacts._transfer.scan import Source, SourceFile
+from metaflow_artifacts._transfer.shared_content import NoRoom, shared_content
+from metaflow_artifacts._transfer.worker_messages import (
+    Answer,
+    Counted,
+    Failed,
+    Job,
+    Question,
+    Stored,
+    Warned,
+    failure,
+)
+from metaflow_artifacts.errors import warn
+
+__all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
+
+LEAST_BYTES = 4 << 20
+"""Less than this is stored here: that takes less than what the two processes say to each other."""
+_END_S = 10.0
+"""How long the worker may take to end."""
+
+# Signals to the whole group of processes are for the one that saves, which waits for this one.
+_BOOT = """
+import os, signal, sys
+for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+os.nice(19)
+end, parent, *sys.path[:] = sys.argv[1:]
+from metaflow_artifacts._transfer.worker import main
+main(int(end), int(parent))
+"""
+
+Chunks = tuple[list[Chunk], dict[int, str]]
+
+
+class _Lost(Exception):
+    """The worker has ended, or cannot be started; the message says why."""
+
+
+class WorkerProcess:
+    """Starts the worker when it is first needed, and again where it has ended. One thread at a time calls `store`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._is_unusable = False
+        self._handovers: dict[int, tuple[Storage, Handover, bytes]] = {}
+
+    @contextmanager
+    def used(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Saves of this thread use the worker in the block. `tell` is called once, where it cannot be used any more."""
+        _local.store = functools.partial(self.store, tell)
+        try:
+            yield
+        finally:
+            _local.store = None
+
+    def store(
+        self,
+        tell: Callable[[str], None],
+        storage: Storage,
+        source: Source,
+        chunk_size: int,
+        progress: Progress,
+        refresh_after: float,
+        cache: Cache | None,
+    ) -> Chunks | None:
+        """As `store_chunks`, in the worker. None where that cannot be: then nothing is known about what is stored."""
+        if self._is_unusable or source.size < LEAST_BYTES or not threading.main_thread().is_alive():
+            return None
+        try:
+            handover, pickled = self._hand_over(storage)
+            with shared_content(source):
+                files, places, opened = _sendable(source)
+                job = Job(pickled, files, places, chunk_size, refresh_after, cache)
+                outcome = self._run_or_restart(job, opened, handover, progress)
+        except (NotPortable, NoRoom):
+            return None
+        except _Lost as error:
+            self._is_unusable = True
+            tell(f"saves in the background are stored by the process of the task, and slow it more: {error}")
+            return None
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return _taken(outcome, source, progress)
+
+    def _run_or_restart(self, job: Job, opened: list[int], handover: Handover, progress: Progress) -> Stored | Failed:
+        # One that has served before may have been idle for too long, or was killed: another one is started.
+        for attempts_left in (0,) if self._process is None else (1, 0):
+            try:
+                return self._run(job, opened, handover, progress)
+            except _Lost:
+                self.close()
+                if not attempts_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _hand_over(self, storage: Storage) -> tuple[Handover, bytes]:
+        found = self._handovers.get(id(storage))
+        if found is None:
+            try:
+                handover = hand_over(storage)
+            except Exception as error:
+                # What gives the keys has failed: the first request that is made here explains it.
+                raise NotPortable(str(error)) from error
+            # With the storage, so that no other one gets its id.
+            found = self._handovers[id(storage)] = storage, handover, pickle.dumps(handover.portable)
+        return found[1:]
+
+    def _start(self) -> None:
+        if self._process is not None:
+            return
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise _Lost("there is no Python that could be started (sys.executable)")
+        try:
+            with _starting:
+                ours, theirs = socket.socketpair()
+                self._channel = Channel(ours)
+                with theirs:
+                    end = theirs.fileno()
+                    # Relative ones would mean something else there.
+                    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
+                    command = [sys.executable, "-c", _BOOT, str(end), str(os.getpid()), *paths]
+                    nothing = subprocess.DEVNULL
+                    self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, pass_fds=[end], cwd="/")
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            raise _Lost(f"no process can be started to store them: {error}") from error
+
+    def _run(self, job: Job, opened: list[int], handover: Handover, progress: Progress) -> Stored | Failed:
+        self._start()
+        assert self._channel is not None
+        try:
+            self._channel.send(job, opened)
+            while True:
+                message, _ = self._channel.receive()
+                if isinstance(message, Question):
+                    self._channel.send(_answer(handover, message))
+                elif isinstance(message, Counted):
+                    _count(progress, message)
+                elif isinstance(message, Warned):
+                    warn(message.text)
+                else:
+                    outcome: Stored | Failed = message
+                    return outcome
+        except (EOFError, OSError) as error:
+            raise _Lost(self._why_lost(error)) from error
+
+    def _why_lost(self, error: BaseException) -> str:
+        assert self._process is not None
+        assert self._channel is not None
+        # If it has not ended, it ends now.
+        self._channel.close()
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            code = 0
+        if not code:
+            return f"the process that stores them cannot be reached: {error}"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"the process that stores them {how}"
+
+    def close(self) -> None:
+        """End the worker. What it was storing is not committed."""
+        channel, process = self._channel, self._process
+        self._channel = self._process = None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def forget(self) -> None:
+        """In a forked child: the worker is its parent's."""
+        channel, process = self._channel, self._process
+        self._channel = self._process = None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            # It is not this process's child: nothing is to be waited for.
+            process.returncode = 0
+
+
+def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, int]], list[int]]:
+    """The files without what cannot be pickled, the places of those in memory, and the descriptors to send."""
+    files: list[SourceFile] = []
+    places: dict[int, tuple[int, int]] = {}
+    opened: dict[int, int] = {}
+    for number, file in enumerate(source.files):
+        fd = None
+        if file.shared is not None:
+            places[number] = opened.setdefault(file.shared[0].fileno(), len(opened)), file.shared[1]
+        elif file.fd is not None:
+            fd = opened.setdefault(file.fd, len(opened))
+        content = b"" if file.content is not None and not file.size else None
+        files.append(replace(file, content=content, fd=fd, shared=None))
+    return files, places, list(opened)
+
+
+def _answer(handover: Handover, question: Question) -> Answer:
+    try:
+        return Answer(question.number, handover.answer(question.about))
+    except Exception as error:
+        return Answer(question.number, None, failure(error))
+
+
+def _count(progress: Progress, counted: Counted) -> None:
+    progress.more(counted.total - progress.total)
+    progress.add(counted.done - progress.done, stored=counted.stored - progress.stored)
+
+
+def _taken(stored: Stored, source: Source, progress: Progress) -> Chunks:
+    _count(progress, stored.counted)
+    for number, now in stored.changed.items():
+        before = source.files[number]
+        source.files[number] = replace(now, content=before.content, fd=before.fd, shared=before.shared)
+    return [Chunk(*chunk) for chunk in stored.chunks], stored.digests
+
+
+_local = threading.local()
+# A fork waits while a worker is started: the child would hold the worker's end of the channel.
+_starting = threading.RLock()
+
+
+def _renew() -> None:
+    global _local, _starting
+    _local, _starting = threading.local(), threading.RLock()
+
+
+os.register_at_fork(
+    before=lambda: _starting.acquire(), after_in_parent=lambda: _starting.release(), after_in_child=_renew
+)
+
+
+def storing_elsewhere() -> Callable[..., Chunks | None] | None:
+    """What saves of this thread call before they store their chunks: `WorkerProcess.store`, but for `tell`."""
+    found: Callable[..., Chunks | None] | None = getattr(_local, "store", None)
+    return found
