@@ -231,6 +231,15 @@ class StoreClient:
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreClient, (self._root, None, self._patience)
 
+    @staticmethod
+    def makes_plain_clients() -> bool:
+        """Whether settings and keys describe the clients, so that another process can make them without Metaflow."""
+        from metaflow.plugins.aws import aws_client
+
+        # Others may register hooks with their clients. The provider is known when the first client is made.
+        provider = aws_client.cached_provider_class
+        return provider is aws_client.Boto3ClientProvider
+
 
 def s3_client(patience: float | None = None, store: StoreConfig | None = None) -> Any:
     """A boto3 client made as Metaflow makes its own.
@@ -267,6 +276,9 @@ def s3_client(patience: float | None = None, store: StoreConfig | None = None) -
         if store is None:
             raise
         raise InvalidInput(f"no S3 client can be made for {store.root} with client_params as given: {error}") from error
+
+
+s3_client.makes_plain_clients = StoreClient.makes_plain_clients  # type: ignore[attr-defined]
 
 
 def require_client(config: StoreConfig, where: str) -> None:

@@ -75,9 +75,9 @@ def _nothing(question: Any) -> Any:
 
 def _hand_over_s3(storage: Any) -> Handover:
     make = storage._maker(False)
-    if not makes_plain_clients(make.args[1]):
-        raise NotPortable("its S3 client is made by a function, and may have settings that no other process can have")
     client = storage._requests.client("reach", "")
+    if not _makes_plain_clients(make.args[1]):
+        raise NotPortable("its S3 client is made by a function, and may have settings that no other process can have")
     try:
         settings = _S3Settings.of(client)
         credentials = client._request_signer._credentials
@@ -94,7 +94,7 @@ def _hand_over_s3(storage: Any) -> Handover:
     return Handover(Portable(functools.partial(_open_s3, make, settings, keys, expire)), answer)
 
 
-def makes_plain_clients(function: Any) -> bool:
+def _makes_plain_clients(function: Any) -> bool:
     """Whether a function makes S3 clients that settings and keys describe: one of ours, or one that says so."""
     from metaflow_artifacts._storage.s3_client import default_client
 
