@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from metaflow.plugins.aws import aws_client
 from metaflow.plugins.datastores.local_storage import LocalStorage
 
 from metaflow_artifacts import ArtifactError, ArtifactNotFound, ArtifactWarning, StorageError, UsageError, open_store
@@ -25,6 +26,7 @@ from metaflow_artifacts._mf.artifact_store import ENVIRONMENT_VARIABLE, FlowStor
 from metaflow_artifacts._mf.datastore import open_with, require_client, s3_client, store_of_flow
 from metaflow_artifacts._mf.store_config import StoreConfig
 from metaflow_artifacts._mf.stores import default_store, store_for
+from metaflow_artifacts._storage.handover import NotPortable, hand_over
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 from metaflow_extensions.artifacts_core.plugins.store_deco.api import artifact_store_from
 
@@ -335,6 +337,39 @@ def test_a_store_of_a_config_works_in_a_worker_of_the_task(
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         saved = pool.submit(store.save_model, content).result()
     assert Path(store.load(saved, tmp_path / "out"), "content").read_text() == "x"
+
+
+OTHER_PROCESS = """
+import pickle, sys
+pickle.load(sys.stdin.buffer).open(lambda question: None).put("handed", b"over")
+print("metaflow" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("given", ["by a config", "by Metaflow's configuration"])
+def test_a_store_is_used_by_a_process_that_does_not_import_metaflow(
+    s3_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    root = f"{s3_server.root}/{tmp_path.name}"
+    config = None
+    if given == "by a config":
+        params = {"aws_access_key_id": s3_server.access_key, "aws_secret_access_key": s3_server.secret_key}
+        config = StoreConfig.read("s3", {"root": root, "client_params": params}, "here")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    storage = open_with(root, config).storage
+    portable = pickle.dumps(hand_over(storage).portable)
+    done = subprocess.run([sys.executable, "-c", OTHER_PROCESS], input=portable, capture_output=True, check=True)
+    assert done.stdout == b"False\n"
+    assert storage.get("handed") == b"over"
+
+    class Provider(aws_client.Boto3ClientProvider):  # type: ignore[misc]
+        """One that may register hooks."""
+
+    monkeypatch.setattr(aws_client, "cached_provider_class", Provider)
+    with pytest.raises(NotPortable):
+        hand_over(storage)
 
 
 def test_a_role_without_credentials_to_assume_it_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

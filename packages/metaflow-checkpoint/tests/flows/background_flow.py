@@ -10,7 +10,8 @@ from metaflow import FlowSpec, catch, checkpoint, current, retry, step
 from metaflow_artifacts.plugin import default_store
 from metaflow_artifacts.testing.flows import emit
 
-BIG = 3 << 20
+# Large enough for the process that stores.
+BIG = 5 << 20
 SUBPROCESS = """
 import sys
 from metaflow import Checkpoint
@@ -87,7 +88,7 @@ class BackgroundFlow(FlowSpec):
     @checkpoint
     @step
     def subprocess_fails(self):
-        code = "from metaflow import Checkpoint; Checkpoint().save_async({'a': bytes(3_000_000)})"
+        code = "from metaflow import Checkpoint; Checkpoint().save_async({'a': bytes(5_000_000)})"
         subprocess.run([sys.executable, "-c", code], check=True)
         self.next(self.end)
 

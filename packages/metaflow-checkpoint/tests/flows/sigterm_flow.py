@@ -10,7 +10,8 @@ from metaflow import FlowSpec, Parameter, checkpoint, current, retry, step
 from metaflow_artifacts.testing.flows import emit
 
 EPOCHS = 30
-BIG = 200_000
+# Large enough for the process that stores.
+BIG = 5_000_000
 
 
 def state(epoch):

@@ -13,7 +13,7 @@ class BackgroundFlow(FlowSpec):
     def start(self):
         os.makedirs("tree", exist_ok=True)
         with open("tree/weights", "wb") as file:
-            file.write(b"1" * 3_000_000)
+            file.write(b"1" * 5_000_000)
         self.first = current.model.save_async("tree", label="first", metadata={"number": 1})
         with open("tree/weights", "wb") as file:
             file.write(b"2")
