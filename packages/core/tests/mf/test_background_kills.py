@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,11 +29,15 @@ def content(number: int) -> bytes:
     return hashlib.sha256(b"%d" % number).digest() * (40_000 if number % 4 else 1)
 
 
-def save_all(root: str, directory: Path) -> None:
+def save_all(root: str, directory: Path, by: str) -> None:
     """What the process does: 20 saves, of files, of files that it gives away, and from memory."""
     from metaflow_artifacts._mf.preemption import watch_for_preemption
+    from metaflow_artifacts._transfer import worker_process
 
+    worker_process.LEAST_BYTES = 1 << 40 if by == "thread" else 1 << 20
     watch_for_preemption(lambda line: None)
+    if by == "killed":
+        threading.Thread(target=kill_workers, daemon=True).start()
     writer = CheckpointWriter(open_store(root), PLACE, "0123abcd", 0, start=0)
     pending = []
 
@@ -54,6 +59,19 @@ def save_all(root: str, directory: Path) -> None:
         note("returned", one.result()["version_id"])
 
 
+def kill_workers() -> None:
+    """Kill the process that stores, again and again."""
+    from metaflow_artifacts._store.background import background_saves
+
+    moments = random.Random(0)
+    while True:
+        process = background_saves()._worker_process._process
+        if process is not None:
+            time.sleep(moments.uniform(0, 0.6))
+            process.kill()
+        time.sleep(0.01)
+
+
 def noted(directory: Path, name: str) -> list[int]:
     with suppress(FileNotFoundError):
         return [int(line) for line in (directory / name).read_text().split()]
@@ -71,11 +89,13 @@ def forking() -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def run(process: subprocess.Popen[str], root: str, directory: Path, number: int = 0, after: float = 60) -> int:
+def run(
+    process: subprocess.Popen[str], root: str, directory: Path, number: int = 0, after: float = 60, by: str = "process"
+) -> int:
     """Have the saves made, send the signal after so many seconds, and wait for the end; its exit code."""
     assert process.stdin
     assert process.stdout
-    print(root, directory, file=process.stdin, flush=True)
+    print(root, directory, by, file=process.stdin, flush=True)
     child = int(process.stdout.readline())
     if number:
         time.sleep(after)
@@ -87,12 +107,14 @@ def run(process: subprocess.Popen[str], root: str, directory: Path, number: int 
 @pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("storage", ["local", pytest.param("s3", marks=pytest.mark.long)])
+@pytest.mark.parametrize("by", ["process", pytest.param("thread", marks=pytest.mark.long)])
 def test_killed_at_random_moments(
     forking: subprocess.Popen[str],
     tmp_path: Path,
     number: int,
     times: int,
     storage: str,
+    by: str,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,7 +132,7 @@ def test_killed_at_random_moments(
         whole = tmp_path / name
         whole.mkdir()
         begin = time.monotonic()
-        assert run(forking, f"{roots}/{name}", whole) == 0
+        assert run(forking, f"{roots}/{name}", whole, by=by) == 0
         takes = time.monotonic() - begin
         assert noted(whole, "returned") == list(range(SAVES))
 
@@ -118,7 +140,7 @@ def test_killed_at_random_moments(
     for round in range(times):
         directory = tmp_path / f"{round}"
         directory.mkdir()
-        code = run(forking, f"{roots}/{round}", directory, number, moments.uniform(0, takes))
+        code = run(forking, f"{roots}/{round}", directory, number, moments.uniform(0, takes), by)
         assert code in (0, -number)
         interrupted += code != 0
         store = open_store(f"{roots}/{round}")
@@ -131,6 +153,17 @@ def test_killed_at_random_moments(
         assert not check(store).problems
         resumes_from(store, stored, directory)
     assert interrupted > times // 4
+
+
+def test_the_process_that_stores_is_killed_at_random_moments(forking: subprocess.Popen[str], tmp_path: Path) -> None:
+    for round in range(3):
+        directory = tmp_path / f"{round}"
+        directory.mkdir()
+        assert run(forking, f"{tmp_path}/store{round}", directory, by="killed") == 0
+        store = open_store(f"{tmp_path}/store{round}")
+        assert [one["version_id"] for one in list_checkpoints(store, PLACE.prefix())][::-1] == list(range(SAVES))
+        assert noted(directory, "returned") == list(range(SAVES))
+        assert not check(store).problems
 
 
 def resumes_from(store: Store, stored: list[int], directory: Path) -> None:
@@ -159,11 +192,11 @@ def fork_for_each_line() -> None:
 
     assert metaflow_artifacts._mf.preemption.PENDING_S
     for line in sys.stdin:
-        root, directory = line.split()
+        root, directory, by = line.split()
         child = os.fork()
         if not child:
             try:
-                save_all(root, Path(directory))
+                save_all(root, Path(directory), by)
             finally:
                 os._exit(0)
         print(child, flush=True)
