@@ -4,11 +4,12 @@
     nox -s installed -- python benchmarks/background.py --only calls         how long calls take
     nox -s installed -- python benchmarks/background.py --only steps         steps a second, with and without a save
     nox -s installed -- python benchmarks/background.py --only epochs        200 steps with a save every 10th
-    nox -s installed -- python benchmarks/background.py --only process       as steps, stored by a process of nice 19
+    nox -s installed -- python benchmarks/background.py --by thread,process  stored by this or that, in turns
 
 It needs numpy. SeaweedFS runs on one core and the training on the others, if there are several. `link` is the same
 server through a link that passes --rate MB/s (50) in all, with --latency seconds (0.01). Each line is a ratio of two
-numbers of one run, and the bound that it is to keep. --mib (1024) is the size of the checkpoint.
+numbers of one run, and the bound that it is to keep. --mib (1024) is the size of the checkpoint. Saves are stored by a
+process of low priority, or, with `--by thread`, by the training's own process, as where no other can be started.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from link import Link
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
 
 EPOCH_STEP_S = 0.1
+PASSED = ("mib", "rounds", "epoch-mib", "by")
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -62,6 +64,12 @@ def queued() -> float:
     """Seconds that this thread has waited for a processor, which others had."""
     thread = threading.get_native_id()
     return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+
+
+def after(time_s: float) -> Callable[[], bool]:
+    """Whether so much time has passed since this call."""
+    end = time.perf_counter() + time_s
+    return lambda: time.perf_counter() > end
 
 
 def rate(step: Callable[[], object], until: Callable[[], bool]) -> tuple[int, float, float]:
@@ -113,77 +121,90 @@ def write(path: Path, mib: int) -> None:
         os.fsync(file.fileno())
 
 
-class Process:
-    """What a save by a process of its own would cost: it starts, and stores a clone of the files."""
+def store_by(how: str) -> None:
+    """Have saves stored by a process of their own, or by a thread of this one."""
+    from metaflow_artifacts._transfer import worker_process
 
-    def __init__(self, root: str, path: Path) -> None:
-        clone = path.with_suffix(".clone")
-        subprocess.run(["cp", "--reflink=auto", path, clone], check=True)
-        code = "import os, sys; os.nice(19); from metaflow_artifacts import open_store\n"
-        code += "open_store(sys.argv[1]).save_model(sys.argv[2])"
-        self._process = subprocess.Popen([sys.executable, "-c", code, root, clone])
-
-    def done(self) -> bool:
-        return self._process.poll() is not None
+    worker_process.LEAST_BYTES = 1 << 60 if how == "thread" else 4 << 20
 
 
-def steps(root: str, work: Path, mib: int, rounds: int, loop: str, how: str) -> dict[str, float]:
-    """Steps a second while a save is pending, and without one."""
+def steps(root: str, work: Path, mib: int, rounds: int, loop: str, ways: list[str]) -> dict[str, dict[str, float]]:
+    """For each way to store: steps a second while a save is pending, and without one, in turns."""
     from metaflow_artifacts import open_store
 
     store, step, path = open_store(root), LOOPS[loop](), work / "state.bin"
-    alone, beside = [0.0] * 3, [0.0] * 3
-    write(path, 16)
-    store.save_model(path)
-    for _ in range(rounds):
-        write(path, mib)
-        end = time.perf_counter() + 2
-        for total, until in ((alone, lambda end=end: time.perf_counter() > end), (beside, None)):
-            pending: Any = None
-            if until is None:
-                pending = Process(root, path) if how == "process" else store.save_model_async(path)
-            for index, value in enumerate(rate(step, until or pending.done)):
-                total[index] += value
+    alone = {how: [0.0] * 3 for how in ways}
+    beside = {how: [0.0] * 3 for how in ways}
+    for how in ways:
+        store_by(how)
+        write(path, 16)
+        store.save_model_async(path).result()
+    for number in range(rounds):
+        for how in ways if number % 2 else ways[::-1]:
+            store_by(how)
+            write(path, mib)
+            for total in (alone[how], beside[how], alone[how]):
+                is_over = store.save_model_async(path).done if total is beside[how] else after(1)
+                for index, value in enumerate(rate(step, is_over)):
+                    total[index] += value
     return {
-        "alone": alone[0] / alone[1],
-        "beside": beside[0] / beside[1],
-        "seconds": beside[1] / rounds,
-        "alone on a free core": alone[0] / (alone[1] - alone[2]),
-        "beside on a free core": beside[0] / (beside[1] - beside[2]),
+        how: {
+            "alone": alone[how][0] / alone[how][1],
+            "beside": beside[how][0] / beside[how][1],
+            "seconds": beside[how][1] / rounds,
+            "alone on a free core": alone[how][0] / (alone[how][1] - alone[how][2]),
+            "beside on a free core": beside[how][0] / (beside[how][1] - beside[how][2]),
+        }
+        for how in ways
     }
 
 
-def epochs(root: str, work: Path, mib: int, loop: str) -> dict[str, float]:
+def epochs(root: str, work: Path, mib: int, loop: str, ways: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of 200 steps without a save, and with one every 10th, all stored at the end. A step takes 0.1 s."""
     from metaflow_artifacts import open_store
     from metaflow_artifacts._store.background import background_saves
 
     store, step, saves = open_store(root), LOOPS[loop](), background_saves()
     path = work / "state.bin"
-    write(path, 16)
-    store.save_model(path)
+    for how in ways:
+        store_by(how)
+        write(path, 16)
+        store.save_model_async(path).result()
     # A step takes a tenth of a second, whatever the loop.
     each = max(1, round(EPOCH_STEP_S / min(seconds(step) for _ in range(20))))
-    result = {}
-    contents = [os.urandom(mib << 20) for _ in range(20)]
-    for name in ("without", "with"):
-        begin, before = time.perf_counter(), queued()
-        for number in range(200):
-            for _ in range(each):
-                step()
-            if name == "with" and number % 10 == 9:
-                store.save_model_async({"weights": contents[number // 10]})
-        saves.settle()
-        result[name] = time.perf_counter() - begin
-        result[f"{name} on a free core"] = result[name] - (queued() - before)
-    return {**result, "waited": saves.seconds_waited}
+    total: dict[str, list[float]] = {name: [0.0] * 3 for name in ("without", *ways)}
+    for turn in range(rounds):
+        order = ["without", *ways]
+        for name in order if turn % 2 else order[::-1]:
+            store_by(name)
+            contents = [os.urandom(mib << 20) for _ in range(20)]
+            begin, before, waited = time.perf_counter(), queued(), saves.seconds_waited
+            for number in range(200):
+                for _ in range(each):
+                    step()
+                if name != "without" and number % 10 == 9:
+                    store.save_model_async({"weights": contents[number // 10]})
+            saves.settle()
+            took = time.perf_counter() - begin
+            for index, value in enumerate((took, took - (queued() - before), saves.seconds_waited - waited)):
+                total[name][index] += value
+    return {
+        how: {
+            "without": total["without"][0] / rounds,
+            "with": total[how][0] / rounds,
+            "ratio": total[how][0] / total["without"][0],
+            "ratio on a free core": total[how][1] / total["without"][1],
+            "waited": total[how][2] / rounds,
+        }
+        for how in ways
+    }
 
 
 def run(name: str, root: str, env: dict[str, str], options: argparse.Namespace, cores: set[int], *rest: str) -> Any:
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         command = [sys.executable, __file__, "--step", name, root.replace("{work}", work), work, *rest]
         done = subprocess.run(
-            [*command, "--mib", str(options.mib), "--rounds", str(options.rounds)],
+            [*command, *(f"--{name}={vars(options)[name.replace('-', '_')]}" for name in PASSED)],
             env={**os.environ, **env, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
@@ -208,9 +229,25 @@ def print_calls(where: str, got: dict[str, float]) -> None:
         line(f"{where}: {name}, ms", got[name] * 1e3, "at most 30")
 
 
+def print_steps(what: str, found: dict[str, dict[str, float]]) -> None:
+    for how, got in found.items():
+        note = f"{got['alone']:.0f} and {got['beside']:.0f} steps/s, stored in {got['seconds']:.1f} s"
+        line(f"{what}, {how}: steps beside a save", got["beside"] / got["alone"], "at least 0.95", note)
+        free = got["beside on a free core"] / got["alone on a free core"]
+        line(f"{what}, {how}: the same, while it had a core", free, "at least 0.95")
+
+
+def print_epochs(what: str, found: dict[str, dict[str, float]]) -> None:
+    for how, got in found.items():
+        note = f"{got['without']:.1f} and {got['with']:.1f} s, of which {got['waited']:.2f} s waited"
+        line(f"{what}, {how}: 200 steps, 20 saves", got["ratio"], "at most 1.05", note)
+        line(f"{what}, {how}: the same, while it had a core", got["ratio on a free core"], "at most 1.05")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["calls", "steps", "epochs", "process"])
+    parser.add_argument("--only", choices=["calls", "steps", "epochs"])
+    parser.add_argument("--by", default="process", help="process, thread, or both with a comma")
     parser.add_argument("--where", default="local,s3,link")
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
@@ -222,12 +259,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.step:
         name, root, work, *rest = options.step
+        ways = options.by.split(",")
+        got: Any
         if name == "calls":
             got = calls(root, Path(work), options.mib, options.rounds)
         elif name == "steps":
-            got = steps(root, Path(work), options.mib, options.rounds, *rest)
+            got = steps(root, Path(work), options.mib, options.rounds, rest[0], ways)
         else:
-            got = epochs(root, Path(work), int(rest[0]), rest[1])
+            got = epochs(root, Path(work), options.epoch_mib, rest[0], ways, options.rounds)
         print(json.dumps(got))
         return
     cores = os.sched_getaffinity(0)
@@ -251,19 +290,10 @@ def main() -> None:
             if options.only in (None, "calls"):
                 print_calls(where, run("calls", root, env, options, cores))
             for loop in LOOPS:
-                if options.only in (None, "steps", "process"):
-                    how = "process" if options.only == "process" else "thread"
-                    got = run("steps", root, env, options, cores, loop, how)
-                    note = f"{got['alone']:.0f} and {got['beside']:.0f} steps/s, stored in {got['seconds']:.1f} s"
-                    line(f"{where}, {loop}: steps beside a save", got["beside"] / got["alone"], "at least 0.95", note)
-                    free = got["beside on a free core"] / got["alone on a free core"]
-                    line(f"{where}, {loop}: the same, while it had a core", free, "at least 0.95")
+                if options.only in (None, "steps"):
+                    print_steps(f"{where}, {loop}", run("steps", root, env, options, cores, loop))
                 if options.only in (None, "epochs") and where == "link":
-                    got = run("epochs", root, env, options, cores, str(options.epoch_mib), loop)
-                    note = f"{got['without']:.1f} and {got['with']:.1f} s, of which {got['waited']:.2f} s waited"
-                    line(f"{where}, {loop}: 200 steps, 20 saves", got["with"] / got["without"], "at most 1.05", note)
-                    free = got["with on a free core"] / got["without on a free core"]
-                    line(f"{where}, {loop}: the same, while it had a core", free, "at most 1.05")
+                    print_epochs(f"{where}, {loop}", run("epochs", root, env, options, cores, loop))
         print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 

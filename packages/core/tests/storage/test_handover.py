@@ -142,8 +142,9 @@ def test_s3_keys_that_expire_are_asked_for_again(s3_server: SeaweedServer, monke
 
 def test_s3_keys_that_cannot_be_renewed_are_an_error_of_the_request(s3_server: SeaweedServer) -> None:
     storage = S3Storage(f"{s3_server.root}/{uuid4().hex}", Clients(s3_server.client))
-    credentials = storage._requests.client("reach", "")._request_signer._credentials
-    credentials.refresh_needed = lambda: False
+    signer = storage._requests.client("reach", "")._request_signer
+    expires = datetime.now(timezone.utc) + timedelta(days=1)
+    signer._credentials = RefreshableCredentials("key", "secret", None, expires, lambda: {}, "test")
     given = hand_over(storage)
 
     def ask(question: Any) -> Any:

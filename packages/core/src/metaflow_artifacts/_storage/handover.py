@@ -88,7 +88,10 @@ def _hand_over_s3(storage: Any) -> Handover:
     def answer(question: Any) -> Any:
         return None if credentials is None else tuple(credentials.get_frozen_credentials())
 
-    expire = credentials is not None and hasattr(credentials, "refresh_needed")
+    from botocore.credentials import Credentials
+
+    # Those of all other classes may be renewed.
+    expire = credentials is not None and type(credentials) is not Credentials
     keys = None if expire else answer(None)
     make = functools.partial(make.func, make.args[0], **make.keywords)
     return Handover(Portable(functools.partial(_open_s3, make, settings, keys, expire)), answer)

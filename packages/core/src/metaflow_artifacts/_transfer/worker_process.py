@@ -36,19 +36,21 @@ from metaflow_artifacts._transfer.worker_messages import (
 )
 from metaflow_artifacts.errors import warn
 
-__all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
+__all__ = ["LEAST_BYTES", "WORKER_NICE", "WorkerProcess", "storing_elsewhere"]
 
 LEAST_BYTES = 4 << 20
 """Less than this is stored here: that takes less than what the two processes say to each other."""
+WORKER_NICE = 19
+"""The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
 _END_S = 10.0
 """How long the worker may take to end."""
 
 # Signals to the whole group of processes are for the one that saves, which waits for this one.
-_BOOT = """
+_BOOT = f"""
 import os, signal, sys
 for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
     signal.signal(getattr(signal, name), signal.SIG_IGN)
-os.nice(19)
+os.nice({WORKER_NICE})
 end, parent, *sys.path[:] = sys.argv[1:]
 from metaflow_artifacts._transfer.worker import main
 main(int(end), int(parent))
