@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import SourceError, SourceNotFound
-from metaflow_artifacts._transfer import snapshot as module
+from metaflow_artifacts._transfer import hidden_files, snapshot_parts
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, take_snapshot
+from metaflow_artifacts._transfer.snapshot_clones import Cloner
 from metaflow_artifacts._transfer.source import opened_source
 
 BIG = 3 << 20
@@ -85,7 +86,7 @@ def test_it_has_the_state_of_the_call(tree: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_directory_may_go(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, consume: bool, descriptors: int
 ) -> None:
-    monkeypatch.setattr(module, "_DESCRIPTORS", descriptors)
+    monkeypatch.setattr(snapshot_parts, "_DESCRIPTORS", descriptors)
     before = {"big.bin": (tree / "big.bin").read_bytes(), "sub/run.sh": b"#!"}
     given: Any = {"big.bin": tree / "big.bin"} if consume else tree
     taken = take_snapshot(given, consume=consume)
@@ -134,7 +135,7 @@ def test_each_kind_of_content(tmp_path: Path, kind: str, size: int, consume: boo
 
 
 def test_a_file_that_changes_while_it_is_cloned_is_cloned_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, path, times = module._Cloner._copy, tree / "big.bin", [3]
+    real, path, times = Cloner._copy, tree / "big.bin", [3]
 
     def copy(self: Any, file: Any, *args: Any) -> None:
         real(self, file, *args)
@@ -142,7 +143,7 @@ def test_a_file_that_changes_while_it_is_cloned_is_cloned_again(tree: Path, monk
             times[0] -= 1
             path.write_bytes(os.urandom(BIG))
 
-    monkeypatch.setattr(module._Cloner, "_copy", copy)
+    monkeypatch.setattr(Cloner, "_copy", copy)
     taken = take_snapshot(tree)
     assert contents(taken.source)["big.bin"] == path.read_bytes()
     taken.close()
@@ -153,7 +154,7 @@ def test_a_file_that_changes_while_it_is_cloned_is_cloned_again(tree: Path, monk
 
 
 def test_a_log_that_grows_and_a_file_that_goes(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, path = module._Cloner._copy, tree / "big.bin"
+    real, path = Cloner._copy, tree / "big.bin"
     before = path.read_bytes()
 
     def copy(self: Any, file: Any, *args: Any) -> None:
@@ -163,7 +164,7 @@ def test_a_log_that_grows_and_a_file_that_goes(tree: Path, monkeypatch: pytest.M
             with open(path, "ab") as log:
                 log.write(b"a line")
 
-    monkeypatch.setattr(module._Cloner, "_copy", copy)
+    monkeypatch.setattr(Cloner, "_copy", copy)
     taken = take_snapshot(tree)
     # In the fourth attempt it is what three lines had been added to.
     assert contents(taken.source) == {"big.bin": before + 3 * b"a line"}
@@ -238,12 +239,12 @@ sys.stdin.read()
     assert process.stdout.readline() == b"taken\n"
     (tree / "sub").mkdir(parents=True)
     (tree / "big.bin").write_bytes(bytes(BIG))
-    module._cleared.clear()
+    hidden_files._cleared.clear()
     take_snapshot(tree).close()
     assert len(hidden(tree.parent)) == 1, "that of a process that runs"
     process.kill()
     process.communicate()
-    module._cleared.clear()
+    hidden_files._cleared.clear()
     take_snapshot(tree).close()
     assert hidden(tree.parent) == []
 

@@ -83,7 +83,7 @@ def test_all_kinds_of_content_come_back_as_they_were(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, consume: bool
 ) -> None:
     # Fewer descriptors than files: the others share one.
-    monkeypatch.setattr("metaflow_artifacts._transfer.snapshot._DESCRIPTORS", 3)
+    monkeypatch.setattr("metaflow_artifacts._transfer.snapshot_parts._DESCRIPTORS", 3)
     tree = tmp_path / "tree"
     (tree / "empty").mkdir(parents=True)
     expected = {}
