@@ -27,6 +27,7 @@ from metaflow_artifacts import (
     StorageError,
     Store,
     UsageError,
+    latest_checkpoints,
     list_checkpoints,
 )
 from metaflow_artifacts._store import background
@@ -152,6 +153,20 @@ def test_what_has_another_name_is_not_replaced(writer: CheckpointWriter, saves: 
     save(writer, {"a": b"2"}, options=REPLACE)
     assert best.result()["name"] == "best"
     assert len(saves.wait()) == 3
+
+
+def test_the_latest_is_not_replaced_by_one_that_is_not(writer: CheckpointWriter) -> None:
+    gate = Gate()
+    save(writer, {"a": b"0"}, finish=gate)
+    assert gate.reached.wait(60)
+    save(writer, {"a": b"1"}, options=REPLACE)
+    second = save(writer, {"a": b"2"}, options=REPLACE)
+    threading.Timer(0.1, gate.open).start()
+    other = save(writer, {"a": b"3"}, latest=False, options=REPLACE)
+    assert [second.result()["version_id"], other.result()["version_id"]] == [2, 3]
+    newest = next(latest_checkpoints(writer.store, PLACE, id="deadbeef", before_attempt=1))
+    assert newest["version_id"] == 2
+    assert numbers(writer.store) == [3, 2, 0]
 
 
 def test_a_plain_save_comes_after_those_that_are_pending(writer: CheckpointWriter) -> None:

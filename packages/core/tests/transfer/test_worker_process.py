@@ -135,6 +135,26 @@ def test_one_that_was_killed_is_replaced(tmp_path: Path, saves: BackgroundSaves)
     assert pid_of(saves) not in (first, second)
 
 
+@pytest.mark.usefixtures("only_elsewhere")
+def test_one_that_had_nothing_to_do_ends_and_another_one_is_started(
+    tmp_path: Path, saves: BackgroundSaves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = "from metaflow_artifacts._transfer import worker\nworker._IDLE_S, worker._LOOK_S = 1.0, 0.01\nmain("
+    monkeypatch.setattr(worker_process, "_BOOT", worker_process._BOOT.replace("main(", impatient))
+    told: list[str] = []
+    store = open_store(tmp_path / "store")
+    pids = set()
+    for _ in range(2):
+        pending = store.save_model_async({"a": os.urandom(MIB)}, options=SaveOptions(tell=told.append))
+        assert pending.exception(60) is None
+        process = saves._worker_process._process
+        assert process is not None
+        assert process.wait(60) == 0
+        pids.add(process.pid)
+    assert len(pids) == 2
+    assert told == []
+
+
 def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(worker_process, "_BOOT", "raise SystemExit(3)")
     return "exit code 3"

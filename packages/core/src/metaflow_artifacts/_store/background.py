@@ -1,5 +1,6 @@
 """Saves in the background: one worker for each process stores snapshots, in the order of the calls.
 
+The worker is a thread, which leaves the chunks to a process of its own where it can (`_transfer/worker_process.py`).
 One save is stored while at most one other waits. A call that finds more waits until there is room, or replaces the one
 that waits. The process does not end before all are stored.
 """
@@ -50,7 +51,7 @@ class SaveOptions:
     temp_root: str | os.PathLike[str] | None = None
     """Where a snapshot is made if the source's own file system cannot be written to."""
     tell: Callable[[str], None] = warn
-    """Called once with a sentence where saves cannot be made in the background."""
+    """Called once with a sentence where saves cannot be made in the background, or only by this process itself."""
     note_unseen: Callable[[BaseException], None] = lambda error: None
     """Called at the end of the process with the error of the save, if nobody has asked for it."""
 

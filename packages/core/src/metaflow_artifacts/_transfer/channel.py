@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import struct
@@ -49,6 +50,8 @@ class Channel:
             byte, some, _, _ = socket.recv_fds(self._end, 1, min(_FILES_AT_ONCE, count - first))
             if not byte:
                 raise EOFError("the other process has ended")
+            for fd in some:
+                os.set_inheritable(fd, False)
             files += some
         data = self._read(size)
         if len(files) != count:

@@ -8,6 +8,7 @@ process writes manifests.
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import pickle
@@ -63,7 +64,6 @@ class _Worker:
     def __init__(self, channel: Channel, parent: int) -> None:
         self._channel = channel
         self._parent = parent
-        self._storing = threading.Event()
         self._asked: dict[int, queue.SimpleQueue[Answer]] = {}
         self._numbers = itertools.count()
         self._storages: dict[bytes, Storage] = {}
@@ -73,10 +73,14 @@ class _Worker:
 
     def serve(self) -> None:
         """Do what is asked for, until the other end is closed or nothing was asked for a while."""
-        idle_since = time.monotonic()
+        # Its first job comes, or the end of the channel.
+        idle_since = math.inf
+        storing: threading.Thread | None = None
+        arrivals = select.poll()
+        arrivals.register(self._channel, select.POLLIN)
         while True:
-            if not select.select([self._channel], [], [], _LOOK_S)[0]:
-                if self._storing.is_set():
+            if not arrivals.poll(_LOOK_S * 1000):
+                if storing is not None and storing.is_alive():
                     idle_since = time.monotonic()
                 if os.getppid() != self._parent or time.monotonic() - idle_since > _IDLE_S:
                     return
@@ -88,8 +92,9 @@ class _Worker:
             if isinstance(message, Answer):
                 self._asked[message.number].put(message)
             else:
-                self._storing.set()
-                threading.Thread(target=self._store, args=(message, files), daemon=True).start()
+                storing = threading.Thread(target=self._store, args=(message, files), daemon=True)
+                storing.start()
+                idle_since = time.monotonic()
 
     def _store(self, job: Job, opened: list[int]) -> None:
         try:
@@ -98,7 +103,6 @@ class _Worker:
             outcome = Failed(failure(error))
         for fd in opened:
             os.close(fd)
-        self._storing.clear()
         self._send(outcome)
 
     def _stored(self, job: Job, opened: list[int]) -> Stored | Failed:

@@ -126,11 +126,12 @@ class WorkerProcess:
         if found is None:
             try:
                 handover = hand_over(storage)
+                pickled = pickle.dumps(handover.portable)
             except Exception as error:
-                # What gives the keys has failed: the first request that is made here explains it.
+                # Where what gives the keys has failed, the first request that is made here explains it.
                 raise NotPortable(str(error)) from error
             # With the storage, so that no other one gets its id.
-            found = self._handovers[id(storage)] = storage, handover, pickle.dumps(handover.portable)
+            found = self._handovers[id(storage)] = storage, handover, pickled
         return found[1:]
 
     def _start(self) -> None:
