@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from metaflow_artifacts import Progress, SaveOptions, StorageError, Store, open_
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store import store as store_module
 from metaflow_artifacts._store.background import BackgroundSaves
-from metaflow_artifacts._transfer import worker_process
+from metaflow_artifacts._transfer import worker_process, worker_share
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
@@ -64,6 +65,8 @@ def only_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("it was stored here")
 
     monkeypatch.setattr(store_module, "store_chunks", refused)
+    # On a busy machine it would be.
+    monkeypatch.setattr(worker_share.Share, "is_too_small", lambda share: False)
 
 
 def pid_of(saves: BackgroundSaves) -> int:
@@ -153,6 +156,47 @@ def test_one_that_had_nothing_to_do_ends_and_another_one_is_started(
         pids.add(process.pid)
     assert len(pids) == 2
     assert told == []
+
+
+@pytest.mark.parametrize("by", ["result", "settle", "a third call"])
+def test_one_that_gets_no_processor_while_somebody_waits_is_given_up(
+    tmp_path: Path, saves: BackgroundSaves, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(worker_process, "_LOOK_S", 0.01)
+    store = open_store(tmp_path / "store")
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    worker = pid_of(saves)
+    # It stands for one that waits for others.
+    os.kill(worker, signal.SIGSTOP)
+    asked = threading.Event()
+
+    def is_too_small(share: worker_share.Share) -> bool:
+        asked.set()
+        return True
+
+    monkeypatch.setattr(worker_share.Share, "is_too_small", is_too_small)
+    pending = store.save_model_async({"a": b"1" * MIB})
+    # As long as nobody waits, it has all the time.
+    assert not asked.wait(0.2)
+    assert is_there(worker)
+    if by == "settle":
+        assert saves.settle(60)
+    if by == "a third call":
+        others = [store.save_model_async({"a": b"%d" % number * MIB}) for number in (2, 3)]
+        assert pending.done()
+        assert all(other.exception(60) is None for other in others)
+    assert loaded(store, pending.result(60), tmp_path / "loaded") == {"a": b"1" * MIB}
+    assert not is_there(worker)
+
+
+def test_whether_a_process_gets_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([(0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (2.0, 0.1, 2.0), (4.0, 1.5, 4.0), (6.0, 1.5, 4.1), (8.0, 1.5, 6.0)])
+    share = worker_share.Share(os.getpid())
+    assert not share.is_too_small()
+    share.forget()
+    monkeypatch.setattr(share, "_now", lambda: next(times))
+    # The last two: it did not want it; it wanted it and had nothing.
+    assert [share.is_too_small() for _ in range(6)] == [False, False, True, False, False, True]
 
 
 def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> str:

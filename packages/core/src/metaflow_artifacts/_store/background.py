@@ -13,18 +13,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from metaflow_artifacts._format.reference import ModelArtifact
+from metaflow_artifacts._store.background_job import Foreground, Job, Storing
 from metaflow_artifacts._store.pending import PendingSave
-from metaflow_artifacts._transfer.content import Content, source_of
+from metaflow_artifacts._transfer.content import Content
 from metaflow_artifacts._transfer.engine import in_background
-from metaflow_artifacts._transfer.removal import remove_tree
-from metaflow_artifacts._transfer.scan import Source
-from metaflow_artifacts._transfer.snapshot import NoSnapshot, Snapshot, take_snapshot
+from metaflow_artifacts._transfer.snapshot import NoSnapshot, take_snapshot
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.errors import ArtifactError, InvalidInput, SaveReplaced, SaveTimeout, warn
 
@@ -32,9 +31,6 @@ __all__ = ["BackgroundSaves", "OnBusy", "SaveOptions", "Storing", "background_sa
 
 OnBusy = Literal["wait", "replace"]
 """What a save does where another one waits already."""
-Storing = Callable[[Source], ModelArtifact]
-"""Stores what is in a source; called once, by the worker."""
-
 _IDLE_S = 10.0
 """After how long without a save the worker ends."""
 _LONGEST_WAIT_S = 0.5
@@ -61,51 +57,6 @@ class SaveOptions:
             raise InvalidInput(f"on_busy: expected 'wait' or 'replace', found {self.on_busy!r}")
 
 
-@dataclass
-class _Job:
-    group: Hashable
-    pending: PendingSave
-    snapshot: Snapshot
-    store: Storing
-    note_unseen: Callable[[BaseException], None]
-    tell: Callable[[str], None]
-
-    def run(self) -> ModelArtifact | BaseException:
-        self.pending._begin()
-        try:
-            reference = self.store(self.snapshot.source)
-        except BaseException as error:
-            self.snapshot.give_back()
-            _strip(error)
-            return error
-        self.snapshot.close()
-        return reference
-
-    def release(self) -> None:
-        """Hold the content no longer."""
-        self.snapshot, self.store = _NOTHING, _nothing
-
-
-def _strip(error: BaseException) -> None:
-    """Remove the tracebacks of an error and of those it comes from: their frames hold the content."""
-    todo: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.__traceback__ = None
-        todo += [one.__cause__, one.__context__]
-
-
-_NOTHING = Snapshot(Source())
-
-
-def _nothing(source: Source) -> ModelArtifact:
-    raise NotImplementedError
-
-
 class BackgroundSaves:
     """The queue of the saves of one process, and the worker that stores them."""
 
@@ -116,14 +67,14 @@ class BackgroundSaves:
         self._changed = threading.Condition(self._lock)
         self._turn = threading.RLock()
         """Held by the call that hands a save over, so that the order of numbers is that of the queue."""
-        self._waiting: deque[_Job] = deque()
-        self._running: _Job | None = None
-        self._foreground: _Job | None = None
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._foreground: Job | None = None
         """What the caller's thread stores, as there can be no snapshot."""
         self._entering = 0
         """How many calls have found room and not handed over yet."""
         self._worker: threading.Thread | None = None
-        self._worker_process = WorkerProcess()
+        self._worker_process = WorkerProcess(self._is_awaited)
         """Stores the chunks, where it can."""
         self._is_closed = False
         self._is_abandoned = False
@@ -132,8 +83,10 @@ class BackgroundSaves:
         """Since the last `wait`."""
         self._inherited: list[tuple[Hashable, PendingSave]] = []
         """In a forked child: what its parent had not stored."""
-        self._failed: list[_Job] = []
+        self._failed: list[Job] = []
         self._has_told = False
+        self._awaited = 0
+        """How many threads wait until something is stored."""
         self.seconds_waited = 0.0
         """How long callers have waited for saves: while they handed them over, and until others were stored."""
 
@@ -158,12 +111,12 @@ class BackgroundSaves:
             try:
                 snapshot, reason = take_snapshot(content, consume=options.consume, temp_root=options.temp_root), ""
             except NoSnapshot as error:
-                snapshot, reason = _Foreground(content, options.consume), str(error)
+                snapshot, reason = Foreground(content, options.consume), str(error)
             try:
                 if reason and not self._has_told:
                     self._has_told = True
                     options.tell(f"saves are not made in the background, and the step waits for each: {reason}")
-                job = _Job(group, pending, snapshot, begin(), options.note_unseen, options.tell)
+                job = Job(group, pending, snapshot, begin(), options.note_unseen, options.tell)
             except BaseException:
                 snapshot.give_back()
                 raise
@@ -182,7 +135,7 @@ class BackgroundSaves:
         with self._lock:
             # Once it is closed, the process is about to end: what was handed over then would be lost.
             # A signal that comes just before a wait is handled only after it, so no wait is without an end.
-            while not self._changed.wait_for(
+            while not self._wait_for(
                 lambda: not self._is_closed and (not self._waiting or self._replaceable(group, on_busy) is not None),
                 _LONGEST_WAIT_S,
             ):
@@ -195,10 +148,10 @@ class BackgroundSaves:
                 self._entering -= 1
                 self._changed.notify_all()
 
-    def _replaceable(self, group: Hashable, on_busy: OnBusy) -> _Job | None:
+    def _replaceable(self, group: Hashable, on_busy: OnBusy) -> Job | None:
         return next((job for job in self._waiting if on_busy == "replace" and job.group == group), None)
 
-    def _add(self, job: _Job, on_busy: OnBusy) -> None:
+    def _add(self, job: Job, on_busy: OnBusy) -> None:
         with self._lock:
             old = self._replaceable(job.group, on_busy)
             if old is not None:
@@ -213,7 +166,7 @@ class BackgroundSaves:
         _finalize_at_exit()
         self._ensure_worker()
 
-    def _store_now(self, job: _Job) -> None:
+    def _store_now(self, job: Job) -> None:
         """Store a save in the caller's thread, after all that were handed over before.
 
         What interrupts it is raised, and ends it as it ends a plain save.
@@ -286,12 +239,23 @@ class BackgroundSaves:
                 self._changed.notify_all()
             del job, outcome
 
+    def _wait_for(self, is_so: Callable[[], object], timeout: float | None) -> bool:
+        """Wait until something is so, which a save that is stored makes so. The lock is held."""
+        self._awaited += 1
+        try:
+            return bool(self._changed.wait_for(is_so, timeout))
+        finally:
+            self._awaited -= 1
+
+    def _is_awaited(self) -> bool:
+        return self._awaited > 0 or any(job.pending.awaited for job in self._jobs())
+
     @property
     def pending(self) -> int:
         """How many saves are not done."""
         return len(self._jobs())
 
-    def _jobs(self) -> list[_Job]:
+    def _jobs(self) -> list[Job]:
         with self._lock:
             return [job for job in (self._foreground, self._running, *self._waiting) if job is not None]
 
@@ -304,7 +268,7 @@ class BackgroundSaves:
         start = time.monotonic()
         try:
             with self._lock:
-                return self._changed.wait_for(lambda: all(job.pending.done() for job in jobs), timeout)
+                return self._wait_for(lambda: all(job.pending.done() for job in jobs), timeout)
         finally:
             self.seconds_waited += time.monotonic() - start
 
@@ -349,7 +313,7 @@ class BackgroundSaves:
         """
         with self._lock:
             self._is_closed = True
-            return self._changed.wait_for(lambda: not self.pending and not self._entering, timeout)
+            return self._wait_for(lambda: not self.pending and not self._entering, timeout)
 
     def reopen(self) -> None:
         """Take saves over again."""
@@ -389,29 +353,6 @@ class BackgroundSaves:
 
 def _kind(group: Hashable) -> object:
     return group[0] if isinstance(group, tuple) and group else group
-
-
-class _Foreground(Snapshot):
-    """The source itself, where there can be no snapshot; the caller waits until it is stored."""
-
-    def __init__(self, content: Content, consume: bool) -> None:
-        super().__init__(source_of(content))
-        self._content = content
-        self._consume = consume
-
-    def close(self) -> None:
-        if not self._consume:
-            return
-        values = self._content.values() if isinstance(self._content, Mapping) else [self._content]
-        for path in values:
-            if isinstance(path, (str, os.PathLike)):
-                # As a move would: a link goes, and what it leads to stays.
-                with suppress(OSError):
-                    os.unlink(path)
-                remove_tree(os.fspath(path))
-
-    def give_back(self) -> None:
-        pass
 
 
 _saves = BackgroundSaves()

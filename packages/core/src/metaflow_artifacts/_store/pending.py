@@ -33,6 +33,8 @@ class PendingSave:
         self.seconds_waited = 0.0
         """How long the call of `save_async` took."""
         self._began = 0.0
+        self.awaited = 0
+        """How many threads wait for it now, or about as many."""
 
     def __repr__(self) -> str:
         if not self._is_done:
@@ -75,7 +77,12 @@ class PendingSave:
                 "this save was begun by the process that this one was forked from, and it is stored there: ask for its "
                 "result before the fork, or in that process"
             )
-        if not self._finished.wait(timeout):
+        self.awaited += 1
+        try:
+            is_done = self._finished.wait(timeout)
+        finally:
+            self.awaited -= 1
+        if not is_done:
             raise SaveTimeout(f"the save is not done after {timeout} seconds; it goes on")
 
     def _abandon(self) -> None:

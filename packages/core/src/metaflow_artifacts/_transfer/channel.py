@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import socket
 import struct
 import threading
@@ -39,6 +40,12 @@ class Channel:
                     pass
             self._end.sendall(data)
 
+    def has_arrived(self, seconds: float) -> bool:
+        """Wait so long at most; whether a message, or the end of the other process, has arrived."""
+        arrivals = select.poll()
+        arrivals.register(self._end, select.POLLIN)
+        return bool(arrivals.poll(seconds * 1000))
+
     def receive(self) -> tuple[Any, list[int]]:
         """Wait for the next message: the object, and the descriptors, which the caller closes.
 
@@ -68,10 +75,6 @@ class Channel:
                 raise EOFError("the other process has ended")
             done += count
         return data
-
-    def fileno(self) -> int:
-        """The descriptor of this end."""
-        return self._end.fileno()
 
     def close(self) -> None:
         """Close this end; the other process sees that."""

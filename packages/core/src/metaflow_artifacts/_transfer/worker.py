@@ -13,7 +13,6 @@ import mmap
 import os
 import pickle
 import queue
-import select
 import socket
 import threading
 import time
@@ -76,10 +75,8 @@ class _Worker:
         # Its first job comes, or the end of the channel.
         idle_since = math.inf
         storing: threading.Thread | None = None
-        arrivals = select.poll()
-        arrivals.register(self._channel, select.POLLIN)
         while True:
-            if not arrivals.poll(_LOOK_S * 1000):
+            if not self._channel.has_arrived(_LOOK_S):
                 if storing is not None and storing.is_alive():
                     idle_since = time.monotonic()
                 if os.getppid() != self._parent or time.monotonic() - idle_since > _IDLE_S:

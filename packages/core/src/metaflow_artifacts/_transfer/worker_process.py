@@ -6,12 +6,14 @@ It is a fresh process of the same Python. What it cannot do is done here, by the
 from __future__ import annotations
 
 import functools
+import math
 import os
 import pickle
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +36,7 @@ from metaflow_artifacts._transfer.worker_messages import (
     Warned,
     failure,
 )
+from metaflow_artifacts._transfer.worker_share import Share
 from metaflow_artifacts.errors import warn
 
 __all__ = ["LEAST_BYTES", "WORKER_NICE", "WorkerProcess", "storing_elsewhere"]
@@ -42,6 +45,10 @@ LEAST_BYTES = 4 << 20
 """Less than this is stored here: that takes less than what the two processes say to each other."""
 WORKER_NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
+_LOOK_S = 0.5
+"""How often it is looked whether the worker starves."""
+_REST_S = 60.0
+"""How long saves are stored here after it did."""
 _END_S = 10.0
 """How long the worker may take to end."""
 
@@ -63,10 +70,17 @@ class _Lost(Exception):
     """The worker has ended, or cannot be started; the message says why."""
 
 
+class _Starves(Exception):
+    """Somebody waits for the worker, and other processes leave it no processor."""
+
+
 class WorkerProcess:
     """Starts the worker when it is first needed, and again where it has ended. One thread at a time calls `store`."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_awaited: Callable[[], bool] = lambda: False) -> None:
+        """`is_awaited` says whether anybody waits for what is stored. Then its low priority spares nobody."""
+        self._is_awaited = is_awaited
+        self._rests_until = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._is_unusable = False
@@ -92,7 +106,8 @@ class WorkerProcess:
         cache: Cache | None,
     ) -> Chunks | None:
         """As `store_chunks`, in the worker. None where that cannot be: then nothing is known about what is stored."""
-        if self._is_unusable or source.size < LEAST_BYTES or not threading.main_thread().is_alive():
+        is_usable = not self._is_unusable and threading.main_thread().is_alive()
+        if not is_usable or source.size < LEAST_BYTES or time.monotonic() < self._rests_until:
             return None
         try:
             handover, pickled = self._hand_over(storage)
@@ -101,6 +116,11 @@ class WorkerProcess:
                 job = Job(pickled, files, places, chunk_size, refresh_after, cache)
                 outcome = self._run_or_restart(job, opened, handover, progress)
         except (NotPortable, NoRoom):
+            return None
+        except _Starves:
+            # What it has stored is found there.
+            self.close()
+            self._rests_until = time.monotonic() + _REST_S
             return None
         except _Lost as error:
             self._is_unusable = True
@@ -156,9 +176,12 @@ class WorkerProcess:
     def _run(self, job: Job, opened: list[int], handover: Handover, progress: Progress) -> Stored | Failed:
         self._start()
         assert self._channel is not None
+        assert self._process is not None
+        share = Share(self._process.pid)
         try:
             self._channel.send(job, opened)
             while True:
+                self._wait_for_message(share)
                 message, _ = self._channel.receive()
                 if isinstance(message, Question):
                     self._channel.send(_answer(handover, message))
@@ -171,6 +194,14 @@ class WorkerProcess:
                     return outcome
         except (EOFError, OSError) as error:
             raise _Lost(self._why_lost(error)) from error
+
+    def _wait_for_message(self, share: Share) -> None:
+        assert self._channel is not None
+        while not self._channel.has_arrived(_LOOK_S):
+            if not self._is_awaited():
+                share.forget()
+            elif share.is_too_small():
+                raise _Starves
 
     def _why_lost(self, error: BaseException) -> str:
         assert self._process is not None
