@@ -364,7 +364,7 @@ def test_a_store_is_used_by_a_process_that_does_not_import_metaflow(
     assert done.stdout == b"False\n"
     assert storage.get("handed") == b"over"
 
-    class Provider(aws_client.Boto3ClientProvider):  # type: ignore[misc]
+    class Provider(aws_client.Boto3ClientProvider):
         """One that may register hooks."""
 
     monkeypatch.setattr(aws_client, "cached_provider_class", Provider)

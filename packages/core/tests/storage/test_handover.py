@@ -144,7 +144,7 @@ def test_s3_keys_that_cannot_be_renewed_are_an_error_of_the_request(s3_server: S
     storage = S3Storage(f"{s3_server.root}/{uuid4().hex}", Clients(s3_server.client))
     signer = storage._requests.client("reach", "")._request_signer
     expires = datetime.now(timezone.utc) + timedelta(days=1)
-    signer._credentials = RefreshableCredentials("key", "secret", None, expires, lambda: {}, "test")
+    signer._credentials = RefreshableCredentials("key", "secret", "", expires, lambda: {}, "test")
     given = hand_over(storage)
 
     def ask(question: Any) -> Any:
