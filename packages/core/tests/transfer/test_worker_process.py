@@ -190,13 +190,22 @@ def test_one_that_gets_no_processor_while_somebody_waits_is_given_up(
 
 
 def test_whether_a_process_gets_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([(0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (2.0, 0.1, 2.0), (4.0, 1.5, 4.0), (6.0, 1.5, 4.1), (8.0, 1.5, 6.0)])
     share = worker_share.Share(os.getpid())
     assert not share.is_too_small()
     share.forget()
-    monkeypatch.setattr(share, "_now", lambda: next(times))
-    # The last two: it did not want it; it wanted it and had nothing.
-    assert [share.is_too_small() for _ in range(6)] == [False, False, True, False, False, True]
+    # When, how long it had one, how long it waited for one, and whether that is too little.
+    looks = [
+        (0.0, 0.0, 0.0, False),
+        (1.0, 0.0, 1.0, False),  # too soon to tell
+        (2.0, 0.1, 2.0, True),
+        (4.0, 1.5, 4.0, False),  # it had one
+        (6.0, 1.5, 4.1, False),  # it did not want one
+        (8.0, 1.8, 6.0, False),  # mostly for something else
+        (10.0, 1.8, 8.0, True),
+    ]
+    for *now, expected in looks:
+        monkeypatch.setattr(share, "_now", lambda now=now: now)
+        assert share.is_too_small() is expected, now
 
 
 def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> str:

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -74,7 +75,8 @@ class BackgroundSaves:
         self._entering = 0
         """How many calls have found room and not handed over yet."""
         self._worker: threading.Thread | None = None
-        self._worker_process = WorkerProcess(self._is_awaited)
+        awaited = weakref.WeakMethod(self._is_awaited)
+        self._worker_process = WorkerProcess(lambda: bool((is_awaited := awaited()) and is_awaited()))
         """Stores the chunks, where it can."""
         self._is_closed = False
         self._is_abandoned = False

@@ -11,7 +11,9 @@ __all__ = ["Share"]
 _WINDOW_S = 2.0
 """Over how long the processor's time is compared."""
 _LEAST = 0.2
-"""Less than this part of one processor is too little."""
+"""Less than this part of one processor is too little,"""
+_TIMES = 10
+"""if its threads have waited so many times as long for one: else it waits for the network, mostly."""
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -33,7 +35,7 @@ class Share:
         if seconds < _WINDOW_S:
             return False
         self._before = now
-        return had < _LEAST * seconds and waited > seconds / 2
+        return had < _LEAST * seconds and waited > max(seconds / 2, _TIMES * had)
 
     def forget(self) -> None:
         """Begin anew: nothing waits for the process."""
