@@ -61,7 +61,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def only_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is stored by this process."""
 
-    def refused(*args: Any) -> Any:
+    def refused(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("it was stored here")
 
     monkeypatch.setattr(store_module, "store_chunks", refused)
