@@ -69,7 +69,7 @@ def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_pat
     ("scenario", "moments"),
     [
         ("save", 10),
-        ("checkpoint", 5),
+        ("checkpoint", 4),
         ("gc", 4),
         *(
             pytest.param(*case, marks=pytest.mark.long)
