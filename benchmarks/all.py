@@ -59,7 +59,6 @@ MEASUREMENTS = [
         ("node", "decisions/0015-once-per-node.md#measured", ".venv/bin/python benchmarks/once_per_node.py"),
         ("memory-local", "performance.md#memory", f"{INSTALLED}memory.py local --gib 1 8 --files 100000"),
         ("memory-s3", "performance.md#memory", f"{INSTALLED}memory.py s3 --gib 1 8"),
-        ("imports", "performance.md#import", ".venv/bin/python benchmarks/imports.py"),
         (
             "trivial_flow",
             "performance.md#import",
