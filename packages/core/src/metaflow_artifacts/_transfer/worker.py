@@ -7,6 +7,7 @@ process writes manifests.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import mmap
@@ -97,14 +98,14 @@ class _Worker:
         try:
             outcome = self._stored(job, opened)
         except BaseException as error:
-            outcome = Failed(failure(error))
+            outcome = Failed(job.number, failure(error))
         for fd in opened:
             os.close(fd)
         self._send(outcome)
 
     def _stored(self, job: Job, opened: list[int]) -> Stored | Failed:
         files = _opened(job, opened)
-        source, progress = Source(list(files)), Progress(self._count)
+        source, progress = Source(list(files)), Progress(functools.partial(self._count, job.number))
         storage = self._storage(job.storage)
         found = store_chunks(storage, source, job.chunk_size, progress, job.refresh_after, job.cache)
         chunks = [(chunk.sha256, chunk.size) for chunk in found[0]]
@@ -113,7 +114,8 @@ class _Worker:
             for number, now in enumerate(source.files)
             if now is not files[number]
         }
-        return Stored(chunks, found[1], changed, Counted(progress.total, progress.done, progress.stored))
+        counted = Counted(job.number, progress.total, progress.done, progress.stored)
+        return Stored(job.number, chunks, found[1], changed, counted)
 
     def _storage(self, pickled: bytes) -> Storage:
         storage = self._storages.pop(pickled, None)
@@ -135,11 +137,11 @@ class _Worker:
             raise answer.error
         return answer.value
 
-    def _count(self, progress: Progress) -> None:
+    def _count(self, job: int, progress: Progress) -> None:
         now = time.monotonic()
         if now - self._counted_at >= _COUNT_S:
             self._counted_at = now
-            self._send(Counted(progress.total, progress.done, progress.stored))
+            self._send(Counted(job, progress.total, progress.done, progress.stored))
 
     def _warn(self, message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, ArtifactWarning):

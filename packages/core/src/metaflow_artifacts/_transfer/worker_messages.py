@@ -20,6 +20,8 @@ Place = tuple[int, int]
 class Job:
     """To the worker: store these files."""
 
+    number: int
+    """What it answers with."""
     storage: bytes
     """The pickle of a `Portable`."""
     files: list[SourceFile]
@@ -52,6 +54,7 @@ class Answer:
 class Counted:
     """From the worker: the bytes so far."""
 
+    job: int
     total: int
     done: int
     stored: int
@@ -68,6 +71,7 @@ class Warned:
 class Stored:
     """From the worker: all is stored."""
 
+    job: int
     chunks: list[tuple[str, int]]
     digests: dict[int, str]
     changed: dict[int, SourceFile]
@@ -79,6 +83,7 @@ class Stored:
 class Failed:
     """From the worker: the files cannot be stored."""
 
+    job: int
     error: BaseException
 
 

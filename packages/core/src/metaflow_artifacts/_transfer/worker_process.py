@@ -6,6 +6,7 @@ It is a fresh process of the same Python. What it cannot do is done here, by the
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import pickle
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._storage.base import Storage
@@ -37,7 +39,7 @@ from metaflow_artifacts._transfer.worker_messages import (
     failure,
 )
 from metaflow_artifacts._transfer.worker_share import Share
-from metaflow_artifacts.errors import warn
+from metaflow_artifacts.errors import StorageError, warn
 
 __all__ = ["LEAST_BYTES", "WORKER_NICE", "WorkerProcess", "storing_elsewhere"]
 
@@ -84,6 +86,7 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._is_unusable = False
+        self._numbers = itertools.count()
         self._handovers: dict[int, tuple[Storage, Handover, bytes]] = {}
 
     @contextmanager
@@ -113,13 +116,12 @@ class WorkerProcess:
             handover, pickled = self._hand_over(storage)
             with shared_content(source):
                 files, places, opened = _sendable(source)
-                job = Job(pickled, files, places, chunk_size, refresh_after, cache)
+                job = Job(next(self._numbers), pickled, files, places, chunk_size, refresh_after, cache)
                 outcome = self._run_or_restart(job, opened, handover, progress)
         except (NotPortable, NoRoom):
             return None
         except _Starves:
             # What it has stored is found there.
-            self.close()
             self._rests_until = time.monotonic() + _REST_S
             return None
         except _Lost as error:
@@ -136,7 +138,6 @@ class WorkerProcess:
             try:
                 return self._run(job, opened, handover, progress)
             except _Lost:
-                self.close()
                 if not attempts_left:
                     raise
         raise AssertionError("unreachable")
@@ -174,25 +175,43 @@ class WorkerProcess:
             raise _Lost(f"no process can be started to store them: {error}") from error
 
     def _run(self, job: Job, opened: list[int], handover: Handover, progress: Progress) -> Stored | Failed:
-        self._start()
-        assert self._channel is not None
-        assert self._process is not None
-        share = Share(self._process.pid)
         try:
-            self._channel.send(job, opened)
+            self._start()
+            assert self._process is not None
+            share = Share(self._process.pid)
+            self._send(job, opened)
             while True:
                 self._wait_for_message(share)
-                message, _ = self._channel.receive()
+                message = self._receive()
                 if isinstance(message, Question):
-                    self._channel.send(_answer(handover, message))
-                elif isinstance(message, Counted):
-                    _count(progress, message)
+                    self._send(_answer(handover, message))
                 elif isinstance(message, Warned):
                     warn(message.text)
+                elif message.job != job.number:
+                    raise _Lost("the process that stores them answers for an earlier save")
+                elif isinstance(message, Counted):
+                    _count(progress, message)
                 else:
                     outcome: Stored | Failed = message
                     return outcome
-        except (EOFError, OSError) as error:
+        except BaseException:
+            # What it says later about this job must not be taken for the next one's.
+            self.close()
+            raise
+
+    def _send(self, message: object, opened: Sequence[int] = ()) -> None:
+        assert self._channel is not None
+        try:
+            self._channel.send(message, opened)
+        except OSError as error:
+            raise _Lost(self._why_lost(error)) from error
+
+    def _receive(self) -> Any:
+        assert self._channel is not None
+        try:
+            return self._channel.receive()[0]
+        except Exception as error:
+            # Besides the end of the other process: what cannot be unpickled.
             raise _Lost(self._why_lost(error)) from error
 
     def _wait_for_message(self, share: Share) -> None:
@@ -248,7 +267,7 @@ def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, in
     opened: dict[int, int] = {}
     for number, file in enumerate(source.files):
         fd = None
-        if file.shared is not None:
+        if file.shared is not None and file.size:
             places[number] = opened.setdefault(file.shared[0].fileno(), len(opened)), file.shared[1]
         elif file.fd is not None:
             fd = opened.setdefault(file.fd, len(opened))
@@ -270,10 +289,13 @@ def _count(progress: Progress, counted: Counted) -> None:
 
 
 def _taken(stored: Stored, source: Source, progress: Progress) -> Chunks:
-    _count(progress, stored.counted)
     for number, now in stored.changed.items():
         before = source.files[number]
         source.files[number] = replace(now, content=before.content, fd=before.fd, shared=before.shared)
+    size = sum(size for _, size in stored.chunks)
+    if size != source.size:
+        raise StorageError(f"the process that stores has stored {size} bytes of a save of {source.size}; save again")
+    _count(progress, stored.counted)
     return [Chunk(*chunk) for chunk in stored.chunks], stored.digests
 
 

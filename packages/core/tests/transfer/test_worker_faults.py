@@ -1,0 +1,111 @@
+"""The process that stores the chunks of saves in the background, where something is wrong with it or around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import Progress, StorageError, Store, open_store
+from metaflow_artifacts._store import background
+from metaflow_artifacts._store.background import BackgroundSaves
+from metaflow_artifacts._transfer import worker_process
+from metaflow_artifacts._transfer.worker_messages import Stored
+from metaflow_artifacts._transfer.worker_process import WorkerProcess
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundSaves]:
+    """A queue for this test alone, and a worker that stores whatever its size."""
+    mine = BackgroundSaves()
+    monkeypatch.setattr(background, "_saves", mine)
+    monkeypatch.setattr(worker_process, "LEAST_BYTES", 1)
+    yield mine
+    assert mine.settle(60)
+    mine._worker_process.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "store")
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the worker answers; None where it did not."""
+    found: list[Any] = []
+    run = WorkerProcess._run
+
+    def noted(self: WorkerProcess, *args: Any) -> Any:
+        found.append(None)
+        found[-1] = run(self, *args)
+        return found[-1]
+
+    monkeypatch.setattr(WorkerProcess, "_run", noted)
+    return found
+
+
+def loaded(store: Store, reference: Any, target: Path) -> dict[str, bytes]:
+    store.load(reference, target)
+    return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("by", ["a watch", "another answer"])
+def test_the_answer_for_one_save_is_not_taken_for_another(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    often = "from metaflow_artifacts._transfer import worker\nworker._COUNT_S = 0\nmain("
+    monkeypatch.setattr(worker_process, "_BOOT", worker_process._BOOT.replace("main(", often))
+    contents = [{"x": os.urandom(2 * MIB)} for _ in range(4)]
+    assert store.save_model_async(contents[0]).exception(60) is None
+    if by == "a watch":
+
+        def watch(progress: Progress) -> None:
+            raise RuntimeError("the progress bar is broken")
+
+        error = store.save_model_async(contents[1], progress=Progress(watch)).exception(60)
+        assert str(error) == "the progress bar is broken"
+    else:
+        # It is interrupted between the question and the answer.
+        with monkeypatch.context() as patched:
+            patched.setattr(WorkerProcess, "_wait_for_message", lambda self, share: 1 / 0)
+            patched.setattr(WorkerProcess, "close", lambda self: None)
+            assert isinstance(store.save_model_async(contents[1]).exception(60), ZeroDivisionError)
+    pending = [store.save_model_async(content) for content in contents[2:]]
+    for number, one in enumerate(pending, 2):
+        assert loaded(store, one.result(60), tmp_path / f"{number}") == contents[number]
+
+
+def test_an_answer_that_lacks_chunks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WorkerProcess._run
+
+    def short(self: WorkerProcess, *args: Any) -> Any:
+        outcome = run(self, *args)
+        assert isinstance(outcome, Stored)
+        return replace(outcome, chunks=outcome.chunks[1:])
+
+    monkeypatch.setattr(WorkerProcess, "_run", short)
+    error = store.save_model_async({"a": os.urandom(MIB)}).exception(60)
+    assert isinstance(error, StorageError)
+    assert f"of {MIB}" in str(error)
+    assert not list(store.list())
+
+
+def test_empty_files_that_share_a_descriptor_are_stored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    monkeypatch.setattr("metaflow_artifacts._transfer.snapshot_parts._DESCRIPTORS", 3)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    expected = {**{f"{number}": os.urandom(MIB) for number in range(2)}, **{f"empty{n}": b"" for n in range(4)}}
+    for name, content in expected.items():
+        (tree / name).write_bytes(content)
+    pending = store.save_model_async(tree)
+    assert loaded(store, pending.result(60), tmp_path / "loaded") == expected
+    assert [type(outcome) for outcome in outcomes] == [Stored]
