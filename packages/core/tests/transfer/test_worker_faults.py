@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from metaflow_artifacts import Progress, StorageError, Store, open_store
+from metaflow_artifacts import Progress, SaveOptions, SourceError, StorageError, Store, open_storage, open_store
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker_process
-from metaflow_artifacts._transfer.worker_messages import Stored
+from metaflow_artifacts._transfer.worker_messages import Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
 
@@ -109,3 +112,68 @@ def test_empty_files_that_share_a_descriptor_are_stored(
     pending = store.save_model_async(tree)
     assert loaded(store, pending.result(60), tmp_path / "loaded") == expected
     assert [type(outcome) for outcome in outcomes] == [Stored]
+
+
+def test_what_fails_there_alone_is_stored_here_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    fails = "from metaflow_artifacts._storage.local import LocalStorage\nLocalStorage.identity = lambda self: 1 / 0\n"
+    told: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_process, "_BOOT", worker_process._BOOT.replace("main(", f"{fails}main("))
+        store = open_store(tmp_path / "store")
+        for number in range(2):
+            content = {"a": os.urandom(2 * MIB)}
+            pending = store.save_model_async(content, options=SaveOptions(tell=told.append))
+            assert loaded(store, pending.result(60), tmp_path / f"{number}") == content
+    assert [type(outcome) for outcome in outcomes] == [Failed]
+    assert len(told) == 1
+    assert "ZeroDivisionError" in told[0]
+
+
+def test_what_fails_here_too_has_the_error_of_a_plain_save(tmp_path: Path, outcomes: list[Any]) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    broken = open_store(tmp_path / "a file" / "store")
+    told: list[str] = []
+    content = {"a": os.urandom(2 * MIB)}
+    with pytest.raises(StorageError) as here:
+        broken.save_model(content)
+    for _ in range(2):
+        error = broken.save_model_async(content, options=SaveOptions(tell=told.append)).exception(60)
+        assert type(error) is StorageError
+        assert str(error) == str(here.value)
+    # Nothing says that the worker is what is wrong.
+    assert [type(outcome) for outcome in outcomes] == [Failed, Failed]
+    assert told == []
+
+
+def test_an_error_of_the_source_is_not_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    monkeypatch.setattr("metaflow_artifacts._store.store.store_chunks", lambda *args, **kwargs: 1 / 0)
+    run = WorkerProcess._run
+    monkeypatch.setattr(WorkerProcess, "_run", lambda *args: Failed(run(*args).job, SourceError("it keeps changing")))
+    error = store.save_model_async({"a": os.urandom(MIB)}).exception(60)
+    assert isinstance(error, SourceError)
+
+
+def test_an_s3_client_is_made_there_as_it_was_here(
+    s3_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", "bundle.pem")
+    store = Store(open_storage(f"{s3_server.root}/{uuid4().hex}"))
+    content = {"a": os.urandom(2 * MIB)}
+    saved = store.save_model(content)
+    verify = pickle.loads(WorkerProcess()._hand_over(store.storage)[1]).open.args[1].verify
+    assert verify == str(tmp_path / "bundle.pem")
+    # It is made already.
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    content = {"a": os.urandom(2 * MIB)}
+    saved = store.save_model_async(content).result(60)
+    assert [type(outcome) for outcome in outcomes] == [Stored]
+    assert loaded(store, saved, tmp_path / "loaded") == content

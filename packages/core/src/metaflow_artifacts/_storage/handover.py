@@ -7,6 +7,7 @@ the newest whenever it needs them. Nothing here is for a file, an environment va
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -130,7 +131,12 @@ class _S3Settings:
         if is_unsigned:
             # A pickle of it is another object.
             del options["signature_version"]
-        verify = client._endpoint.http_session._verify
+        session = client._endpoint.http_session
+        # Its environment may have changed since, and the other process works in another directory.
+        options["proxies"] = dict(session._proxy_config._proxies)
+        if "client_cert" in options:
+            options["client_cert"] = _absolute(options["client_cert"])
+        verify = _absolute(session._verify)
         return cls(client.meta.region_name, client.meta.endpoint_url, verify, options, is_unsigned)
 
     def client(self, credentials: Any) -> Any:
@@ -149,6 +155,13 @@ class _S3Settings:
         client = make()
         # Given to it, the usual endpoint would count as one of the user's, which changes how requests are made.
         return client if client.meta.endpoint_url == self.endpoint else make(endpoint_url=self.endpoint)
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or some of them, as they are named in every directory; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    return os.path.abspath(value) if isinstance(value, str) else value
 
 
 def _open_s3(

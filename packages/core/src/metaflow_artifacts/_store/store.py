@@ -6,6 +6,7 @@ key is free. That write is the commit: before it, nothing can be loaded; after i
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -201,8 +202,9 @@ class Store(StoredManifests, BackgroundModels):
         # A retry of a task that saves in the background may come to the same machine.
         cache = self.cache if engine().manners.fills_cache else None
         given = self.storage, source, self.chunk_size, transfer, self.refresh_after, cache
+        here = functools.partial(store_chunks, *given, expects_new=expects_new)
         elsewhere = storing_elsewhere()
-        return (elsewhere and elsewhere(*given)) or store_chunks(*given, expects_new=expects_new)
+        return here() if elsewhere is None else elsewhere(here, *given)
 
     def _commit(
         self,

@@ -1,6 +1,6 @@
 """The worker process of this process, which stores the chunks of saves in the background.
 
-It is a fresh process of the same Python. What it cannot do is done here, by the caller: `store` then returns None.
+It is a fresh process of the same Python. What it cannot do is done here, in the thread of the caller.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +40,7 @@ from metaflow_artifacts._transfer.worker_messages import (
     failure,
 )
 from metaflow_artifacts._transfer.worker_share import Share
-from metaflow_artifacts.errors import StorageError, warn
+from metaflow_artifacts.errors import SourceError, StorageError, warn
 
 __all__ = ["LEAST_BYTES", "WORKER_NICE", "WorkerProcess", "storing_elsewhere"]
 
@@ -60,6 +61,9 @@ import os, signal, sys
 for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
     signal.signal(getattr(signal, name), signal.SIG_IGN)
 os.nice({WORKER_NICE})
+# Clients are made from settings and keys, and not from a profile, which may not even exist.
+os.environ.pop("AWS_PROFILE", None)
+os.environ.pop("AWS_DEFAULT_PROFILE", None)
 end, parent, *sys.path[:] = sys.argv[1:]
 from metaflow_artifacts._transfer.worker import main
 main(int(end), int(parent))
@@ -86,6 +90,9 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._is_unusable = False
+        self._has_told = False
+        self._stored_here: weakref.WeakSet[Storage] = weakref.WeakSet()
+        """Storages that work here, and not in the worker."""
         self._numbers = itertools.count()
         self._handovers: dict[int, tuple[Storage, Handover, bytes]] = {}
 
@@ -101,15 +108,37 @@ class WorkerProcess:
     def store(
         self,
         tell: Callable[[str], None],
+        here: Callable[[], Chunks],
         storage: Storage,
         source: Source,
         chunk_size: int,
         progress: Progress,
         refresh_after: float,
         cache: Cache | None,
-    ) -> Chunks | None:
-        """As `store_chunks`, in the worker. None where that cannot be: then nothing is known about what is stored."""
-        is_usable = not self._is_unusable and threading.main_thread().is_alive()
+    ) -> Chunks:
+        """As `store_chunks`, in the worker. Where that cannot be, `here` is called, which stores in this process."""
+        found = self._stored_there(tell, storage, source, chunk_size, progress, refresh_after, cache)
+        if isinstance(found, tuple):
+            return found
+        chunks = here()
+        if found is not None:
+            # The worker does not have all that this process has: a patched library, certificates, a network.
+            self._stored_here.add(storage)
+            self._tell_once(tell, f"the process that stores them fails: {type(found).__name__}: {found}")
+        return chunks
+
+    def _stored_there(
+        self,
+        tell: Callable[[str], None],
+        storage: Storage,
+        source: Source,
+        chunk_size: int,
+        progress: Progress,
+        refresh_after: float,
+        cache: Cache | None,
+    ) -> Chunks | BaseException | None:
+        """What the worker has stored, or its error; None where it is not used. Raises what is wrong with the source."""
+        is_usable = not self._is_unusable and storage not in self._stored_here and threading.main_thread().is_alive()
         if not is_usable or source.size < LEAST_BYTES or time.monotonic() < self._rests_until:
             return None
         try:
@@ -126,11 +155,18 @@ class WorkerProcess:
             return None
         except _Lost as error:
             self._is_unusable = True
-            tell(f"saves in the background are stored by the process of the task, and slow it more: {error}")
+            self._tell_once(tell, str(error))
             return None
-        if isinstance(outcome, Failed):
+        if isinstance(outcome, Stored):
+            return _taken(outcome, source, progress)
+        if isinstance(outcome.error, SourceError):
             raise outcome.error
-        return _taken(outcome, source, progress)
+        return outcome.error
+
+    def _tell_once(self, tell: Callable[[str], None], reason: str) -> None:
+        if not self._has_told:
+            self._has_told = True
+            tell(f"saves in the background are stored by the process of the task, and slow it more: {reason}")
 
     def _run_or_restart(self, job: Job, opened: list[int], handover: Handover, progress: Progress) -> Stored | Failed:
         # One that has served before may have been idle for too long, or was killed: another one is started.
@@ -314,7 +350,7 @@ os.register_at_fork(
 )
 
 
-def storing_elsewhere() -> Callable[..., Chunks | None] | None:
-    """What saves of this thread call before they store their chunks: `WorkerProcess.store`, but for `tell`."""
-    found: Callable[..., Chunks | None] | None = getattr(_local, "store", None)
+def storing_elsewhere() -> Callable[..., Chunks] | None:
+    """What saves of this thread call to store their chunks: `WorkerProcess.store`, but for `tell`."""
+    found: Callable[..., Chunks] | None = getattr(_local, "store", None)
     return found
