@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import socket
+import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +20,7 @@ from metaflow_artifacts import Progress, SaveOptions, SourceError, StorageError,
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker_process
-from metaflow_artifacts._transfer.worker_messages import Failed, Stored
+from metaflow_artifacts._transfer.worker_messages import Alive, Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -177,3 +181,84 @@ def test_an_s3_client_is_made_there_as_it_was_here(
     saved = store.save_model_async(content).result(60)
     assert [type(outcome) for outcome in outcomes] == [Stored]
     assert loaded(store, saved, tmp_path / "loaded") == content
+
+
+def is_there(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def pid_of(saves: BackgroundSaves) -> int:
+    process = saves._worker_process._process
+    assert process is not None
+    return process.pid
+
+
+@pytest.mark.parametrize("files", [1, 2000])
+@pytest.mark.parametrize("is_awaited", [True, False])
+def test_one_that_is_stopped_is_given_up(
+    store: Store,
+    tmp_path: Path,
+    saves: BackgroundSaves,
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    is_awaited: bool,
+) -> None:
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    worker = pid_of(saves)
+    os.kill(worker, signal.SIGSTOP)
+    monkeypatch.setattr(worker_process, "_SILENCE_S" if is_awaited else "_LONGEST_SILENCE_S", 0.01)
+    monkeypatch.setattr(worker_process, "_LOOK_S", 0.01)
+    # It was started with this; what is sent of many files does not fit into the channel.
+    channel = saves._worker_process._channel
+    assert channel is not None
+    channel._end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 10_000))
+    content = {f"{number}": os.urandom(MIB // files + 1) for number in range(files)}
+    told: list[str] = []
+    pending = store.save_model_async(content, options=SaveOptions(tell=told.append))
+    while not is_awaited and not pending.done():
+        time.sleep(0.01)
+    assert loaded(store, pending.result(60), tmp_path / "loaded") == content
+    assert not is_there(worker)
+    assert len(told) == 1
+    assert "does not answer" in told[0]
+
+
+def test_one_that_is_never_ready_is_given_up(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "_BOOT", "import time; time.sleep(600)")
+    monkeypatch.setattr(worker_process, "_LOOK_S", 0.01)
+    monkeypatch.setattr(worker_process, "_READY_S", 0.01)
+    content = {"a": os.urandom(MIB)}
+    pending = store.save_model_async(content)
+    assert loaded(store, pending.result(60), tmp_path / "loaded") == content
+
+
+def test_one_that_stores_says_that_it_lives(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    # Its storage hangs until there is a file.
+    hangs = f"""
+import os, time
+from metaflow_artifacts._storage.local import LocalStorage
+from metaflow_artifacts._transfer import worker
+identity, worker._LOOK_S = LocalStorage.identity, 0.01
+def waiting(self):
+    while not os.path.exists({str(tmp_path / "go")!r}):
+        time.sleep(0.01)
+    return identity(self)
+LocalStorage.identity = waiting
+main("""
+    monkeypatch.setattr(worker_process, "_BOOT", worker_process._BOOT.replace("main(", hangs))
+    signs: list[Any] = []
+    receive = WorkerProcess._receive
+
+    def noted(self: WorkerProcess) -> Any:
+        message = receive(self)
+        signs.extend([message] * isinstance(message, Alive))
+        if len(signs) == 5:
+            (tmp_path / "go").touch()
+        return message
+
+    monkeypatch.setattr(WorkerProcess, "_receive", noted)
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert len(signs) >= 5
+    assert [type(outcome) for outcome in outcomes] == [Stored]

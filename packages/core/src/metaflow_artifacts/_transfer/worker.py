@@ -28,15 +28,26 @@ from metaflow_artifacts._transfer.channel import Channel
 from metaflow_artifacts._transfer.chunk_saving import store_chunks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile
-from metaflow_artifacts._transfer.worker_messages import Answer, Counted, Failed, Job, Question, Stored, Warned, failure
+from metaflow_artifacts._transfer.worker_messages import (
+    Alive,
+    Answer,
+    Counted,
+    Failed,
+    Job,
+    Question,
+    Stored,
+    Warned,
+    failure,
+)
 from metaflow_artifacts.errors import ArtifactWarning
 
 __all__ = ["main"]
 
 _IDLE_S = 300.0
 """After how long without a job it ends: it holds some 60 MB of memory."""
-_LOOK_S = 5.0
-"""How often it looks whether the process that started it lives: a forked child may hold its end of the channel."""
+_LOOK_S = 1.0
+"""How often it says that it lives, and looks whether the process that started it does: a forked child may hold its end
+of the channel."""
 _COUNT_S = 0.25
 """How often it says at most how much is stored."""
 _STORAGES = 4
@@ -73,6 +84,7 @@ class _Worker:
 
     def serve(self) -> None:
         """Do what is asked for, until the other end is closed or nothing was asked for a while."""
+        self._send(Alive())
         # Its first job comes, or the end of the channel.
         idle_since = math.inf
         storing: threading.Thread | None = None
@@ -80,6 +92,7 @@ class _Worker:
             if not self._channel.has_arrived(_LOOK_S):
                 if storing is not None and storing.is_alive():
                     idle_since = time.monotonic()
+                    self._send(Alive())
                 if os.getppid() != self._parent or time.monotonic() - idle_since > _IDLE_S:
                     return
                 continue

@@ -10,7 +10,7 @@ from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.scan import SourceFile
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["Answer", "Counted", "Failed", "Job", "Place", "Question", "Stored", "Warned", "failure"]
+__all__ = ["Alive", "Answer", "Counted", "Failed", "Job", "Place", "Question", "Stored", "Warned", "failure"]
 
 Place = tuple[int, int]
 """Where content is that lies in a file with others: which of the files that were sent, and its offset."""
@@ -31,6 +31,11 @@ class Job:
     chunk_size: int
     refresh_after: float
     cache: Cache | None
+
+
+@dataclass(frozen=True)
+class Alive:
+    """From the worker: it is ready, or stores still."""
 
 
 @dataclass(frozen=True)

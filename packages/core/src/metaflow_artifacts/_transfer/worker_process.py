@@ -11,13 +11,14 @@ import math
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile
 from metaflow_artifacts._transfer.shared_content import NoRoom, shared_content
 from metaflow_artifacts._transfer.worker_messages import (
+    Alive,
     Answer,
     Counted,
     Failed,
@@ -50,8 +52,18 @@ WORKER_NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
 _LOOK_S = 0.5
 """How often it is looked whether the worker starves."""
+_READY_S = 20.0
+"""How long the worker may take to say its first word, while somebody waits."""
+_SILENCE_S = 10.0
+"""How long it may be silent later, while somebody waits: it says every second that it lives."""
+_LONGEST_SILENCE_S = 60.0
+"""How long it may be silent while nobody waits. A machine without a free processor leaves it little."""
+_CALL_S = 20
+"""How long one call may take that sends to it, or receives the rest of a message."""
 _REST_S = 60.0
-"""How long saves are stored here after it did."""
+"""How long saves are stored here after it starved."""
+_LOST_S = 300.0
+"""How long they are after it could not be started, or was lost twice."""
 _END_S = 10.0
 """How long the worker may take to end."""
 
@@ -69,6 +81,8 @@ from metaflow_artifacts._transfer.worker import main
 main(int(end), int(parent))
 """
 
+_SAYS_NOTHING = "the process that stores them does not answer"
+
 Chunks = tuple[list[Chunk], dict[int, str]]
 
 
@@ -76,8 +90,12 @@ class _Lost(Exception):
     """The worker has ended, or cannot be started; the message says why."""
 
 
+class _Silent(_Lost):
+    """The worker says nothing: it is stopped, or hangs."""
+
+
 class _Starves(Exception):
-    """Somebody waits for the worker, and other processes leave it no processor."""
+    """Somebody waits for the worker, and other processes leave it no processor; or it was given up."""
 
 
 class WorkerProcess:
@@ -89,7 +107,8 @@ class WorkerProcess:
         self._rests_until = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._is_unusable = False
+        self._is_ready = False
+        self._is_given_up = False
         self._has_told = False
         self._stored_here: weakref.WeakSet[Storage] = weakref.WeakSet()
         """Storages that work here, and not in the worker."""
@@ -138,7 +157,7 @@ class WorkerProcess:
         cache: Cache | None,
     ) -> Chunks | BaseException | None:
         """What the worker has stored, or its error; None where it is not used. Raises what is wrong with the source."""
-        is_usable = not self._is_unusable and storage not in self._stored_here and threading.main_thread().is_alive()
+        is_usable = not self._is_given_up and storage not in self._stored_here and threading.main_thread().is_alive()
         if not is_usable or source.size < LEAST_BYTES or time.monotonic() < self._rests_until:
             return None
         try:
@@ -154,7 +173,7 @@ class WorkerProcess:
             self._rests_until = time.monotonic() + _REST_S
             return None
         except _Lost as error:
-            self._is_unusable = True
+            self._rests_until = time.monotonic() + _LOST_S
             self._tell_once(tell, str(error))
             return None
         if isinstance(outcome, Stored):
@@ -173,6 +192,8 @@ class WorkerProcess:
         for attempts_left in (0,) if self._process is None else (1, 0):
             try:
                 return self._run(job, opened, handover, progress)
+            except _Silent:
+                raise
             except _Lost:
                 if not attempts_left:
                     raise
@@ -199,6 +220,8 @@ class WorkerProcess:
         try:
             with _starting:
                 ours, theirs = socket.socketpair()
+                for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                    ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", _CALL_S, 0))
                 self._channel = Channel(ours)
                 with theirs:
                     end = theirs.fileno()
@@ -219,6 +242,9 @@ class WorkerProcess:
             while True:
                 self._wait_for_message(share)
                 message = self._receive()
+                self._is_ready = True
+                if isinstance(message, Alive):
+                    continue
                 if isinstance(message, Question):
                     self._send(_answer(handover, message))
                 elif isinstance(message, Warned):
@@ -239,6 +265,8 @@ class WorkerProcess:
         assert self._channel is not None
         try:
             self._channel.send(message, opened)
+        except BlockingIOError as error:
+            raise _Silent(_SAYS_NOTHING) from error
         except OSError as error:
             raise _Lost(self._why_lost(error)) from error
 
@@ -246,17 +274,26 @@ class WorkerProcess:
         assert self._channel is not None
         try:
             return self._channel.receive()[0]
+        except BlockingIOError as error:
+            raise _Silent(_SAYS_NOTHING) from error
         except Exception as error:
             # Besides the end of the other process: what cannot be unpickled.
             raise _Lost(self._why_lost(error)) from error
 
     def _wait_for_message(self, share: Share) -> None:
         assert self._channel is not None
-        while not self._channel.has_arrived(_LOOK_S):
-            if not self._is_awaited():
-                share.forget()
-            elif share.is_too_small():
+        begin = time.monotonic()
+        while True:
+            is_awaited = self._is_awaited()
+            if self._is_given_up or (is_awaited and share.is_too_small()):
                 raise _Starves
+            if not is_awaited:
+                share.forget()
+            if self._channel.has_arrived(_LOOK_S):
+                return
+            longest = _LONGEST_SILENCE_S if not is_awaited else _SILENCE_S if self._is_ready else _READY_S
+            if time.monotonic() - begin > longest:
+                raise _Silent(_SAYS_NOTHING)
 
     def _why_lost(self, error: BaseException) -> str:
         assert self._process is not None
@@ -276,11 +313,14 @@ class WorkerProcess:
         """End the worker. What it was storing is not committed."""
         channel, process = self._channel, self._process
         self._channel = self._process = None
+        self._is_ready = False
         if channel is not None:
             channel.close()
         if process is not None:
             process.kill()
-            process.wait()
+            # One that waits for a file system ends later.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
 
     def __del__(self) -> None:
         self.close()
