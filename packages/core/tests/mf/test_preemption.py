@@ -89,23 +89,6 @@ while True:
         assert done.stdout == "SIGTERM was received: the step has 0.3 seconds to save and to leave\n"
 
 
-def test_a_process_that_is_about_to_end_leaves_the_processor_to_the_one_that_stores() -> None:
-    code = f"""{BLOCKED}
-preemption.PENDING_S = 0.5
-preemption.watch_for_preemption(tell)
-block()
-os.kill(os.getpid(), signal.SIGTERM)
-while os.getpriority(os.PRIO_PROCESS, 0) != 19:
-    time.sleep(0.001)
-tell("stands back")
-while True:
-    signal.pause()
-"""
-    done = run(code)
-    assert done.returncode == -signal.SIGTERM, done.stderr
-    assert "stands back" in done.stdout.splitlines()
-
-
 @pytest.mark.parametrize("by", ["the code", "an alarm"])
 def test_a_step_that_fails_waits_its_time_for_what_is_pending(by: str) -> None:
     """An alarm is what Metaflow's @timeout sets: it comes while the step waits at its end."""

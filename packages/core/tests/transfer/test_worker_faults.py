@@ -7,6 +7,8 @@ import pickle
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -262,3 +264,44 @@ main("""
     assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
     assert len(signs) >= 5
     assert [type(outcome) for outcome in outcomes] == [Stored]
+
+
+def test_in_a_hurry_it_is_stored_here(store: Store, tmp_path: Path, saves: BackgroundSaves) -> None:
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    worker = pid_of(saves)
+    # It stands for one that gets no processor.
+    os.kill(worker, signal.SIGSTOP)
+    pending = [store.save_model_async({"a": bytes([number]) * MIB}) for number in range(2)]
+    saves.hurry()
+    for number, one in enumerate(pending):
+        assert loaded(store, one.result(60), tmp_path / f"{number}") == {"a": bytes([number]) * MIB}
+    assert saves._worker_process._process is None
+    saves.reopen()
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert pid_of(saves) != worker
+
+
+@pytest.mark.parametrize("grace", [None, 50.0])
+def test_from_sigterm_on_it_is_stored_here(store: Store, tmp_path: Path, grace: float | None) -> None:
+    script = f"""
+import os, signal, time
+from metaflow_artifacts import open_store
+from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
+from metaflow_artifacts._store.background import background_saves
+from metaflow_artifacts._transfer import worker_process
+worker_process.LEAST_BYTES, worker_process._SILENCE_S = 1, 600
+watch_for_preemption(lambda line: None, {grace})
+store = open_store({str(tmp_path / "store")!r})
+store.save_model_async({{"a": b"1" * {MIB}}}).result()
+os.kill(background_saves()._worker_process._process.pid, signal.SIGSTOP)
+pending = store.save_model_async({{"a": b"2" * {MIB}}})
+os.kill(os.getpid(), signal.SIGTERM)
+while not is_preempted():
+    time.sleep(0.001)
+while not {grace or 0}:
+    signal.pause()
+store.save_model_async({{"a": b"3" * {MIB}}}).result()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0 if grace else -signal.SIGTERM, "", "")
+    assert len(list(store.list())) == (3 if grace else 2)

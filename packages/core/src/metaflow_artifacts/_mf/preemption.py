@@ -11,12 +11,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from metaflow_artifacts._store.background import background_saves
 from metaflow_artifacts._text import count_text
-from metaflow_artifacts._transfer.worker_process import WORKER_NICE
 
 __all__ = ["PENDING_S", "Preemption", "is_preempted", "running_preemption", "watch_for_preemption"]
 
@@ -92,9 +90,9 @@ class Preemption:
             if read == b".":
                 saves.reopen()
                 continue
+            # A process of the lowest priority may not get done in time.
+            saves.hurry()
             self._tell(self._line(saves.pending))
-            if self._previous == signal.SIG_DFL and self._grace is None:
-                _stand_back()
             if self._grace is not None:
                 self._left.wait(self._grace)
             elif not saves.close_when_done(PENDING_S):
@@ -126,17 +124,6 @@ class Preemption:
             if self.is_seen and self._count and self._grace is None:
                 os.kill(self._process, signal.SIGTERM)
         os.write(self._writer, b".")
-
-
-def _stand_back() -> None:
-    """Lower the priority of this process's threads, for good: it ends as soon as what is pending is stored.
-
-    The process that stores has the lowest priority. A training that goes on with all cores would leave it nothing.
-    """
-    with suppress(OSError):
-        for thread in os.listdir("/proc/self/task"):
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, int(thread), WORKER_NICE)
 
 
 _preemption: Preemption | None = None

@@ -317,8 +317,13 @@ class BackgroundSaves:
             self._is_closed = True
             return self._wait_for(lambda: not self.pending and not self._entering, timeout)
 
+    def hurry(self) -> None:
+        """Store by this process, at its priority, what is pending and what is handed over until `reopen`."""
+        self._worker_process.give_up()
+
     def reopen(self) -> None:
-        """Take saves over again."""
+        """Take saves over again, and do not hurry."""
+        self._worker_process.use_again()
         with self._lock:
             self.reopen_without_lock()
             self._changed.notify_all()

@@ -44,11 +44,11 @@ from metaflow_artifacts._transfer.worker_messages import (
 from metaflow_artifacts._transfer.worker_share import Share
 from metaflow_artifacts.errors import SourceError, StorageError, warn
 
-__all__ = ["LEAST_BYTES", "WORKER_NICE", "WorkerProcess", "storing_elsewhere"]
+__all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
 
 LEAST_BYTES = 4 << 20
 """Less than this is stored here: that takes less than what the two processes say to each other."""
-WORKER_NICE = 19
+_NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
 _LOOK_S = 0.5
 """How often it is looked whether the worker starves."""
@@ -72,7 +72,7 @@ _BOOT = f"""
 import os, signal, sys
 for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
     signal.signal(getattr(signal, name), signal.SIG_IGN)
-os.nice({WORKER_NICE})
+os.nice({_NICE})
 # Clients are made from settings and keys, and not from a profile, which may not even exist.
 os.environ.pop("AWS_PROFILE", None)
 os.environ.pop("AWS_DEFAULT_PROFILE", None)
@@ -157,7 +157,10 @@ class WorkerProcess:
         cache: Cache | None,
     ) -> Chunks | BaseException | None:
         """What the worker has stored, or its error; None where it is not used. Raises what is wrong with the source."""
-        is_usable = not self._is_given_up and storage not in self._stored_here and threading.main_thread().is_alive()
+        if self._is_given_up:
+            self.close()
+            return None
+        is_usable = storage not in self._stored_here and threading.main_thread().is_alive()
         if not is_usable or source.size < LEAST_BYTES or time.monotonic() < self._rests_until:
             return None
         try:
@@ -170,7 +173,8 @@ class WorkerProcess:
             return None
         except _Starves:
             # What it has stored is found there.
-            self._rests_until = time.monotonic() + _REST_S
+            if not self._is_given_up:
+                self._rests_until = time.monotonic() + _REST_S
             return None
         except _Lost as error:
             self._rests_until = time.monotonic() + _LOST_S
@@ -308,6 +312,14 @@ class WorkerProcess:
             return f"the process that stores them cannot be reached: {error}"
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return f"the process that stores them {how}"
+
+    def give_up(self) -> None:
+        """Store here from now on, what the worker is storing too. Any thread may call this."""
+        self._is_given_up = True
+
+    def use_again(self) -> None:
+        """Take `give_up` back."""
+        self._is_given_up = False
 
     def close(self) -> None:
         """End the worker. What it was storing is not committed."""
