@@ -21,7 +21,7 @@ import pytest
 from metaflow_artifacts import Progress, SaveOptions, SourceError, StorageError, Store, open_storage, open_store
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store.background import BackgroundSaves
-from metaflow_artifacts._transfer import worker_process
+from metaflow_artifacts._transfer import worker, worker_process
 from metaflow_artifacts._transfer.worker_messages import Alive, Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -288,7 +288,7 @@ import os, signal, time
 from metaflow_artifacts import open_store
 from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
 from metaflow_artifacts._store.background import background_saves
-from metaflow_artifacts._transfer import worker_process
+from metaflow_artifacts._transfer import worker, worker_process
 worker_process.LEAST_BYTES, worker_process._SILENCE_S = 1, 600
 watch_for_preemption(lambda line: None, {grace})
 store = open_store({str(tmp_path / "store")!r})
@@ -305,3 +305,57 @@ store.save_model_async({{"a": b"3" * {MIB}}}).result()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0 if grace else -signal.SIGTERM, "", "")
     assert len(list(store.list())) == (3 if grace else 2)
+
+
+def test_one_that_has_nothing_to_do_does_not_stay_for_long() -> None:
+    # Code that waits for all children of its process waits for this one too.
+    assert worker._IDLE_S <= 10
+
+
+def test_a_signal_before_it_has_begun_does_not_end_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    early = "import os, signal\nfor number in (1, 2, 3, 10, 12, 15): os.kill(os.getpid(), number)\n"
+    monkeypatch.setattr(worker_process, "_BOOT", early + worker_process._BOOT)
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert [type(outcome) for outcome in outcomes] == [Stored]
+
+
+def test_one_that_was_lost_twice_is_used_later(
+    store: Store, saves: BackgroundSaves, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    told: list[str] = []
+    options = SaveOptions(tell=told.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_process, "_BOOT", "import os; os.kill(os.getpid(), 9)")
+        for _ in range(2):
+            assert store.save_model_async({"a": os.urandom(MIB)}, options=options).exception(60) is None
+    assert outcomes == [None]
+    # Some minutes later.
+    monkeypatch.setattr(saves._worker_process, "_rests_until", saves._worker_process._rests_until - 300)
+    assert store.save_model_async({"a": os.urandom(MIB)}, options=options).exception(60) is None
+    assert [type(outcome) for outcome in outcomes[1:]] == [Stored]
+    assert len(told) == 1
+
+
+def test_its_modules_are_those_of_python_wherever_this_process_is(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> None:
+    mine, gone = tmp_path / "mine", tmp_path / "gone"
+    mine.mkdir()
+    gone.mkdir()
+    for name in ("queue", "mmap"):
+        (mine / f"{name}.py").write_text("raise RuntimeError('not that one')")
+    monkeypatch.setattr(sys, "path", [str(mine), "", "a\0b", "\ud800", *sys.path])
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert [type(outcome) for outcome in outcomes] == [Stored]
+
+
+def test_very_many_files_are_stored_here(store: Store, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> None:
+    monkeypatch.setattr(worker_process, "_MOST_FILES", 3)
+    for files in (4, 3):
+        content = {f"{number}": os.urandom(MIB) for number in range(files)}
+        assert store.save_model_async(content).exception(60) is None
+        assert len(outcomes) == (files == 3)

@@ -43,8 +43,8 @@ from metaflow_artifacts.errors import ArtifactWarning
 
 __all__ = ["main"]
 
-_IDLE_S = 300.0
-"""After how long without a job it ends: it holds some 60 MB of memory."""
+_IDLE_S = 10.0
+"""After how long without a job it ends: it holds some 60 MB of memory, and programs may wait for all their children."""
 _LOOK_S = 1.0
 """How often it says that it lives, and looks whether the process that started it does: a forked child may hold its end
 of the channel."""

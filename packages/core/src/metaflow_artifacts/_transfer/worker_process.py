@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import pickle
+import signal
 import socket
 import struct
 import subprocess
@@ -48,6 +49,8 @@ __all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
 
 LEAST_BYTES = 4 << 20
 """Less than this is stored here: that takes less than what the two processes say to each other."""
+_MOST_FILES = 5000
+"""More than these are stored here: to send their entries takes longer than what the worker spares."""
 _NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
 _LOOK_S = 0.5
@@ -67,16 +70,25 @@ _LOST_S = 300.0
 _END_S = 10.0
 """How long the worker may take to end."""
 
-# Signals to the whole group of processes are for the one that saves, which waits for this one.
+# To the whole group of processes, they are for the one that saves, which waits for the worker.
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+# It begins with these signals blocked. The user's directories come after those of Python itself: a module of the user
+# may have the name of one of Python's, which this process has imported before.
 _BOOT = f"""
 import os, signal, sys
-for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-    signal.signal(getattr(signal, name), signal.SIG_IGN)
+signals = {[*map(int, _IGNORED)]}
+for number in signals:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 os.nice({_NICE})
 # Clients are made from settings and keys, and not from a profile, which may not even exist.
 os.environ.pop("AWS_PROFILE", None)
 os.environ.pop("AWS_DEFAULT_PROFILE", None)
-end, parent, *sys.path[:] = sys.argv[1:]
+own = os.path.dirname(os.__file__)
+own = [path for path in sys.path if path in (own, os.path.join(own, "lib-dynload"))]
+end, parent, *paths = sys.argv[1:]
+sys.path[:] = own + paths
 from metaflow_artifacts._transfer.worker import main
 main(int(end), int(parent))
 """
@@ -160,8 +172,8 @@ class WorkerProcess:
         if self._is_given_up:
             self.close()
             return None
-        is_usable = storage not in self._stored_here and threading.main_thread().is_alive()
-        if not is_usable or source.size < LEAST_BYTES or time.monotonic() < self._rests_until:
+        suits = source.size >= LEAST_BYTES and len(source.files) <= _MOST_FILES and storage not in self._stored_here
+        if not suits or time.monotonic() < self._rests_until or not threading.main_thread().is_alive():
             return None
         try:
             handover, pickled = self._hand_over(storage)
@@ -229,11 +241,12 @@ class WorkerProcess:
                 self._channel = Channel(ours)
                 with theirs:
                     end = theirs.fileno()
-                    # Relative ones would mean something else there.
-                    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
-                    command = [sys.executable, "-c", _BOOT, str(end), str(os.getpid()), *paths]
+                    command = [sys.executable, "-c", _BOOT, str(end), str(os.getpid()), *_paths()]
                     nothing = subprocess.DEVNULL
-                    self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, pass_fds=[end], cwd="/")
+                    with _blocked_signals():
+                        self._process = subprocess.Popen(
+                            command, stdin=nothing, stdout=nothing, pass_fds=[end], cwd="/"
+                        )
         except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
             raise _Lost(f"no process can be started to store them: {error}") from error
 
@@ -346,6 +359,28 @@ class WorkerProcess:
         if process is not None:
             # It is not this process's child: nothing is to be waited for.
             process.returncode = 0
+
+
+def _paths() -> list[str]:
+    """Where modules are imported from. Relative paths would mean something else in another directory."""
+    found = []
+    for path in sys.path:
+        # The working directory may be gone, and a path may be none at all.
+        with suppress(OSError, ValueError, TypeError):
+            absolute = os.path.abspath(path)
+            if b"\0" not in os.fsencode(absolute):
+                found.append(absolute)
+    return found
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """A process that is started in the block has these signals blocked: one may come before it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, int]], list[int]]:
