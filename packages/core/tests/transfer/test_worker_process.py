@@ -174,7 +174,7 @@ def test_one_that_gets_no_processor_while_somebody_waits_is_given_up(
         assert pending.done()
         assert all(other.exception(60) is None for other in others)
     assert loaded(store, pending.result(60), tmp_path / "loaded") == {"a": b"1" * MIB}
-    assert not is_there(worker)
+    assert saves._worker_process._process is None
 
 
 def test_whether_a_process_gets_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

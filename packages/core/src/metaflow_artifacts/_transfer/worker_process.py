@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import pickle
-import signal
 import socket
 import struct
 import subprocess
@@ -43,6 +42,7 @@ from metaflow_artifacts._transfer.worker_messages import (
     failure,
 )
 from metaflow_artifacts._transfer.worker_share import Share
+from metaflow_artifacts._transfer.worker_start import IGNORED, blocked_signals, import_paths
 from metaflow_artifacts.errors import SourceError, StorageError, warn
 
 __all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
@@ -67,17 +67,16 @@ _REST_S = 60.0
 """How long saves are stored here after it starved."""
 _LOST_S = 300.0
 """How long they are after it could not be started, or was lost twice."""
+_KILLED_S = 0.5
+"""How long is waited for one that was killed."""
 _END_S = 10.0
 """How long the worker may take to end."""
 
-# To the whole group of processes, they are for the one that saves, which waits for the worker.
-_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-# It begins with these signals blocked. The user's directories come after those of Python itself: a module of the user
-# may have the name of one of Python's, which this process has imported before.
+# It begins with the signals blocked that it ignores. The user's directories come after those of Python itself: a module
+# of the user may have the name of one of Python's, which this process has imported before.
 _BOOT = f"""
 import os, signal, sys
-signals = {[*map(int, _IGNORED)]}
+signals = {[*map(int, IGNORED)]}
 for number in signals:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
@@ -119,6 +118,8 @@ class WorkerProcess:
         self._rests_until = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._killed: list[subprocess.Popen[bytes]] = []
+        """Those that had not ended yet."""
         self._is_ready = False
         self._is_given_up = False
         self._has_told = False
@@ -241,9 +242,9 @@ class WorkerProcess:
                 self._channel = Channel(ours)
                 with theirs:
                     end = theirs.fileno()
-                    command = [sys.executable, "-c", _BOOT, str(end), str(os.getpid()), *_paths()]
+                    command = [sys.executable, "-c", _BOOT, str(end), str(os.getpid()), *import_paths()]
                     nothing = subprocess.DEVNULL
-                    with _blocked_signals():
+                    with blocked_signals():
                         self._process = subprocess.Popen(
                             command, stdin=nothing, stdout=nothing, pass_fds=[end], cwd="/"
                         )
@@ -266,10 +267,11 @@ class WorkerProcess:
                     self._send(_answer(handover, message))
                 elif isinstance(message, Warned):
                     warn(message.text)
+                elif isinstance(message, Counted):
+                    if message.job == job.number:
+                        _count(progress, message)
                 elif message.job != job.number:
                     raise _Lost("the process that stores them answers for an earlier save")
-                elif isinstance(message, Counted):
-                    _count(progress, message)
                 else:
                     outcome: Stored | Failed = message
                     return outcome
@@ -343,9 +345,11 @@ class WorkerProcess:
             channel.close()
         if process is not None:
             process.kill()
-            # One that waits for a file system ends later.
+            # One that gets no processor ends later, and so does one that waits for a file system.
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
+                process.wait(_KILLED_S)
+            self._killed.append(process)
+        self._killed = [one for one in self._killed if one.poll() is None]
 
     def __del__(self) -> None:
         self.close()
@@ -356,31 +360,10 @@ class WorkerProcess:
         self._channel = self._process = None
         if channel is not None:
             channel.close()
-        if process is not None:
+        for one in self._killed if process is None else [*self._killed, process]:
             # It is not this process's child: nothing is to be waited for.
-            process.returncode = 0
-
-
-def _paths() -> list[str]:
-    """Where modules are imported from. Relative paths would mean something else in another directory."""
-    found = []
-    for path in sys.path:
-        # The working directory may be gone, and a path may be none at all.
-        with suppress(OSError, ValueError, TypeError):
-            absolute = os.path.abspath(path)
-            if b"\0" not in os.fsencode(absolute):
-                found.append(absolute)
-    return found
-
-
-@contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """A process that is started in the block has these signals blocked: one may come before it ignores them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            one.returncode = 0
+        self._killed.clear()
 
 
 def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, int]], list[int]]:
