@@ -184,12 +184,12 @@ def test_whether_a_process_gets_the_processor(monkeypatch: pytest.MonkeyPatch) -
     # When, how long it had one, how long it waited for one, and whether that is too little.
     looks = [
         (0.0, 0.0, 0.0, False),
-        (1.0, 0.0, 1.0, False),  # too soon to tell
-        (2.0, 0.1, 2.0, True),
-        (4.0, 1.5, 4.0, False),  # it had one
-        (6.0, 1.5, 4.1, False),  # it did not want one
-        (8.0, 1.8, 6.0, False),  # mostly for something else
-        (10.0, 1.8, 8.0, True),
+        (0.5, 0.0, 0.5, False),  # too soon to tell
+        (1.0, 0.05, 1.0, True),
+        (2.0, 0.75, 2.0, False),  # it had one
+        (3.0, 0.75, 2.05, False),  # it did not want one
+        (4.0, 0.9, 3.0, False),  # mostly for something else
+        (5.0, 0.9, 4.0, True),
     ]
     for *now, expected in looks:
         monkeypatch.setattr(share, "_now", lambda now=now: now)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 __all__ = ["Share"]
 
-_WINDOW_S = 2.0
+_WINDOW_S = 1.0
 """Over how long the processor's time is compared."""
 _LEAST = 0.2
 """Less than this part of one processor is too little,"""
@@ -25,7 +25,7 @@ class Share:
         self._before: tuple[float, float, float] | None = None
 
     def is_too_small(self) -> bool:
-        """Whether, for some seconds, it has waited for a processor and had next to nothing of one. False if unknown."""
+        """Whether, for a second or more, it has waited for a processor and had next to nothing of one. False if unknown."""
         now = self._now()
         before = self._before
         if now is None or before is None:
