@@ -283,7 +283,7 @@ import os, signal, time
 from metaflow_artifacts import open_store
 from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
 from metaflow_artifacts._store.background import background_saves
-from metaflow_artifacts._transfer import worker, worker_process
+from metaflow_artifacts._transfer import worker_process
 worker_process.LEAST_BYTES, worker_process._SILENCE_S = 1, 600
 watch_for_preemption(lambda line: None, {grace})
 store = open_store({str(tmp_path / "store")!r})

@@ -25,7 +25,7 @@ class Share:
         self._before: tuple[float, float, float] | None = None
 
     def is_too_small(self) -> bool:
-        """Whether, for a second or more, it has waited for a processor and had next to nothing of one. False if unknown."""
+        """Whether, for a second, it has waited for a processor and had next to nothing of one. False if unknown."""
         now = self._now()
         before = self._before
         if now is None or before is None:
