@@ -24,6 +24,7 @@ from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker, worker_process
 from metaflow_artifacts._transfer.worker_messages import Alive, Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
+from metaflow_artifacts._transfer.worker_share import Share
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
@@ -35,6 +36,10 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundSaves]:
     mine = BackgroundSaves()
     monkeypatch.setattr(background, "_saves", mine)
     monkeypatch.setattr(worker_process, "LEAST_BYTES", 1)
+    # On a busy machine it would be given up.
+    monkeypatch.setattr(Share, "is_too_small", lambda share: False)
+    monkeypatch.setattr(worker_process, "_READY_S", 60)
+    monkeypatch.setattr(worker_process, "_SILENCE_S", 60)
     yield mine
     assert mine.settle(60)
     mine._worker_process.close()
@@ -283,8 +288,9 @@ import os, signal, time
 from metaflow_artifacts import open_store
 from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
 from metaflow_artifacts._store.background import background_saves
-from metaflow_artifacts._transfer import worker_process
-worker_process.LEAST_BYTES, worker_process._SILENCE_S = 1, 600
+from metaflow_artifacts._transfer import worker_process, worker_share
+worker_share.Share.is_too_small = lambda share: False
+worker_process.LEAST_BYTES, worker_process._READY_S, worker_process._SILENCE_S = 1, 600, 600
 watch_for_preemption(lambda line: None, {grace})
 store = open_store({str(tmp_path / "store")!r})
 store.save_model_async({{"a": b"1" * {MIB}}}).result()
