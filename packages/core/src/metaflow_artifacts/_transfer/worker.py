@@ -59,7 +59,7 @@ def main(end: int, parent: int) -> None:
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         # Where memory runs out, the training is not what is killed.
         score.write("500")
-    worker = _Worker(Channel(socket.socket(fileno=end)), parent)
+    worker = _Worker(Channel(socket.socket(fileno=end), functools.partial(_look_for, parent)), parent)
     code = 1
     try:
         worker.serve()
@@ -69,6 +69,11 @@ def main(end: int, parent: int) -> None:
     finally:
         # Without a wait for threads: what they do serves nobody any more.
         os._exit(code)
+
+
+def _look_for(parent: int, seconds: float) -> None:
+    if os.getppid() != parent:
+        raise ConnectionAbortedError("the process that started this one has ended")
 
 
 class _Worker:

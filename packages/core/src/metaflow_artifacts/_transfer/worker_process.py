@@ -11,7 +11,6 @@ import math
 import os
 import pickle
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -61,8 +60,8 @@ _SILENCE_S = 10.0
 """How long it may be silent later, while somebody waits: it says every second that it lives."""
 _LONGEST_SILENCE_S = 60.0
 """How long it may be silent while nobody waits. A machine without a free processor leaves it little."""
-_CALL_S = 20
-"""How long one call may take that sends to it, or receives the rest of a message."""
+_CALL_S = 20.0
+"""How long it may take nothing of a message that is sent to it, or send nothing more of one."""
 _REST_S = 60.0
 """How long saves are stored here after it starved."""
 _LOST_S = 300.0
@@ -237,8 +236,6 @@ class WorkerProcess:
         try:
             with _starting:
                 ours, theirs = socket.socketpair()
-                for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                    ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", _CALL_S, 0))
                 self._channel = Channel(ours)
                 with theirs:
                     end = theirs.fileno()
@@ -248,6 +245,7 @@ class WorkerProcess:
                         self._process = subprocess.Popen(
                             command, stdin=nothing, stdout=nothing, pass_fds=[end], cwd="/"
                         )
+            self._channel.look = functools.partial(_look_for, self._process)
         except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
             raise _Lost(f"no process can be started to store them: {error}") from error
 
@@ -364,6 +362,13 @@ class WorkerProcess:
             # It is not this process's child: nothing is to be waited for.
             one.returncode = 0
         self._killed.clear()
+
+
+def _look_for(process: subprocess.Popen[bytes], seconds: float) -> None:
+    if process.poll() is not None:
+        raise ConnectionAbortedError("it has ended")
+    if seconds > _CALL_S:
+        raise BlockingIOError("it does not answer")
 
 
 def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, int]], list[int]]:

@@ -1,0 +1,111 @@
+"""The process that stores, where the process that started it has other settings, ends oddly, or has little memory."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaflow_artifacts import open_store
+from metaflow_artifacts._store import background
+from metaflow_artifacts._store import store as store_module
+from metaflow_artifacts._store.background import BackgroundSaves
+from metaflow_artifacts._transfer import worker_process, worker_share
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundSaves]:
+    """A queue for this test alone, whose worker stores everything, whatever its size."""
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("it was stored here")
+
+    mine = BackgroundSaves()
+    monkeypatch.setattr(background, "_saves", mine)
+    monkeypatch.setattr(worker_process, "LEAST_BYTES", 1)
+    monkeypatch.setattr(store_module, "store_chunks", refused)
+    # On a busy machine it would be.
+    monkeypatch.setattr(worker_share.Share, "is_too_small", lambda share: False)
+    yield mine
+    assert mine.settle(60)
+    mine._worker_process.close()
+
+
+def pid_of(saves: BackgroundSaves) -> int:
+    process = saves._worker_process._process
+    assert process is not None
+    return process.pid
+
+
+def test_a_default_timeout_of_sockets_changes_nothing(tmp_path: Path, saves: BackgroundSaves) -> None:
+    # The list of them is more than a socket holds.
+    content = {f"{number:0200}": os.urandom(1000) for number in range(1500)}
+    socket.setdefaulttimeout(0.001)
+    try:
+        pending = open_store(tmp_path / "store").save_model_async(content)
+        assert pending.exception(60) is None
+        assert pid_of(saves)
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+HALF_A_MESSAGE = """
+import os, subprocess, sys, time
+from metaflow_artifacts import open_store
+from metaflow_artifacts._store.background import background_saves
+
+open_store(sys.argv[1]).save_model_async({"a": os.urandom(5_000_000)}).result()
+worker = background_saves()._worker_process
+end = worker._channel._end
+# As a child has it that a library in C forks.
+child = subprocess.Popen(["sleep", "600"], pass_fds=[end.fileno()])
+end.send(b"1234567")
+print(worker._process.pid, child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_it_ends_with_its_parent_in_the_middle_of_a_message(tmp_path: Path) -> None:
+    command: list[Any] = [sys.executable, "-c", HALF_A_MESSAGE, tmp_path / "store"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        worker, child = map(int, process.stdout.readline().split())
+    try:
+        until = time.monotonic() + 30
+        while not has_ended(worker):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert not has_ended(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or nobody has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_one_that_takes_nothing_more_of_a_message_is_given_up() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        look = functools.partial(worker_process._look_for, process)
+        look(1.0)
+        with pytest.raises(BlockingIOError):
+            look(worker_process._CALL_S + 1)
+        process.kill()
+        process.wait()
+        with pytest.raises(ConnectionAbortedError):
+            look(1.0)
