@@ -247,11 +247,15 @@ def test_what_it_cannot_do_is_done_here(s3_server: SeaweedServer, saves: Backgro
 def test_where_memory_is_full_it_is_stored_here(
     tmp_path: Path, saves: BackgroundSaves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metaflow_artifacts._transfer.shared_content._free_memory", lambda: MIB)
+    monkeypatch.setattr("metaflow_artifacts._transfer.shared_content.free_memory", lambda: 40 * MIB)
     store = open_store(tmp_path / "store")
-    pending = store.save_model_async({"a": b"1" * MIB})
-    assert loaded(store, pending.result(60), tmp_path / "loaded") == {"a": b"1" * MIB}
-    assert saves._worker_process._process is None
+    # There is room for a copy of what is in memory, but not for the process.
+    (tmp_path / "file").write_bytes(b"1" * MIB)
+    contents: list[Any] = [{"a": b"1" * MIB}, {"a": tmp_path / "file"}]
+    for number, content in enumerate(contents):
+        pending = store.save_model_async(content)
+        assert loaded(store, pending.result(60), tmp_path / f"{number}") == {"a": b"1" * MIB}
+        assert saves._worker_process._process is None
 
 
 @pytest.mark.usefixtures("only_elsewhere")

@@ -6,10 +6,11 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from io import FileIO
 
+from metaflow_artifacts._transfer.free_memory import free_memory
 from metaflow_artifacts._transfer.scan import Source
 
 __all__ = ["NoRoom", "shared_content"]
@@ -20,17 +21,21 @@ _BLOCK_BYTES = 64 << 20
 
 
 class NoRoom(Exception):
-    """There is no room in memory for a copy, or it cannot be made."""
+    """There is no room in memory, or a copy cannot be made."""
 
 
 @contextmanager
-def shared_content(source: Source) -> Iterator[None]:
+def shared_content(source: Source, beside: int = 0) -> Iterator[None]:
     """What is in memory lies in a file too in the block. It is copied into one, unless it lies in one already.
 
-    The entries of `source` are replaced: they hold the copy, and what they held before no longer. Raises NoRoom; then
-    nothing was changed.
+    The entries of `source` are replaced: they hold the copy, and what they held before no longer. Raises NoRoom where
+    there is no room in memory for it and for `beside` bytes more; then nothing was changed.
     """
     numbers = [number for number, file in enumerate(source.files) if file.content and file.shared is None]
+    size = sum(source.files[number].size for number in numbers)
+    free = free_memory()
+    if free is not None and free < size * _MARGIN + beside:
+        raise NoRoom(f"{size} bytes and {beside} more do not fit into {free} bytes of free memory")
     if not numbers:
         yield
         return
@@ -48,10 +53,6 @@ def shared_content(source: Source) -> Iterator[None]:
 
 def _copied(file: FileIO, source: Source, numbers: list[int]) -> tuple[memoryview, list[int]]:
     """Copy some files' contents into `file`: all of it as it is mapped into memory, and the offsets."""
-    size = sum(source.files[number].size for number in numbers)
-    free = _free_memory()
-    if free is not None and free < size * _MARGIN:
-        raise NoRoom(f"a copy of {size} bytes does not fit into {free} bytes of free memory")
     places = []
     at = 0
     try:
@@ -81,24 +82,3 @@ def _write(file: FileIO, content: memoryview) -> int:
     while done < len(content):
         done += file.write(content[done : done + _BLOCK_BYTES])
     return done
-
-
-def _free_memory() -> int | None:
-    """Bytes that this process can still use; None where that is not known."""
-    found = [*_of_machine(), *_of_group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")]
-    # As older systems name them.
-    older = "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"
-    return min([*found, *_of_group(*older)], default=None)
-
-
-def _of_machine() -> list[int]:
-    with suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as lines:
-        return [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return []
-
-
-def _of_group(limit: str, used: str) -> list[int]:
-    """What a container may still use. Files in the cache count as used: less is free then than could be."""
-    with suppress(OSError, ValueError), open(limit) as most, open(used) as now:
-        return [int(most.read()) - int(now.read())]
-    return []

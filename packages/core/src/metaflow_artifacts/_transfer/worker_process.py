@@ -26,6 +26,7 @@ from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.handover import Handover, NotPortable, hand_over
 from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.channel import Channel
+from metaflow_artifacts._transfer.engine import BUDGET_BYTES
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile
 from metaflow_artifacts._transfer.shared_content import NoRoom, shared_content
@@ -48,6 +49,8 @@ __all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
 
 LEAST_BYTES = 4 << 20
 """Less than this is stored here: that takes less than what the two processes say to each other."""
+_WORKER_BYTES = 80 << 20
+"""The memory of a worker that stores nothing."""
 _MOST_FILES = 5000
 """More than these are stored here: to send their entries takes longer than what the worker spares."""
 _NICE = 19
@@ -177,7 +180,7 @@ class WorkerProcess:
             return None
         try:
             handover, pickled = self._hand_over(storage)
-            with shared_content(source):
+            with shared_content(source, self._memory_for(storage, source)):
                 files, places, opened = _sendable(source)
                 job = Job(next(self._numbers), pickled, files, places, chunk_size, refresh_after, cache)
                 outcome = self._run_or_restart(job, opened, handover, progress)
@@ -202,6 +205,11 @@ class WorkerProcess:
         if not self._has_told:
             self._has_told = True
             tell(f"saves in the background are stored by the process of the task, and slow it more: {reason}")
+
+    def _memory_for(self, storage: Storage, source: Source) -> int:
+        """The bytes that the worker will take besides what it has."""
+        starts = 0 if self._process is not None else _WORKER_BYTES
+        return starts + (min(source.size, BUDGET_BYTES) if storage.stages_in_memory else 0)
 
     def _run_or_restart(self, job: Job, opened: list[int], handover: Handover, progress: Progress) -> Stored | Failed:
         # One that has served before may have been idle for too long, or was killed: another one is started.
