@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from botocore.credentials import RefreshableCredentials
+from botocore.session import Session
 
 from metaflow_artifacts import open_store
+from metaflow_artifacts._storage.handover import Handover, Portable
+from metaflow_artifacts._storage.local import LocalStorage
+from metaflow_artifacts._storage.s3_client import client_config
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store import store as store_module
 from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker_process, worker_share
+from metaflow_artifacts._transfer.worker_messages import Question
+from metaflow_artifacts._transfer.worker_process import WorkerProcess
+from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
 
@@ -109,3 +123,64 @@ def test_one_that_takes_nothing_more_of_a_message_is_given_up() -> None:
         process.wait()
         with pytest.raises(ConnectionAbortedError):
             look(1.0)
+
+
+def test_only_the_last_storages_are_kept(tmp_path: Path) -> None:
+    worker = WorkerProcess()
+    storages = [LocalStorage(tmp_path / f"{number}") for number in range(10)]
+    for storage in storages:
+        worker._hand_over(storage)
+        worker._hand_over(storages[0])
+    kept = [weakref.ref(storage) for storage in storages]
+    del storage, storages
+    gc.collect()
+    assert [number for number, storage in enumerate(kept) if storage() is not None] == [0, 7, 8, 9]
+
+
+class Keys:
+    """Makes clients of S3 with keys that expire."""
+
+    def __init__(self, server: SeaweedServer, secret: str) -> None:
+        self._server = server
+        self._metadata = {"access_key": server.access_key, "secret_key": secret, "token": None}
+
+    def __call__(self) -> Any:
+        session: Any = Session()
+        session._credentials = RefreshableCredentials.create_from_metadata(self._renewed(), self._renewed, "test")
+        return session.create_client(
+            "s3", region_name="us-east-1", endpoint_url=self._server.endpoint, config=client_config()
+        )
+
+    def _renewed(self) -> dict[str, Any]:
+        # In the next minute, so that they are renewed each time.
+        return {**self._metadata, "expiry_time": (datetime.now(timezone.utc) + timedelta(minutes=1)).isoformat()}
+
+    def makes_plain_clients(self) -> bool:
+        return True
+
+
+def test_keys_of_one_storage_are_not_used_for_another_with_equal_settings(s3_server: SeaweedServer) -> None:
+    root = f"{s3_server.root}/{uuid4().hex}"
+    stores = [open_store(root, client=Keys(s3_server, secret)) for secret in (s3_server.secret_key, "another")]
+    assert stores[0].save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    stored = list(stores[0].storage.list(""))
+    assert stores[1].save_model_async({"a": os.urandom(MIB)}).exception(60) is not None
+    # Nothing of it was sent with the keys of the first.
+    assert list(stores[0].storage.list("")) == stored
+
+
+def answer(question: Any) -> Any:
+    if question == "lock":
+        return threading.Lock()
+    raise ValueError(question)
+
+
+@pytest.mark.parametrize(
+    ("storage", "about", "expected"), [(7, "x", "x"), (7, "lock", "pickle"), (6, "x", "not used any more")]
+)
+def test_each_question_gets_an_answer_that_can_be_sent(storage: int, about: str, expected: str) -> None:
+    handover = Handover(Portable(lambda ask: LocalStorage("/"), 7), answer, asks=True)
+    answered = worker_process._answer(handover, Question(3, storage, about))
+    sent = pickle.loads(pickle.dumps(answered))
+    assert (sent.number, sent.value) == (3, None)
+    assert expected in str(sent.error)

@@ -36,6 +36,8 @@ class Portable:
 
     open: Callable[[Ask], Storage]
     """Makes the storage."""
+    number: int = 0
+    """What tells it from others that ask. Two with equal settings may be for different keys."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,12 +47,14 @@ class Handover:
     portable: Portable
     answer: Ask
     """Answers what the other process asks."""
+    asks: bool
+    """Whether it asks anything."""
 
 
 def hand_over(storage: Storage) -> Handover:
     """How another process can use a storage. May make requests for keys. Raises NotPortable, and what these raise."""
     if type(storage) is LocalStorage:
-        return Handover(Portable(functools.partial(_same, storage)), _nothing)
+        return Handover(Portable(functools.partial(_same, storage)), _nothing, asks=False)
     kind = f"{type(storage).__module__}.{type(storage).__qualname__}"
     # By name: what a storage needs is imported where it is used.
     if kind == "metaflow_artifacts._storage.s3.S3Storage":
@@ -95,7 +99,7 @@ def _hand_over_s3(storage: Any) -> Handover:
     expire = credentials is not None and type(credentials) is not Credentials
     keys = None if expire else answer(None)
     make = functools.partial(make.func, make.args[0], **make.keywords)
-    return Handover(Portable(functools.partial(_open_s3, make, settings, keys, expire)), answer)
+    return Handover(Portable(functools.partial(_open_s3, make, settings, keys, expire)), answer, asks=expire)
 
 
 def _makes_plain_clients(function: Any) -> bool:

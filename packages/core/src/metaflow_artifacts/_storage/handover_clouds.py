@@ -28,7 +28,7 @@ def hand_over_azure(storage: Any) -> Handover:
             scopes, options = question
             return tuple(credential.get_token(*scopes, **options))
 
-        return Handover(Portable(functools.partial(_open_azure, make, "token", None)), answer)
+        return Handover(Portable(functools.partial(_open_azure, make, "token", None)), answer, asks=True)
     if hasattr(credential, "named_key"):
         held: Any = "key", tuple(credential.named_key)
     elif hasattr(credential, "signature"):
@@ -37,7 +37,7 @@ def hand_over_azure(storage: Any) -> Handover:
         held = "value", credential
     else:
         raise NotPortable(f"an Azure credential of the type {type(credential).__name__} cannot be handed over")
-    return Handover(Portable(functools.partial(_open_azure, make, *held)), lambda question: None)
+    return Handover(Portable(functools.partial(_open_azure, make, *held)), lambda question: None, asks=False)
 
 
 def _open_azure(make: Callable[..., Storage], kind: str, value: Any, ask: Ask) -> Storage:
@@ -89,7 +89,7 @@ def hand_over_gcs(storage: Any) -> Handover:
                 credentials.refresh(Request(session))
         return credentials.token, credentials.expiry
 
-    return Handover(Portable(functools.partial(_open_gcs, make, anonymous, about, project)), answer)
+    return Handover(Portable(functools.partial(_open_gcs, make, anonymous, about, project)), answer, asks=not anonymous)
 
 
 def _open_gcs(

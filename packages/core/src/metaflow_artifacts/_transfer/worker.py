@@ -138,17 +138,18 @@ class _Worker:
     def _storage(self, pickled: bytes) -> Storage:
         storage = self._storages.pop(pickled, None)
         if storage is None:
-            storage = pickle.loads(pickled).open(self._ask)
+            portable = pickle.loads(pickled)
+            storage = portable.open(functools.partial(self._ask, portable.number))
         while len(self._storages) >= _STORAGES:
             del self._storages[next(iter(self._storages))]
         self._storages[pickled] = storage
         return storage
 
-    def _ask(self, about: Any) -> Any:
+    def _ask(self, storage: int, about: Any) -> Any:
         number = next(self._numbers)
         answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._asked[number] = answers
-        self._send(Question(number, about))
+        self._send(Question(number, storage, about))
         answer = answers.get()
         del self._asked[number]
         if answer.error is not None:

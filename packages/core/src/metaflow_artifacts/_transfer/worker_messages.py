@@ -43,6 +43,8 @@ class Question:
     """From the worker, about keys; see `handover`."""
 
     number: int
+    storage: int
+    """The number of the `Portable`."""
     about: Any
 
 

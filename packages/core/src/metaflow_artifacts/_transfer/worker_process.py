@@ -55,6 +55,8 @@ _MOST_FILES = 5000
 """More than these are stored here: to send their entries takes longer than what the worker spares."""
 _NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
+_STORAGES = 4
+"""How many storages are kept at most, the last ones that were used: a client of S3 takes 12 MB."""
 _LOOK_S = 0.5
 """How often it is looked whether the worker starves."""
 _READY_S = 20.0
@@ -128,6 +130,7 @@ class WorkerProcess:
         self._stored_here: weakref.WeakSet[Storage] = weakref.WeakSet()
         """Storages that work here, and not in the worker."""
         self._numbers = itertools.count()
+        self._storage_numbers = itertools.count(1)
         self._handovers: dict[int, tuple[Storage, Handover, bytes]] = {}
 
     @contextmanager
@@ -224,16 +227,22 @@ class WorkerProcess:
         raise AssertionError("unreachable")
 
     def _hand_over(self, storage: Storage) -> tuple[Handover, bytes]:
-        found = self._handovers.get(id(storage))
+        found = self._handovers.pop(id(storage), None)
         if found is None:
             try:
                 handover = hand_over(storage)
+                if handover.asks:
+                    portable = replace(handover.portable, number=next(self._storage_numbers))
+                    handover = replace(handover, portable=portable)
                 pickled = pickle.dumps(handover.portable)
             except Exception as error:
                 # Where what gives the keys has failed, the first request that is made here explains it.
                 raise NotPortable(str(error)) from error
             # With the storage, so that no other one gets its id.
-            found = self._handovers[id(storage)] = storage, handover, pickled
+            found = storage, handover, pickled
+        while len(self._handovers) >= _STORAGES:
+            del self._handovers[next(iter(self._handovers))]
+        self._handovers[id(storage)] = found
         return found[1:]
 
     def _start(self) -> None:
@@ -397,7 +406,12 @@ def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, in
 
 def _answer(handover: Handover, question: Question) -> Answer:
     try:
-        return Answer(question.number, handover.answer(question.about))
+        if question.storage != handover.portable.number:
+            # A thread of an earlier save still asks. It must not get keys that are for another storage.
+            raise StorageError("keys were asked for a storage that is not used any more")
+        answer = Answer(question.number, handover.answer(question.about))
+        pickle.dumps(answer)
+        return answer
     except Exception as error:
         return Answer(question.number, None, failure(error))
 
