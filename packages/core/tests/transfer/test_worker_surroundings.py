@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from metaflow_artifacts._storage.s3_client import client_config
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store import store as store_module
 from metaflow_artifacts._store.background import BackgroundSaves
-from metaflow_artifacts._transfer import worker_process, worker_share
+from metaflow_artifacts._transfer import new_files, worker_process, worker_share
 from metaflow_artifacts._transfer.worker_messages import Question
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -184,3 +185,36 @@ def test_each_question_gets_an_answer_that_can_be_sent(storage: int, about: str,
     sent = pickle.loads(pickle.dumps(answered))
     assert (sent.number, sent.value) == (3, None)
     assert expected in str(sent.error)
+
+
+@pytest.mark.parametrize("status", [new_files._STATUS, "/dev/null"])
+def test_chunks_have_the_mode_of_the_umask_of_their_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr(new_files, "_STATUS", status)
+    store = open_store(tmp_path / "store")
+    seen: set[Path] = set()
+    before = os.umask(0o077)
+    try:
+        for mask in (0o077, 0o002, 0o027):
+            os.umask(mask)
+            assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+            made = {
+                path for path in (tmp_path / "store").rglob("*") if path.is_file() and "chunks" in path.parts
+            } - seen
+            assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o666 & ~mask}
+            seen |= made
+    finally:
+        os.umask(before)
+
+
+def test_another_user_gets_another_process(
+    tmp_path: Path, saves: BackgroundSaves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    pids = []
+    for groups in ([1], [1], [1, 2], [2, 1]):
+        monkeypatch.setattr(os, "getgroups", lambda groups=groups: groups)
+        assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+        pids.append(pid_of(saves))
+    assert pids[0] == pids[1] != pids[2] == pids[3]

@@ -122,6 +122,8 @@ class _Worker:
         self._send(outcome)
 
     def _stored(self, job: Job, opened: list[int]) -> Stored | Failed:
+        if job.umask is not None:
+            os.umask(job.umask)
         files = _opened(job, opened)
         source, progress = Source(list(files)), Progress(functools.partial(self._count, job.number))
         storage = self._storage(job.storage)

@@ -31,6 +31,8 @@ class Job:
     chunk_size: int
     refresh_after: float
     cache: Cache | None
+    umask: int | None
+    """Of the process that saves; None where it is not known."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from metaflow_artifacts._storage.handover import Handover, NotPortable, hand_ove
 from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.channel import Channel
 from metaflow_artifacts._transfer.engine import BUDGET_BYTES
+from metaflow_artifacts._transfer.new_files import owner, umask
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile
 from metaflow_artifacts._transfer.shared_content import NoRoom, shared_content
@@ -130,6 +131,7 @@ class WorkerProcess:
         self._stored_here: weakref.WeakSet[Storage] = weakref.WeakSet()
         """Storages that work here, and not in the worker."""
         self._numbers = itertools.count()
+        self._owner = owner()
         self._storage_numbers = itertools.count(1)
         self._handovers: dict[int, tuple[Storage, Handover, bytes]] = {}
 
@@ -181,11 +183,14 @@ class WorkerProcess:
         suits = source.size >= LEAST_BYTES and len(source.files) <= _MOST_FILES and storage not in self._stored_here
         if not suits or time.monotonic() < self._rests_until or not threading.main_thread().is_alive():
             return None
+        if self._owner != owner():
+            # What it makes would belong to another user.
+            self.close()
         try:
             handover, pickled = self._hand_over(storage)
             with shared_content(source, self._memory_for(storage, source)):
                 files, places, opened = _sendable(source)
-                job = Job(next(self._numbers), pickled, files, places, chunk_size, refresh_after, cache)
+                job = Job(next(self._numbers), pickled, files, places, chunk_size, refresh_after, cache, umask())
                 outcome = self._run_or_restart(job, opened, handover, progress)
         except (NotPortable, NoRoom):
             return None
@@ -251,6 +256,7 @@ class WorkerProcess:
         if not sys.executable or getattr(sys, "frozen", False):
             raise _Lost("there is no Python that could be started (sys.executable)")
         try:
+            self._owner = owner()
             with _starting:
                 ours, theirs = socket.socketpair()
                 self._channel = Channel(ours)
@@ -359,7 +365,9 @@ class WorkerProcess:
         if channel is not None:
             channel.close()
         if process is not None:
-            process.kill()
+            # One of another user may not be killed, and ends since the channel is closed.
+            with suppress(PermissionError):
+                process.kill()
             # One that gets no processor ends later, and so does one that waits for a file system.
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_KILLED_S)
