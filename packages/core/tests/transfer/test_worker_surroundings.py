@@ -24,7 +24,7 @@ import pytest
 from botocore.credentials import RefreshableCredentials
 from botocore.session import Session
 
-from metaflow_artifacts import open_store
+from metaflow_artifacts import SaveOptions, open_store
 from metaflow_artifacts._storage.handover import Handover, Portable
 from metaflow_artifacts._storage.local import LocalStorage
 from metaflow_artifacts._storage.s3_client import client_config
@@ -77,7 +77,7 @@ def test_a_default_timeout_of_sockets_changes_nothing(tmp_path: Path, saves: Bac
 
 HALF_A_MESSAGE = """
 import os, subprocess, sys, time
-from metaflow_artifacts import open_store
+from metaflow_artifacts import SaveOptions, open_store
 from metaflow_artifacts._store.background import background_saves
 
 open_store(sys.argv[1]).save_model_async({"a": os.urandom(5_000_000)}).result()
@@ -218,3 +218,18 @@ def test_another_user_gets_another_process(
         assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
         pids.append(pid_of(saves))
     assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+def test_one_that_cannot_send_its_answer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = (
+        "from metaflow_artifacts._transfer import worker_messages\n"
+        "worker_messages.Stored.__reduce__ = lambda stored: 1 / 0\n"
+        "main("
+    )
+    monkeypatch.setattr(worker_process, "_BOOT", worker_process._BOOT.replace("main(", broken))
+    told: list[str] = []
+    pending = open_store(tmp_path / "store").save_model_async(
+        {"a": os.urandom(MIB)}, options=SaveOptions(tell=told.append)
+    )
+    assert "it was stored here" in str(pending.exception(60))
+    assert "exit code 1" in told[0]

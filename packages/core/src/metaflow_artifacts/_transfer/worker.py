@@ -108,9 +108,17 @@ class _Worker:
             if isinstance(message, Answer):
                 self._asked[message.number].put(message)
             else:
-                storing = threading.Thread(target=self._store, args=(message, files), daemon=True)
+                storing = threading.Thread(target=self._store_or_end, args=(message, files), daemon=True)
                 storing.start()
                 idle_since = time.monotonic()
+
+    def _store_or_end(self, job: Job, opened: list[int]) -> None:
+        try:
+            self._store(job, opened)
+        except BaseException:
+            # Without an answer the other process would wait for ever.
+            traceback.print_exc()
+            os._exit(1)
 
     def _store(self, job: Job, opened: list[int]) -> None:
         try:
