@@ -22,6 +22,7 @@ from metaflow_artifacts import Progress, SaveOptions, SourceError, StorageError,
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker, worker_process
+from metaflow_artifacts._transfer.handed_over import HandedOver
 from metaflow_artifacts._transfer.worker_messages import Alive, Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts._transfer.worker_share import Share
@@ -178,7 +179,7 @@ def test_an_s3_client_is_made_there_as_it_was_here(
     store = Store(open_storage(f"{s3_server.root}/{uuid4().hex}"))
     content = {"a": os.urandom(2 * MIB)}
     saved = store.save_model(content)
-    verify = pickle.loads(WorkerProcess()._hand_over(store.storage)[1]).open.args[1].verify
+    verify = pickle.loads(HandedOver().find(store.storage)[1]).open.args[1].verify
     assert verify == str(tmp_path / "bundle.pem")
     # It is made already.
     monkeypatch.setenv("AWS_PROFILE", "nobody")

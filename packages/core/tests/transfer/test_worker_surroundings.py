@@ -32,8 +32,8 @@ from metaflow_artifacts._store import background
 from metaflow_artifacts._store import store as store_module
 from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import new_files, worker_process, worker_share
+from metaflow_artifacts._transfer.handed_over import HandedOver
 from metaflow_artifacts._transfer.worker_messages import Question
-from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
@@ -127,11 +127,11 @@ def test_one_that_takes_nothing_more_of_a_message_is_given_up() -> None:
 
 
 def test_only_the_last_storages_are_kept(tmp_path: Path) -> None:
-    worker = WorkerProcess()
+    handed_over = HandedOver()
     storages = [LocalStorage(tmp_path / f"{number}") for number in range(10)]
     for storage in storages:
-        worker._hand_over(storage)
-        worker._hand_over(storages[0])
+        handed_over.find(storage)
+        handed_over.find(storages[0])
     kept = [weakref.ref(storage) for storage in storages]
     del storage, storages
     gc.collect()

@@ -23,10 +23,11 @@ from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts._storage.handover import Handover, NotPortable, hand_over
+from metaflow_artifacts._storage.handover import Handover, NotPortable
 from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.channel import Channel
 from metaflow_artifacts._transfer.engine import BUDGET_BYTES
+from metaflow_artifacts._transfer.handed_over import HandedOver
 from metaflow_artifacts._transfer.new_files import owner, umask
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile
@@ -56,8 +57,6 @@ _MOST_FILES = 5000
 """More than these are stored here: to send their entries takes longer than what the worker spares."""
 _NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
-_STORAGES = 4
-"""How many storages are kept at most, the last ones that were used: a client of S3 takes 12 MB."""
 _LOOK_S = 0.5
 """How often it is looked whether the worker starves."""
 _READY_S = 20.0
@@ -132,8 +131,7 @@ class WorkerProcess:
         """Storages that work here, and not in the worker."""
         self._numbers = itertools.count()
         self._owner = owner()
-        self._storage_numbers = itertools.count(1)
-        self._handovers: dict[int, tuple[Storage, Handover, bytes]] = {}
+        self._handed_over = HandedOver()
 
     @contextmanager
     def used(self, tell: Callable[[str], None]) -> Iterator[None]:
@@ -187,7 +185,7 @@ class WorkerProcess:
             # What it makes would belong to another user.
             self.close()
         try:
-            handover, pickled = self._hand_over(storage)
+            handover, pickled = self._handed_over.find(storage)
             with shared_content(source, self._memory_for(storage, source)):
                 files, places, opened = _sendable(source)
                 job = Job(next(self._numbers), pickled, files, places, chunk_size, refresh_after, cache, umask())
@@ -230,25 +228,6 @@ class WorkerProcess:
                 if not attempts_left:
                     raise
         raise AssertionError("unreachable")
-
-    def _hand_over(self, storage: Storage) -> tuple[Handover, bytes]:
-        found = self._handovers.pop(id(storage), None)
-        if found is None:
-            try:
-                handover = hand_over(storage)
-                if handover.asks:
-                    portable = replace(handover.portable, number=next(self._storage_numbers))
-                    handover = replace(handover, portable=portable)
-                pickled = pickle.dumps(handover.portable)
-            except Exception as error:
-                # Where what gives the keys has failed, the first request that is made here explains it.
-                raise NotPortable(str(error)) from error
-            # With the storage, so that no other one gets its id.
-            found = storage, handover, pickled
-        while len(self._handovers) >= _STORAGES:
-            del self._handovers[next(iter(self._handovers))]
-        self._handovers[id(storage)] = found
-        return found[1:]
 
     def _start(self) -> None:
         if self._process is not None:
