@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -22,7 +20,6 @@ from metaflow_artifacts import Progress, SaveOptions, SourceError, StorageError,
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker, worker_process
-from metaflow_artifacts._transfer.handed_over import HandedOver
 from metaflow_artifacts._transfer.worker_messages import Alive, Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts._transfer.worker_share import Share
@@ -179,7 +176,7 @@ def test_an_s3_client_is_made_there_as_it_was_here(
     store = Store(open_storage(f"{s3_server.root}/{uuid4().hex}"))
     content = {"a": os.urandom(2 * MIB)}
     saved = store.save_model(content)
-    verify = pickle.loads(HandedOver().find(store.storage)[1]).open.args[1].verify
+    verify = pickle.loads(WorkerProcess()._handed_over.find(store.storage)[1]).open.args[1].verify
     assert verify == str(tmp_path / "bundle.pem")
     # It is made already.
     monkeypatch.setenv("AWS_PROFILE", "nobody")
@@ -211,10 +208,8 @@ def test_one_that_is_stopped_is_given_up(
     os.kill(pid_of(saves), signal.SIGSTOP)
     monkeypatch.setattr(worker_process, "_SILENCE_S" if is_awaited else "_LONGEST_SILENCE_S", 0.01)
     monkeypatch.setattr(worker_process, "_LOOK_S", 0.01)
-    # It was started with this; what is sent of many files does not fit into the channel.
-    channel = saves._worker_process._channel
-    assert channel is not None
-    channel._end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 10_000))
+    # What is sent of many files does not fit into the channel.
+    monkeypatch.setattr(worker_process, "_CALL_S", 0.01)
     content = {f"{number}": os.urandom(MIB // files + 1) for number in range(files)}
     told: list[str] = []
     pending = store.save_model_async(content, options=SaveOptions(tell=told.append))

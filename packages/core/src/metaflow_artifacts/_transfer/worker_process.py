@@ -51,10 +51,10 @@ __all__ = ["LEAST_BYTES", "WorkerProcess", "storing_elsewhere"]
 
 LEAST_BYTES = 4 << 20
 """Less than this is stored here: that takes less than what the two processes say to each other."""
-_WORKER_BYTES = 80 << 20
-"""The memory of a worker that stores nothing."""
 _MOST_FILES = 5000
 """More than these are stored here: to send their entries takes longer than what the worker spares."""
+_WORKER_BYTES = 80 << 20
+"""The memory of a worker that stores nothing."""
 _NICE = 19
 """The lowest priority: the worker gets the processor when nobody else wants it, and never holds a training up."""
 _LOOK_S = 0.5
