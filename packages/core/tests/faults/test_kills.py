@@ -70,10 +70,9 @@ def test_a_kill_at_a_random_moment_leaves_the_store_whole(scenario: str, tmp_pat
     [
         ("save", 10),
         ("checkpoint", 4),
-        ("gc", 4),
         *(
             pytest.param(*case, marks=pytest.mark.long)
-            for case in (("load", 4), ("delete", 8), ("retain", 5), ("copy", 4))
+            for case in (("gc", 4), ("load", 4), ("delete", 8), ("retain", 5), ("copy", 4))
         ),
     ],
 )

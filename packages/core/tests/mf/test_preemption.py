@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from metaflow_artifacts import open_store
+
 BLOCKED = """
 import os, signal, threading, time
 from metaflow_artifacts import open_store
@@ -117,3 +119,30 @@ except (ValueError, TimeoutError) as error:
         "1 save in the background could not be stored in this time",
         "wrong" if by == "the code" else "rung",
     ]
+
+
+@pytest.mark.parametrize("grace", [None, 50.0])
+def test_from_sigterm_on_it_is_stored_here(tmp_path: Path, grace: float | None) -> None:
+    code = f"""
+import os, signal, time
+from metaflow_artifacts import open_store
+from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
+from metaflow_artifacts._store.background import background_saves
+from metaflow_artifacts._transfer import worker_process, worker_share
+worker_share.Share.is_too_small = lambda share: False
+worker_process.LEAST_BYTES, worker_process._READY_S, worker_process._SILENCE_S = 1, 600, 600
+watch_for_preemption(lambda line: None, {grace})
+store = open_store({str(tmp_path / "store")!r})
+store.save_model_async({{"a": b"1" * {1 << 20}}}).result()
+os.kill(background_saves()._worker_process._process.pid, signal.SIGSTOP)
+pending = store.save_model_async({{"a": b"2" * {1 << 20}}})
+os.kill(os.getpid(), signal.SIGTERM)
+while not is_preempted():
+    time.sleep(0.001)
+while not {grace or 0}:
+    signal.pause()
+store.save_model_async({{"a": b"3" * {1 << 20}}}).result()
+"""
+    done = run(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0 if grace else -signal.SIGTERM, "", "")
+    assert len(list(open_store(str(tmp_path / "store")).list())) == (3 if grace else 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -275,33 +274,6 @@ def test_in_a_hurry_it_is_stored_here(store: Store, tmp_path: Path, saves: Backg
     saves.reopen()
     assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
     assert pid_of(saves) != worker
-
-
-@pytest.mark.parametrize("grace", [None, 50.0])
-def test_from_sigterm_on_it_is_stored_here(store: Store, tmp_path: Path, grace: float | None) -> None:
-    script = f"""
-import os, signal, time
-from metaflow_artifacts import open_store
-from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
-from metaflow_artifacts._store.background import background_saves
-from metaflow_artifacts._transfer import worker_process, worker_share
-worker_share.Share.is_too_small = lambda share: False
-worker_process.LEAST_BYTES, worker_process._READY_S, worker_process._SILENCE_S = 1, 600, 600
-watch_for_preemption(lambda line: None, {grace})
-store = open_store({str(tmp_path / "store")!r})
-store.save_model_async({{"a": b"1" * {MIB}}}).result()
-os.kill(background_saves()._worker_process._process.pid, signal.SIGSTOP)
-pending = store.save_model_async({{"a": b"2" * {MIB}}})
-os.kill(os.getpid(), signal.SIGTERM)
-while not is_preempted():
-    time.sleep(0.001)
-while not {grace or 0}:
-    signal.pause()
-store.save_model_async({{"a": b"3" * {MIB}}}).result()
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0 if grace else -signal.SIGTERM, "", "")
-    assert len(list(store.list())) == (3 if grace else 2)
 
 
 def test_one_that_has_nothing_to_do_does_not_stay_for_long() -> None:
