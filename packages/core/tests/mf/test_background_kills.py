@@ -90,15 +90,27 @@ def forking() -> Iterator[subprocess.Popen[str]]:
 
 
 def run(
-    process: subprocess.Popen[str], root: str, directory: Path, number: int = 0, after: float = 60, by: str = "process"
+    process: subprocess.Popen[str],
+    root: str,
+    directory: Path,
+    number: int = 0,
+    saves: int = 0,
+    pause: float = 0.0,
+    by: str = "process",
 ) -> int:
-    """Have the saves made, send the signal after so many seconds, and wait for the end; its exit code."""
+    """Have the saves made, and wait for the end; its exit code.
+
+    The signal is sent `pause` seconds after so many saves were handed over.
+    """
     assert process.stdin
     assert process.stdout
     print(root, directory, by, file=process.stdin, flush=True)
     child = int(process.stdout.readline())
     if number:
-        time.sleep(after)
+        latest = time.monotonic() + 60
+        while len(noted(directory, "handed over")) < saves and time.monotonic() < latest:
+            time.sleep(0.001)
+        time.sleep(pause)
         with suppress(ProcessLookupError):
             os.kill(child, number)
     return int(process.stdout.readline())
@@ -140,7 +152,8 @@ def test_killed_at_random_moments(
     for round in range(times):
         directory = tmp_path / f"{round}"
         directory.mkdir()
-        code = run(forking, f"{roots}/{round}", directory, number, moments.uniform(0, takes), by)
+        saves, pause = moments.randrange(SAVES), moments.uniform(0, takes / SAVES)
+        code = run(forking, f"{roots}/{round}", directory, number, saves, pause, by)
         assert code in (0, -number)
         interrupted += code != 0
         store = open_store(f"{roots}/{round}")
