@@ -156,6 +156,20 @@ def test_loading_one_small_file_reads_little_more_than_it(remote: Store, proxy: 
     assert proxy.sent < 200 + manifest_of(remote, saved["key"]) + MIB
 
 
+@pytest.mark.parametrize("metadata", [4_000, 200_000])
+def test_the_head_of_a_large_manifest_is_read_alone(
+    remote: Store, proxy: FaultProxy, tmp_path: Path, metadata: int
+) -> None:
+    """However long it is, in at most two requests, and without the rows of 1,000 files."""
+    saved = remote.save_model({f"{number:04}": b"1" for number in range(1000)}, metadata={"notes": "x" * metadata})
+    rows = manifest_of(remote, saved["key"]) - metadata
+    proxy.requests.clear()
+    proxy.sent = 0
+    assert len(remote.head(saved).artifact["metadata"]["notes"]) == metadata
+    assert [request.method for request in proxy.requests] == ["GET", "GET"]
+    assert proxy.sent < metadata + rows / 2
+
+
 PLACE = CheckpointPlace("F", "train", "a" * 12, "b" * 12)
 
 
