@@ -90,19 +90,21 @@ def calls(root: str, work: Path, mib: int, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {}
 
     def take(name: str, call: Callable[[], object]) -> None:
+        # Else the disk may still be busy with what the call before has written, for one of two that are compared.
+        os.sync()
         times.setdefault(name, []).append(seconds(call))
 
     path = work / "state.bin"
-    for _ in range(rounds):
+    for number in range(rounds):
         # New content in each round; for each is saved by `save` once and in the background once.
-        for name in ("save", "save_async"):
+        for name in ("save", "save_async") if number % 2 else ("save_async", "save"):
             write(path, mib)
             if name == "save":
                 take("save", lambda: store.save_model(path))
                 take("cp", lambda: subprocess.run(["cp", "--reflink=auto", path, work / "copy"], check=True))
             else:
                 take("save_async", lambda: store.save_model_async(path))
-                take("stored", saves.settle)
+                times.setdefault("stored", []).append(seconds(saves.settle))
         take("consume", lambda: store.save_model_async(path, options=SaveOptions(consume=True)))
         saves.settle()
         data = os.urandom(64 << 20)

@@ -33,4 +33,10 @@ def test_importing_is_light() -> None:
     code = "import sys, metaflow_artifacts; print(*sorted(m for m in sys.modules if 'metaflow' in m or 'boto' in m))"
     command = [sys.executable, "-I", "-c", code]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert printed.split() == ["metaflow_artifacts", "metaflow_artifacts._lazy", "metaflow_artifacts.errors"]
+    assert printed.split() == ["metaflow_artifacts", "metaflow_artifacts._lazy"]
+
+
+def test_the_module_of_errors_need_not_be_imported() -> None:
+    code = "import metaflow_artifacts; print(metaflow_artifacts.errors.ArtifactError.__name__)"
+    printed = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed == "ArtifactError\n"

@@ -8,56 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import errors
 from ._lazy import lazy_names
-from .errors import (
-    ArtifactError as ArtifactError,
-)
-from .errors import (
-    ArtifactNotFound as ArtifactNotFound,
-)
-from .errors import (
-    ArtifactWarning as ArtifactWarning,
-)
-from .errors import (
-    CorruptArtifact as CorruptArtifact,
-)
-from .errors import (
-    InvalidInput as InvalidInput,
-)
-from .errors import (
-    InvalidReference as InvalidReference,
-)
-from .errors import (
-    LaterFormat as LaterFormat,
-)
-from .errors import (
-    SaveReplaced as SaveReplaced,
-)
-from .errors import (
-    SaveTimeout as SaveTimeout,
-)
-from .errors import (
-    SourceError as SourceError,
-)
-from .errors import (
-    SourceNotFound as SourceNotFound,
-)
-from .errors import (
-    StorageError as StorageError,
-)
-from .errors import (
-    TargetError as TargetError,
-)
-from .errors import (
-    TransientStorageError as TransientStorageError,
-)
-from .errors import (
-    UnsupportedFormat as UnsupportedFormat,
-)
-from .errors import (
-    UsageError as UsageError,
-)
 
 if TYPE_CHECKING:
     from ._cli.roots import configured_store as configured_store
@@ -117,6 +68,22 @@ if TYPE_CHECKING:
     from ._upkeep.stages import finish_upkeep as finish_upkeep
     from ._upkeep.stages import survey_store as survey_store
     from ._upkeep.stages import sweep_chunks as sweep_chunks
+    from .errors import ArtifactError as ArtifactError
+    from .errors import ArtifactNotFound as ArtifactNotFound
+    from .errors import ArtifactWarning as ArtifactWarning
+    from .errors import CorruptArtifact as CorruptArtifact
+    from .errors import InvalidInput as InvalidInput
+    from .errors import InvalidReference as InvalidReference
+    from .errors import LaterFormat as LaterFormat
+    from .errors import SaveReplaced as SaveReplaced
+    from .errors import SaveTimeout as SaveTimeout
+    from .errors import SourceError as SourceError
+    from .errors import SourceNotFound as SourceNotFound
+    from .errors import StorageError as StorageError
+    from .errors import TargetError as TargetError
+    from .errors import TransientStorageError as TransientStorageError
+    from .errors import UnsupportedFormat as UnsupportedFormat
+    from .errors import UsageError as UsageError
 
 __version__ = "0.1.0"
 
@@ -163,10 +130,25 @@ _WHERE = {
         "survey_store",
         "sweep_chunks",
     ),
+    "errors": (
+        "ArtifactError",
+        "ArtifactNotFound",
+        "ArtifactWarning",
+        "CorruptArtifact",
+        "InvalidInput",
+        "InvalidReference",
+        "LaterFormat",
+        "SaveReplaced",
+        "SaveTimeout",
+        "SourceError",
+        "SourceNotFound",
+        "StorageError",
+        "TargetError",
+        "TransientStorageError",
+        "UnsupportedFormat",
+        "UsageError",
+    ),
 }
 
-__all__ = [
-    *errors.__all__,
-    *(name for names in _WHERE.values() for name in names),
-]
+__all__ = sorted(name for names in _WHERE.values() for name in names)
 __getattr__, __dir__ = lazy_names(globals(), _WHERE)

@@ -14,11 +14,14 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` for a module, given as its `globals()`.
 
-    `where` maps each module of this package to the names that are taken from it.
+    `where` maps each module of this package to the names that are taken from it. The modules directly below the package
+    are names too.
     """
     homes = {name: home for home, names in where.items() for name in names}
 
     def getattribute(name: str) -> Any:
+        if name in where:
+            return import_module(f"metaflow_artifacts.{name}")
         if name not in homes:
             raise AttributeError(f"module {module['__name__']!r} has no attribute {name!r}")
         value = module[name] = getattr(import_module(f"metaflow_artifacts.{homes[name]}"), name)

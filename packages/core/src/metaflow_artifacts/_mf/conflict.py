@@ -11,8 +11,6 @@ import functools
 from importlib.metadata import Distribution, distributions
 from typing import Any
 
-from metaflow_artifacts.errors import UsageError
-
 __all__ = ["OUR_MODULES", "guard_decorators", "refuse_foreign_decorators"]
 
 _DECORATORS = ("model", "checkpoint", "huggingface_hub")
@@ -29,6 +27,8 @@ def refuse_foreign_decorators() -> None:
     used, not on import: flows that use none of them must still work.
     """
     from metaflow.extension_support import plugins
+
+    from metaflow_artifacts.errors import UsageError
 
     # Metaflow has no public list of the decorators that others of the same name have replaced.
     replaced = [(name, path.rpartition(".")[0]) for name, path in getattr(plugins, "_all_step_decorators", ())]
@@ -50,6 +50,7 @@ def guard_decorators() -> None:
 
 def _refuse_step(self: Any, *args: Any, **kwargs: Any) -> None:
     from metaflow_artifacts._mf.errors import shown
+    from metaflow_artifacts.errors import UsageError
 
     with shown():
         raise UsageError(_message(self.name, type(self).__module__))

@@ -14,20 +14,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from metaflow.exception import MetaflowException
 
-from metaflow_artifacts.errors import ArtifactError
+# Every Metaflow process imports this module. The errors are imported when there is one.
+if TYPE_CHECKING:
+    from metaflow_artifacts.errors import ArtifactError
 
 __all__ = ["in_flow", "in_hook", "is_ours", "shown"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OUR_MODULES = re.compile(r"metaflow_artifacts(\.|$)|metaflow_extensions\.artifacts_")
-_LIBRARY_MODULES = re.compile(r"contextlib$|functools$|concurrent\.futures(\.|$)")
-_METAFLOW_MODULES = re.compile(r"metaflow(\.|$)")
+_OUR_MODULES = ("metaflow_artifacts.", "metaflow_extensions.artifacts_")
+_LIBRARY_MODULES = ("contextlib.", "functools.", "concurrent.futures.")
+_METAFLOW_MODULES = ("metaflow.",)
+"""Each is the begin of the names of some modules, with a dot at their end."""
 
 
 def in_flow(function: Callable[P, R]) -> Callable[P, R]:
@@ -45,8 +48,10 @@ def _showing(function: Callable[P, R], is_wanted: Callable[[], bool]) -> Callabl
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except ArtifactError as error:
-            if not is_wanted():
+        except Exception as error:
+            from metaflow_artifacts.errors import ArtifactError
+
+            if not isinstance(error, ArtifactError) or not is_wanted():
                 raise
             _become_shown(error)
             _forget_frames(error)
@@ -73,8 +78,10 @@ def shown(*, always: bool = True) -> Iterator[None]:
     """
     try:
         yield
-    except ArtifactError as error:
-        if always or _task_runs():
+    except Exception as error:
+        from metaflow_artifacts.errors import ArtifactError
+
+        if isinstance(error, ArtifactError) and (always or _task_runs()):
             _become_shown(error)
         raise
 
@@ -96,16 +103,21 @@ def _become_shown(error: ArtifactError) -> None:
 
 def is_ours(frame: FrameType) -> bool:
     """Whether a frame runs code of core or of a decorator package."""
-    return _OUR_MODULES.match(str(frame.f_globals.get("__name__", ""))) is not None
+    return _module_of(frame).startswith(_OUR_MODULES)
+
+
+def _module_of(frame: FrameType) -> str:
+    """The name of the module that a frame runs, and a dot."""
+    return f"{frame.f_globals.get('__name__', '')}."
 
 
 def _user_frame(frame: FrameType | None) -> tuple[str | None, int | None]:
     """File and line of the first caller outside of our code; (None, None) if that is Metaflow."""
     while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if _METAFLOW_MODULES.match(module):
+        module = _module_of(frame)
+        if module.startswith(_METAFLOW_MODULES):
             break
-        if not is_ours(frame) and not _LIBRARY_MODULES.match(module):
+        if not module.startswith((*_OUR_MODULES, *_LIBRARY_MODULES)):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None, None

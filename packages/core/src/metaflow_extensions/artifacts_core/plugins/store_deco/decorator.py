@@ -8,7 +8,6 @@ from metaflow._vendor import click
 from metaflow.decorators import FlowDecorator
 
 from metaflow_artifacts._mf.errors import in_hook
-from metaflow_artifacts.errors import ArtifactError
 
 # Every Metaflow process imports this module. What only a flow with the decorator needs is imported where it is used.
 if TYPE_CHECKING:
@@ -100,6 +99,8 @@ def _can_tell(store: FlowStore) -> bool:
     Other decorators of the step may still set what a function of the user's reads. It is called again when the step
     uses the store.
     """
+    from metaflow_artifacts.errors import ArtifactError
+
     try:
         store.config()
     except ArtifactError:

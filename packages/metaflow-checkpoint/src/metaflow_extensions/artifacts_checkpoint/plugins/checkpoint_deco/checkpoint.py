@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from metaflow_artifacts.plugin import in_flow, refuse_foreign_decorators
 
-from .errors import NoDirectory, NoTask
-
 # Every Metaflow process imports this module, for the name `Checkpoint`. What only a save, load or list needs is
 # imported there. Names of public annotations are also in checkpoint_stubs.py.
 if TYPE_CHECKING:
@@ -467,6 +465,8 @@ class Checkpoint:
 
         task = TaskIdentity.from_environment()
         if task is None:
+            from .errors import NoTask
+
             way_out = "pass task=…" if action == "list" else "call it there"
             raise NoTask(
                 f"Checkpoint.{action}: this process belongs to no task of a step with @checkpoint; {way_out}, or in "
@@ -481,6 +481,8 @@ class Checkpoint:
 
     def _own_directory(self, action: str) -> str:
         if self.directory is None:
+            from .errors import NoDirectory
+
             raise NoDirectory(
                 f"Checkpoint.{action}: without a path; give one, or use `with Checkpoint() as cp:`, which makes a "
                 "directory"

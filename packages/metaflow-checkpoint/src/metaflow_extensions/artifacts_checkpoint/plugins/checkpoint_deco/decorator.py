@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import ArgumentReader, Log, in_hook, refuse_foreign_decorators, require_usable
+from metaflow_artifacts.plugin import in_hook
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class CheckpointDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import has_card
+        from metaflow_artifacts.plugin import ArgumentReader, Log, has_card, refuse_foreign_decorators, require_usable
 
         from .policy import check_policy
 

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import (
-    ArgumentReader,
-    ArtifactError,
-    Log,
-    UsageError,
-    in_hook,
-    refuse_foreign_decorators,
-    require_usable,
-)
+from metaflow_artifacts.plugin import in_hook
 
 # Every Metaflow process imports this module. What only decorated steps need is imported where it is used.
 if TYPE_CHECKING:
@@ -85,6 +77,8 @@ class HuggingfaceHubDecorator(StepDecorator):
     @in_hook
     def init(self) -> None:
         """Check the arguments. Metaflow calls this in the process that starts the run too, before any task runs."""
+        from metaflow_artifacts.plugin import ArgumentReader, ArtifactError, UsageError
+
         from .arguments import CACHE_SCOPES, parse_load, secret_in, without_secrets
 
         given = ArgumentReader(self)
@@ -119,7 +113,7 @@ class HuggingfaceHubDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import has_card
+        from metaflow_artifacts.plugin import Log, has_card, refuse_foreign_decorators, require_usable
 
         refuse_foreign_decorators()
         require_usable(flow_datastore, self.name, step_name)

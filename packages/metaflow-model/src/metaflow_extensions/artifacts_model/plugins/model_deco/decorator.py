@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_current import current
 
-from metaflow_artifacts.plugin import (
-    ArgumentReader,
-    ArtifactError,
-    ArtifactNotFound,
-    Log,
-    in_hook,
-    refuse_foreign_decorators,
-    require_usable,
-    store_of_flow,
-)
+from metaflow_artifacts.plugin import in_hook
 
 if TYPE_CHECKING:
     # Imported where they are used: every Metaflow process imports this module, and few of them run a decorated step.
@@ -93,7 +84,7 @@ class ModelDecorator(StepDecorator):
         flow_datastore: Any,
         logger: Any,
     ) -> None:
-        from metaflow_artifacts.plugin import has_card
+        from metaflow_artifacts.plugin import ArgumentReader, Log, has_card, refuse_foreign_decorators, require_usable
 
         from .names import parse_load, refuse_unknown
 
@@ -130,7 +121,7 @@ class ModelDecorator(StepDecorator):
         if retry_count > max_user_code_retries:
             # @catch runs this attempt, without the step's code.
             return
-        from metaflow_artifacts.plugin import LiveCard, enter_artifact_store, shown_on
+        from metaflow_artifacts.plugin import LiveCard, enter_artifact_store, shown_on, store_of_flow
 
         from .current_model import CurrentModel
 
@@ -157,6 +148,8 @@ class ModelDecorator(StepDecorator):
             self._load(model, entry, step)
 
     def _load(self, model: CurrentModel, wanted: Wanted, step: str) -> None:
+        from metaflow_artifacts.plugin import ArtifactError, ArtifactNotFound
+
         self._log(f"Loading Artifact with name `{wanted.name}` [type:{wanted.type}] with key: {wanted.key}")
         try:
             model.load_as(wanted.name, wanted.reference, wanted.path, only=wanted.only)
