@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -17,12 +18,14 @@ class Stream:
     def __init__(self, terminal: bool) -> None:
         self.terminal = terminal
         self.text = ""
+        self.written = threading.Event()
 
     def isatty(self) -> bool:
         return self.terminal
 
     def write(self, text: str) -> None:
         self.text += text
+        self.written.set()
 
     def flush(self) -> None:
         pass
@@ -54,3 +57,14 @@ def test_a_transfer_of_less_than_a_second_shows_nothing(monkeypatch: pytest.Monk
 
 def test_without_a_terminal_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, terminal=False, seconds=0.3) == ""
+
+
+def test_before_the_first_step_the_seconds_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(bar, "_AFTER", 0.001)
+    monkeypatch.setattr(bar, "_EVERY", 0.0)
+    with bar.bar("du"):
+        assert stream.written.wait(60)
+    assert re.match(r"\rdu: 0 s\x1b\[K", stream.text)
+    assert stream.text.endswith("\r\x1b[K")

@@ -69,3 +69,19 @@ def test_a_reader_that_stops_early_is_no_error(store: Store, keys: dict[str, str
     done = subprocess.run(["sh", "-c", f"{{ {command}; echo $? >&2; }} | head -c 1"], capture_output=True, check=True)
     assert done.stdout == b"\0"
     assert done.stderr == b"0\n"
+
+
+def test_an_interrupt_while_the_command_line_is_imported() -> None:
+    code = """
+import runpy, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "metaflow_artifacts._cli.reading":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("metaflow_artifacts", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "metaflow-artifacts: interrupted\n")

@@ -20,7 +20,8 @@ _WIDTH = 30
 
 
 class Bar(Progress):
-    """A `Progress` that is shown: the bytes of a transfer, or before one how many artifacts were read."""
+    """A `Progress` that is shown: the bytes of a transfer, before one how many artifacts were read, and before that,
+    while keys are listed, the seconds that have passed."""
 
     def __init__(self, what: str, stream: TextIO) -> None:
         """On another stream than a terminal, nothing is shown."""
@@ -44,10 +45,16 @@ class Bar(Progress):
         finally:
             self._drawing.release()
 
+    def tick(self) -> None:
+        """Show how much time has passed, where no step has been shown for a while."""
+        self._draw(self)
+
     def _line(self, seconds: float) -> str:
-        if not self.total and self.artifacts:
+        if not self.total and not self.artifacts:
+            return f"{self._what}: {seconds:.0f} s"
+        if not self.total:
             return f"{self._what}: {count_text(self.artifacts, 'artifact')} read, {self.artifacts / seconds:,.0f}/s"
-        part = self.done / self.total if self.total else 1.0
+        part = self.done / self.total
         full = round(part * _WIDTH)
         rate = size_text(round((self.done - self.found - self.cached) / seconds))
         return f"{self._what} [{'#' * full}{'.' * (_WIDTH - full)}] {part:4.0%} of {size_text(self.total)}, {rate}/s"
@@ -65,7 +72,19 @@ class Bar(Progress):
 def bar(what: str) -> Iterator[Bar]:
     """Yield a `Progress` for a transfer. While the block runs, its progress is shown if stderr is a terminal."""
     shown = Bar(what, sys.stderr)
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_AFTER):
+            shown.tick()
+
+    ticks = threading.Thread(target=tick, name="metaflow-artifacts-bar", daemon=True)
+    if sys.stderr.isatty():
+        ticks.start()
     try:
         yield shown
     finally:
+        ended.set()
+        if ticks.is_alive():
+            ticks.join()
         shown.hide()
