@@ -35,7 +35,9 @@ SECRET = "marker-81b5e0"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    # Set first, so that what a test sets is removed again.
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "")
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE)
     monkeypatch.setattr("metaflow.metaflow_config.USER", "tester")
     yield
     for cached in (datastore.open_with, stores._storage):
