@@ -16,6 +16,8 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+README_LINES = 210
+"""How many lines the READMEs of the packages may have together."""
 VERSION = re.compile(r'^__version__ = "(.*)"$', re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -69,6 +71,14 @@ def test_readmes_begin_with_pip_install_and_something_that_runs(package: Path) -
     assert install.splitlines()[0] == f"pip install {project(package)['name']}"
     assert language == "python"
     assert "import" in program
+
+
+def test_readmes_are_short() -> None:
+    """A README is a part of the METADATA of its wheel, and each process of Metaflow parses the METADATA of every
+    installed extension three times, line by line. What explains more is in docs/."""
+    lines = {package.name: len((package / "README.md").read_text().splitlines()) for package in PACKAGES}
+    assert len(lines) == 4
+    assert sum(lines.values()) <= README_LINES, lines
 
 
 def test_every_extra_that_is_named_is_defined() -> None:
