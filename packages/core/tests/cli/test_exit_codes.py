@@ -85,3 +85,36 @@ runpy.run_module("metaflow_artifacts", run_name="__main__", alter_sys=True)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "metaflow-artifacts: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("ls >&-", 0),
+        ("ls 2>&- | grep -q mf.models", 0),
+        ("cat KEY config.json >&-", 0),
+        ("ls >/dev/full", 2),
+        ("check --json >/dev/full", 2),
+        ("cat KEY config.json >/dev/full", 2),
+        ("show MISSING --json >/dev/full", 1),
+        ("show MISSING --json 2>/dev/full | grep -q exit_code", 0),
+        ("show MISSING 2>&- | grep .", 1),
+        ("show 2>/dev/full", 2),
+    ],
+)
+def test_a_stream_that_takes_nothing(command: str, code: int, store: Store, keys: dict[str, str]) -> None:
+    text = command.replace("KEY", keys["base"]).replace("MISSING", MISSING)
+    name, _, rest = text.partition(" ")
+    line = f"{sys.executable} -m metaflow_artifacts {name} --root {store.root} {rest}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_an_error_whose_reader_has_gone_keeps_its_exit_code(store: Store, keys: dict[str, str]) -> None:
+    command = f"{sys.executable} -m metaflow_artifacts show --json --root {store.root} {MISSING}"
+    done = subprocess.run(
+        ["sh", "-c", f"{{ {command}; echo $? >&2; }} | true"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[1:] == ["1"]

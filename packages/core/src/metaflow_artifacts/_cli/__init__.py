@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from metaflow_artifacts import __version__
@@ -75,8 +76,9 @@ class _UsageError(SystemExit):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        with suppress(OSError):
+            self.print_usage(sys.stderr)
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise _UsageError(message)
 
 
@@ -86,34 +88,60 @@ def _print_error(kind: str, message: str, code: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. By default, `arguments` are the arguments of the process."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The process was started with this stream closed.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             # A character that the encoding of the terminal or pipe lacks is written as its escape sequence.
             stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe.
+        code = 0
+    except OSError as error:
+        with suppress(OSError):
+            print(f"metaflow-artifacts: cannot print the output: {escape(str(error))}", file=sys.stderr)
+        code = 2
+    _drop_unwritten()
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     options = None
     try:
         options = parser().parse_args(arguments)
         code: int = options.run(options)
-        sys.stdout.flush()
     except _UsageError as usage:
-        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+        if "--json" in arguments:
             _print_error("UsageError", usage.message, 2)
         raise
     except ArtifactError as error:
         message = str(error)
         if options is not None and isinstance(error, ArtifactNotFound):
             message = missing_store(options) or message
-        print(f"metaflow-artifacts: {escape(message)}", file=sys.stderr)
         code = 1 if isinstance(error, (ArtifactNotFound, CorruptArtifact)) else 2
+        # The exit code says the same where nobody reads this.
+        with suppress(OSError):
+            print(f"metaflow-artifacts: {escape(message)}", file=sys.stderr)
         # A command that has printed its document raises what stopped it, which the document says.
         if options is not None and options.json and not getattr(options, "printed", False):
-            _print_error(type(error).__name__, message, code)
-        return code
+            with suppress(OSError):
+                _print_error(type(error).__name__, message, code)
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("metaflow-artifacts: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe. Python would print an error when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return code
+
+
+def _drop_unwritten() -> None:
+    """Drop what a stream does not take. Python would print an error, or change the exit code, when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
