@@ -110,7 +110,10 @@ def build_wheels() -> Path:
 
 def pinned_requirements(group: str) -> list[str]:
     """The requirements of a dependency group, at the versions that are held for development."""
-    return held(*nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"][group])
+    entries = nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"][group]
+    included = [entry["include-group"] for entry in entries if isinstance(entry, dict)]
+    named = held(*(entry for entry in entries if isinstance(entry, str)))
+    return [*named, *(requirement for other in included for requirement in pinned_requirements(other))]
 
 
 def held(*names: str) -> list[str]:
@@ -200,7 +203,12 @@ def lowest(session: nox.Session) -> None:
     needed.append("huggingface-hub>=0.25")
     lowest_direct = ("--no-config", "--resolution=lowest-direct", f"--find-links={wheels}")
     session.install(
-        *lowest_direct, "--refresh-package=metaflow-artifacts", *paths, *needed, *pinned_requirements("test")
+        *lowest_direct,
+        "--refresh-package=metaflow-artifacts",
+        *paths,
+        *needed,
+        *pinned_requirements("test"),
+        *pinned_requirements("servers"),
     )
     session.run("uv", "pip", "list", external=True)
     session.run("pytest", *PARALLEL, "packages/core/tests", "-k", "not faults and not storage", *session.posargs)
