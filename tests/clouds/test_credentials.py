@@ -89,3 +89,14 @@ def test_a_key_of_one_account_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) 
     storage = AzureStorage(f"{other}/container/prefix", account_key, endpoint=one, patience=0.1)
     with pytest.raises(StorageError, match=f"the credentials for {one} are not sent to {other}"):
         storage.get("a")
+
+
+def test_a_signature_in_the_endpoint_is_not_shown() -> None:
+    from metaflow_artifacts import StorageError
+    from metaflow_artifacts._storage.azure import AzureStorage
+
+    one = "https://one.blob.core.windows.net/"
+    with pytest.raises(StorageError) as caught:
+        AzureStorage("https://example.org/container/prefix", endpoint=f"{one}?sv=2024-01-01&sig=secret")
+    assert f"({one})" in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -278,3 +278,27 @@ def test_what_the_sdk_sends_again_is_sent_whole(azurite: AzuriteServer) -> None:
         storage.put("a", data)
         storage.send("b", len(data), hashlib.sha256(data).digest(), lambda: (block for block in [memoryview(data)]))
         assert [request.size for request in proxy.requests] == [len(data)] * 4
+
+
+PAGE = "<html><body>Sign in to the network</body></html>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(200, "", body=PAGE), Answer(200, "", body="[]"), Answer(204, "", body=""), Answer(301, "", body="")],
+    ids=["page", "list", "empty", "moved"],
+)
+def test_what_a_proxy_answers_is_not_taken_for_the_service(cloud: Cloud, answer: Answer) -> None:
+    """Nothing is stored then, and the error is one of this project."""
+    storage = cloud.remote.storage
+    storage._requests.patience = 0.05  # type: ignore[attr-defined]
+    cloud.plan(lambda request: answer)
+    calls: list[Callable[[], object]] = [
+        lambda: storage.put("a", b"content"),
+        lambda: storage.put_if_absent("b", b"content"),
+        lambda: storage.touch("a"),
+        lambda: storage.stat("a"),
+        lambda: list(storage.list("")),
+    ]
+    for call in calls:
+        failing(call)

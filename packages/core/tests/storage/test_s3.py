@@ -209,6 +209,28 @@ def test_a_server_without_ranges_is_named(storage: S3Storage, proxy: FaultProxy)
         read(storage, "a", 5)
 
 
+PAGE = "<html><body>Sign in to the network</body></html>"
+
+
+@pytest.mark.parametrize("answer", [Answer(200, "", body=PAGE), Answer(206, "", body="no <XML>")], ids=["page", "text"])
+def test_what_a_proxy_answers_is_not_taken_for_s3(
+    root: str, proxy: FaultProxy, storage: S3Storage, answer: Answer
+) -> None:
+    """Nothing is stored then, and the error is one of this project."""
+    storage._requests.patience = 0.05
+    proxy.plan = lambda request: answer
+    calls: list[Callable[[], object]] = [
+        lambda: storage.put("a", b"content"),
+        lambda: storage.put_if_absent("b", b"content"),
+        lambda: storage.touch("a"),
+        lambda: storage.stat("a"),
+        lambda: list(storage.list("")),
+    ]
+    for call in calls:
+        with pytest.raises(TransientStorageError):
+            call()
+
+
 def test_a_delete_that_fails_for_some_keys_names_one(storage: S3Storage, proxy: FaultProxy, root: str) -> None:
     prefix = root.partition("//")[2].partition("/")[2]
     refusal = f"<Error><Key>{prefix}/b</Key><Code>AccessDenied</Code><Message>no</Message></Error>"

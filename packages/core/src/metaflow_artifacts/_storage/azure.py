@@ -23,7 +23,7 @@ from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage
-from metaflow_artifacts._storage.remote_errors import RequestContext
+from metaflow_artifacts._storage.remote_errors import RequestContext, understood
 from metaflow_artifacts._storage.remote_objects import Answer, Body, Described, ResponseBody
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, StorageError
@@ -76,16 +76,17 @@ class AzureStorage(RemoteStorage):
         check_key(key)
         name = self._prefix + key
         try:
-            found = self._requests.make("read", key, lambda client: client.get_blob_client(name).get_blob_properties())
+            found = self._requests.make("read", key, lambda client: self._describe(client, name))
         except ArtifactNotFound:
             return None
-        return ObjectInfo(key, found.size, found.last_modified.timestamp())
+        return ObjectInfo(key, found.size or 0, found.modified or 0.0)
 
     def keeps_versions(self) -> bool:
         # Whether versions are kept is a setting of the account, which no request for data shows. Their ids do.
         def request(client: Any) -> bool:
             listed = client.list_blobs(name_starts_with=self._prefix, include=["versions"], results_per_page=1)
-            return any(blob.get("version_id") for blob in next(listed.by_page(), ()))
+            with understood():
+                return any(blob.get("version_id") for blob in next(listed.by_page(), ()))
 
         try:
             return self._requests.make("list", "", request)
@@ -125,16 +126,20 @@ class AzureStorage(RemoteStorage):
             response = taken.response
         body = ResponseBody(response)
         headers = response.headers
-        return Answer(body, int(headers["Content-Length"]), headers.get("ETag"), "Content-Range" in headers)
+        with understood():
+            length = int(headers["Content-Length"])
+        return Answer(body, length, headers.get("ETag"), "Content-Range" in headers)
 
     def _page(self, client: Any, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
         pages = client.list_blobs(name_starts_with=prefix, results_per_page=self.page).by_page(more)
-        objects = [(blob.name, blob.size, blob.last_modified.timestamp()) for blob in next(pages, ())]
+        with understood():
+            objects = [(blob.name, blob.size, blob.last_modified.timestamp()) for blob in next(pages, ())]
         return objects, pages.continuation_token or None
 
     def _renew(self, client: Any, name: str, after: float) -> float | None:
         answer = client.get_blob_client(name).set_blob_metadata({})
-        modified: float = answer["last_modified"].timestamp()
+        with understood():
+            modified: float = answer["last_modified"].timestamp()
         return modified
 
     def _shares_service(self, source: AzureStorage) -> bool:
@@ -142,9 +147,10 @@ class AzureStorage(RemoteStorage):
 
     def _describe(self, client: Any, name: str) -> Described:
         found = client.get_blob_client(name).get_blob_properties()
-        digest = found.content_settings.content_md5
-        md5 = None if digest is None else bytes(digest).hex()
-        return Described(found.size, found.etag, None, md5, found.last_modified.timestamp())
+        with understood():
+            digest = found.content_settings.content_md5
+            md5 = None if digest is None else bytes(digest).hex()
+            return Described(found.size, found.etag, None, md5, found.last_modified.timestamp())
 
     def _copy(self, client: Any, name: str, source: AzureStorage, source_name: str, found: Described) -> Described:
         from_client = source._requests.client("read", source_name)

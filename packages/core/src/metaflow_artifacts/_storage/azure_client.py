@@ -86,7 +86,7 @@ def parse_root(root: str, configured: str | None) -> Address:
         ]
         if parts.scheme != "https" or port not in (None, 443) or not host.endswith(tuple(known)):
             raise StorageError(
-                f"{root} is not at the configured Azure endpoint ({configured or 'there is none'}), and no credentials "
+                f"{root} is not at the configured Azure endpoint ({_shown(configured)}), and no credentials "
                 "are sent to another; set METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT to its address"
             )
         endpoint, path = f"https://{host}", parts.path
@@ -94,6 +94,11 @@ def parse_root(root: str, configured: str | None) -> Address:
     if not container or container in {".", ".."}:
         raise wrong
     return Address(endpoint, container, path_of(root, path))
+
+
+def _shown(endpoint: str | None) -> str:
+    """The endpoint for a message. A signature that somebody has put behind it is left out: it is a secret."""
+    return endpoint.partition("?")[0] if endpoint else "there is none"
 
 
 def default_credential() -> Any:
@@ -116,7 +121,7 @@ def container_client(
     from requests.adapters import HTTPAdapter
 
     if not hasattr(credential, "get_token") and configured and address.endpoint != configured.rstrip("/"):
-        raise StorageError(f"the credentials for {configured} are not sent to {address.endpoint}")
+        raise StorageError(f"the credentials for {_shown(configured)} are not sent to {address.endpoint}")
     session = requests.Session()
     adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
     adapter.poolmanager.pool_classes_by_scheme = tracked(adapter.poolmanager.pool_classes_by_scheme)

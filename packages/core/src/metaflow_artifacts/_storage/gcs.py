@@ -15,7 +15,7 @@ from metaflow_artifacts._storage.gcs_errors import status_of
 from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
-from metaflow_artifacts._storage.remote_errors import RequestContext
+from metaflow_artifacts._storage.remote_errors import BadAnswer, RequestContext, understood
 from metaflow_artifacts._storage.remote_objects import Answer, Described, ResponseBody
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, InvalidInput, StorageError
@@ -63,15 +63,15 @@ class GcsStorage(RemoteStorage):
         check_key(key)
         name = self._prefix + key
         try:
-            found = self._requests.make("read", key, lambda client: _described(client, name))
+            found = self._requests.make("read", key, lambda client: _copyable(_described(client, name)))
         except ArtifactNotFound:
             return None
-        return ObjectInfo(key, int(found["size"]), _time(found["updated"]))
+        return ObjectInfo(key, found.size or 0, found.modified or 0.0)
 
     def keeps_versions(self) -> bool:
         fields = {"fields": "versioning,softDeletePolicy"}
         try:
-            answer = self._requests.make("list", "", lambda client: client.bucket(params=fields))
+            answer = self._requests.make("list", "", lambda client: _object(client.bucket(params=fields)))
         except StorageError as error:
             if status_of(error.__cause__) == 403 or gcs_errors.is_unsupported(error.__cause__):
                 return False
@@ -100,24 +100,26 @@ class GcsStorage(RemoteStorage):
         if version is not None and found != version:
             response.close()
             raise PreconditionFailed(f"generation {found} in place of {version}")
-        length = int(response.headers["Content-Length"])
+        with understood():
+            length = int(response.headers["Content-Length"])
         return Answer(ResponseBody(response), length, found, "Content-Range" in response.headers)
 
     def _page(self, client: GcsClient, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
         params = {"prefix": prefix, "fields": f"items({_DESCRIBED}),nextPageToken"}
         page = client.bucket("/o", params={**params, **({"pageToken": more} if more else {})})
-        objects = [(item["name"], int(item["size"]), _time(item["updated"])) for item in page.get("items", ())]
-        return objects, page.get("nextPageToken") or None
+        with understood():
+            objects = [(item["name"], int(item["size"]), _time(item["updated"])) for item in page.get("items", ())]
+            return objects, page.get("nextPageToken") or None
 
     def _renew(self, client: GcsClient, name: str, after: float) -> float | None:
         from google.api_core.exceptions import TooManyRequests
 
         try:
-            return _time(client.rewrite(name)["updated"])
+            return _copyable(client.rewrite(name)).modified
         except TooManyRequests:
             # An object can be written once a second. Perhaps somebody else has just renewed it.
-            modified = _time(_described(client, name)["updated"])
-            if modified > after:
+            modified = _copyable(_described(client, name)).modified
+            if modified is not None and modified > after:
                 return modified
             raise
 
@@ -195,14 +197,21 @@ class _Service(Service):
         return status_of(error) == 416
 
 
+def _object(answer: Any) -> Any:
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"no JSON object: {answer!r}")
+    return answer
+
+
 def _described(client: GcsClient, name: str, fields: str = _DESCRIBED) -> Any:
     return client.object("GET", name, params={"fields": fields}).json()
 
 
 def _copyable(found: Any) -> Described:
-    # Objects that were composed of others have no MD5.
-    digest = found.get("md5Hash") or found.get("crc32c")
-    return Described(int(found["size"]), found.get("generation"), None, digest, _time(found["updated"]))
+    with understood():
+        # Objects that were composed of others have no MD5.
+        digest = found.get("md5Hash") or found.get("crc32c")
+        return Described(int(found["size"]), found.get("generation"), None, digest, _time(found["updated"]))
 
 
 def _time(text: str) -> float:

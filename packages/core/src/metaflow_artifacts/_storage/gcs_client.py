@@ -12,6 +12,7 @@ from urllib.parse import quote
 from metaflow_artifacts._storage.job import tracked
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import be_quiet
+from metaflow_artifacts._storage.remote_errors import BadAnswer, understood
 from metaflow_artifacts._storage.remote_objects import Body
 
 __all__ = ["SCOPES", "THREADS", "GcsClient", "default_credentials"]
@@ -83,9 +84,10 @@ class GcsClient:
             params["ifGenerationMatch"] = "0"
         while True:
             answer = self._send("POST", begin + target, params=params).json()
-            if answer.get("done"):
-                return answer["resource"]
-            params["rewriteToken"] = answer["rewriteToken"]
+            with understood():
+                if answer.get("done"):
+                    return answer["resource"]
+                params["rewriteToken"] = answer["rewriteToken"]
 
     def upload(self, name: str, data: memoryview | Outgoing, params: dict[str, str]) -> None:
         """Write an object with one request."""
@@ -96,20 +98,32 @@ class GcsClient:
         )
         body = _Parts([head.encode(), data, f"\r\n--{_BOUNDARY}--".encode()])
         try:
-            self._send(
+            stored = self._send(
                 "POST",
                 f"/upload/storage/v1/b/{self._bucket}/o",
                 params={"uploadType": "multipart", **params},
                 headers={"Content-Type": f'multipart/related; boundary="{_BOUNDARY}"'},
                 data=body,
-            )
+            ).json()
+            # Anything else can answer with 200 too: a proxy that wants a password, for example.
+            with understood():
+                if (stored["name"], int(stored["size"])) != (name, len(data)):
+                    raise BadAnswer(f"{stored['size']} bytes of {len(data)} stored as {stored['name']!r}")
         finally:
             body.close()
 
     def _send(self, method: str, path: str, **options: Any) -> Any:
         from google.api_core.exceptions import from_http_response
 
-        send = functools.partial(self._session.request, method, self.endpoint + path, timeout=self._timeout, **options)
+        # A redirection is not the service's: it has none, and a write would be repeated as a read.
+        send = functools.partial(
+            self._session.request,
+            method,
+            self.endpoint + path,
+            timeout=self._timeout,
+            allow_redirects=False,
+            **options,
+        )
         response = send()
         if response.status_code == 401:
             # A token that was revoked, or that has expired by the server's clock. The session would not rewind a body.
@@ -118,7 +132,7 @@ class GcsClient:
             if "data" in options:
                 options["data"].seek(0)
             response = send()
-        if response.status_code >= 400:
+        if response.status_code >= 300:
             with response:
                 raise from_http_response(response)
         return response

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
@@ -10,6 +12,7 @@ __all__ = [
     "CHECK_ROOT",
     "PERMANENT",
     "REASONS",
+    "BadAnswer",
     "Fault",
     "RequestContext",
     "answered",
@@ -19,8 +22,10 @@ __all__ = [
     "late",
     "literal",
     "missing",
+    "not_understood",
     "one_line",
     "too_long",
+    "understood",
     "unreachable",
 ]
 
@@ -100,6 +105,30 @@ def late() -> Fault:
 
 def broken(text: str) -> Fault:
     return Fault(f"the connection to {{endpoint}} broke ({text}); try again", True)
+
+
+class BadAnswer(Exception):
+    """An answer that the service does not give, such as the page of a proxy: what it stands for was not done."""
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """The block takes an answer apart. Raises BadAnswer where the answer lacks something, or has it in another form."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BadAnswer(f"{type(error).__name__}: {error}") from error
+
+
+def not_understood(text: object) -> Fault:
+    found = literal(one_line(text))[:200]
+    return Fault(
+        f"what answers at {{endpoint}} is not the service, or a proxy has changed its answer ({found}); try again, or "
+        "check the endpoint and the network",
+        True,
+    )
 
 
 def one_line(text: object) -> str:

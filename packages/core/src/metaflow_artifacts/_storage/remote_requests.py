@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
 from metaflow_artifacts._storage import job
-from metaflow_artifacts._storage.remote_errors import RequestContext
+from metaflow_artifacts._storage.remote_errors import BadAnswer, RequestContext, error_for, not_understood
 from metaflow_artifacts.errors import ArtifactError, TransientStorageError
 
 __all__ = ["Requests", "Service", "named"]
@@ -118,7 +118,7 @@ class Requests:
         began = time.monotonic() if began is None else began
         for attempt in itertools.count(1):
             try:
-                result = request(self.client(action, key))
+                result = self._once(action, key, request)
             except TransientStorageError:
                 seconds = self.pause(attempt, began)
                 if seconds is None:
@@ -144,6 +144,13 @@ class Requests:
                 return result
             job.pause(seconds)
         raise AssertionError("unreachable")
+
+    def _once(self, action: str, key: str, request: Callable[[Any], _T]) -> _T:
+        client = self.client(action, key)
+        try:
+            return request(client)
+        except BadAnswer as error:
+            raise error_for(not_understood(error), self.context(action, key)) from error
 
     def pause(self, attempt: int, began: float) -> float | None:
         """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one."""

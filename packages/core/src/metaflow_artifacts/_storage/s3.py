@@ -13,6 +13,7 @@ from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
+from metaflow_artifacts._storage.remote_errors import understood
 from metaflow_artifacts._storage.remote_objects import Answer, Body, Described
 from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client, takes
 from metaflow_artifacts._storage.s3_client import portable as portable_client
@@ -117,7 +118,7 @@ class S3Storage(RemoteStorage):
                 answer = self._requests.make("read", key, head)
         except ArtifactNotFound:
             return None
-        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
+        return ObjectInfo(key, *answer)
 
     def _page(self, client: Any, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
         where = {"Bucket": self.bucket, "Prefix": prefix}
@@ -162,7 +163,8 @@ class S3Storage(RemoteStorage):
 
     def _describe(self, client: Any, name: str) -> Described:
         answer = client.head_object(Bucket=self.bucket, Key=name, ChecksumMode="ENABLED")
-        return _described(answer, answer["ContentLength"])
+        with understood():
+            return _described(answer, answer["ContentLength"])
 
     def _copy(self, client: Any, name: str, source: S3Storage, source_name: str, found: Described) -> Described:
         answer = client.copy_object(
@@ -212,7 +214,10 @@ class S3Storage(RemoteStorage):
         if isinstance(data, memoryview):
             body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
         try:
-            client.put_object(Body=body, ChecksumSHA256=b64encode(sha256).decode(), **fields)
+            answer = client.put_object(Body=body, ChecksumSHA256=b64encode(sha256).decode(), **fields)
+            with understood():
+                # Without it, it is not S3 that has answered, and nothing may be stored.
+                answer["ETag"]
         finally:
             if isinstance(body, Body):
                 body.close()
@@ -224,7 +229,9 @@ class S3Storage(RemoteStorage):
         if version is not None:
             fields["IfMatch"] = version
         answer = client.get_object(**fields)
-        return Answer(answer["Body"], int(answer["ContentLength"]), answer.get("ETag"), "ContentRange" in answer)
+        with understood():
+            length = answer["ContentLength"]
+        return Answer(answer["Body"], length, answer.get("ETag"), "ContentRange" in answer)
 
     def _read_small(self, client: Any, name: str, first: int, last: int) -> bytes | None:
         if self._quick is None or self._quick.client is not client:
@@ -262,8 +269,10 @@ def _described(answer: Any, size: int | None) -> Described:
     )
 
 
-def _head(where: dict[str, str], client: Any) -> Any:
-    return client.head_object(**where)
+def _head(where: dict[str, str], client: Any) -> tuple[int, float]:
+    answer = client.head_object(**where)
+    with understood():
+        return answer["ContentLength"], answer["LastModified"].timestamp()
 
 
 def _parse(root: str) -> tuple[str, str]:

@@ -116,6 +116,8 @@ def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[st
     except ElementTree.ParseError:
         return
     space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
+    if not page.tag.endswith("ListBucketResult"):
+        return
     encoded = page.findtext(f"{space}EncodingType") == "url"
     objects = []
     for entry in page.findall(f"{space}Contents"):

@@ -75,9 +75,10 @@ _PERMANENT = frozenset({"NotImplemented", "InsufficientStorage"})
 def faults() -> tuple[type[Exception], ...]:
     """The exceptions that a failed request to S3 raises."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    return (BotoCoreError, ClientError, HTTPError, ConnectionError, TimeoutError)
+    return (BotoCoreError, ClientError, ResponseParserError, HTTPError, ConnectionError, TimeoutError)
 
 
 def code_of(error: BaseException | None) -> str:
@@ -130,8 +131,11 @@ def _answer(error: Any) -> Fault:
 
 def _failure(error: Exception) -> Fault:
     from botocore import exceptions as botocore
+    from botocore.parsers import ResponseParserError
     from urllib3 import exceptions as urllib3
 
+    if isinstance(error, ResponseParserError):
+        return words.not_understood(error)
     text = literal(one_line(error))
     credentials = (
         botocore.NoCredentialsError,
