@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import re
+import struct
 import sys
+import termios
 import threading
 from types import SimpleNamespace
 
@@ -68,3 +73,19 @@ def test_before_the_first_step_the_seconds_are_shown(monkeypatch: pytest.MonkeyP
         assert stream.written.wait(60)
     assert re.match(r"\rdu: 0 s\x1b\[K", stream.text)
     assert stream.text.endswith("\r\x1b[K")
+
+
+def test_a_narrow_terminal_gets_lines_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(bar, "time", SimpleNamespace(monotonic=lambda: now))
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    with os.fdopen(slave, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with bar.bar("copy") as progress:
+            progress.start(4 << 20)
+            now = 2.0
+            progress.add(1 << 20)
+        text = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert text == "\rcopy [########.....\x1b[K\r\x1b[K"

@@ -204,6 +204,7 @@ def test_du_by_step_label_and_age(run: Run, save: Aged) -> None:
     assert groups("--by", "label", "--by", "flow") == {("a", "F"): size, ("a", "G"): size, ("l", "F"): size}
     assert groups("--by", "age") == {("up to 1 day",): size, ("up to 1 week",): size, ("older",): size}
     assert groups("--by", "flow", "--type", "checkpoint") == {("F",): size}
+    assert run("du", "--by", "step", "--by", "step").out == run("du", "--by", "step").out
     part = run("du", "--type", "checkpoint", "--json").json
     assert (part["stored"], part["unneeded"]) == (size, None)
     assert re.search(r"up to 1 week +1 +7 B +7 B\n", run("du", "--by", "age").out)
@@ -230,6 +231,7 @@ def test_options_may_stand_before_the_command(store: Store, save: Aged, capfd: p
         (["show", "nothing"], "InvalidReference", 2),
         (["retain"], "InvalidInput", 2),
         (["gc", "--grace", "7"], "UsageError", 2),
+        (["ls", "--limit", "-1"], "UsageError", 2),
         (["nope"], "UsageError", 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

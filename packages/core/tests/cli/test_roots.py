@@ -122,3 +122,20 @@ def test_roots_on_s3(
     assert done.returncode == 1
     assert "pass s3://bucket/prefix" in done.stderr
     assert f"such as {root}, which Metaflow is configured for" in done.stderr or not HAS_METAFLOW
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes the rights of root away as Linux does")
+def test_a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(content: Path, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    open_store(root).save_model(content, "m")
+    command = [sys.executable, "-m", "metaflow_artifacts", "ls", "--root", str(root)]
+    if os.geteuid() == 0:
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", "--bounding-set", rights, "--inh-caps", rights, *command]
+    root.chmod(0)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    finally:
+        root.chmod(0o700)
+    assert done.stderr == f"metaflow-artifacts: cannot read {root}: permission denied; check owner and mode\n"
+    assert done.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ __all__ = ["Bar", "bar"]
 _AFTER = 1.0
 _EVERY = 0.1
 _WIDTH = 30
+_COLUMNS = 80
 
 
 class Bar(Progress):
@@ -39,11 +41,18 @@ class Bar(Progress):
             return
         try:
             self._drawn = now
-            self._stream.write(f"\r{self._line(now - self._began)}\x1b[K")
+            self._stream.write(f"\r{self._line(now - self._began)[: self._space()]}\x1b[K")
             self._stream.flush()
             self._shown = True
         finally:
             self._drawing.release()
+
+    def _space(self) -> int:
+        """How long a line may be. A longer one would go on in the next line, where the cursor does not come back."""
+        try:
+            return (os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS) - 1
+        except (AttributeError, OSError, ValueError):
+            return _COLUMNS - 1
 
     def tick(self) -> None:
         """Show how much time has passed, where no step has been shown for a while."""

@@ -13,7 +13,7 @@ from typing import Any
 from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import Table, escape, escape_lines, print_json, print_table, warn
 from metaflow_artifacts._cli.roots import resolve, store_of
-from metaflow_artifacts._cli.selecting import Selection, add_selection
+from metaflow_artifacts._cli.selecting import Selection, add_selection, count
 from metaflow_artifacts._format.foreign import ForeignArtifact, ForeignManifest
 from metaflow_artifacts._format.manifest import FileEntry, Manifest
 from metaflow_artifacts._format.reference import ModelArtifact
@@ -34,7 +34,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ls, show, tree, cat, get and lineage. `command` makes the parser of one command."""
     ls = command("ls", _ls, "list artifacts, newest first")
     add_selection(ls)
-    ls.add_argument("--limit", type=int, metavar="N", help="only the N newest")
+    ls.add_argument("--limit", type=count, metavar="N", help="only the N newest")
     _key(command("show", _show, "show an artifact's reference, and how it is stored"))
     _key(command("tree", _tree, "list the files of an artifact"))
     cat = _key(command("cat", _cat, "print the content of one file of an artifact"))

@@ -63,8 +63,7 @@ def _demand_store(store: Store) -> None:
     In a cloud, only a listing shows that. Commands with keys do without it, until nothing is stored at a key.
     """
     if not is_url(store.root):
-        if not _holds_a_store(store.root):
-            raise _holds_nothing(store.root, _near(store.root))
+        _demand_directories(store.root)
     elif not _holds_objects(store):
         raise _holds_nothing(store.root, _configured_root(store.root))
 
@@ -127,8 +126,7 @@ def _open(options: argparse.Namespace) -> Store:
     if not os.path.isdir(root):
         found = "looks like a misspelt URL" if _ALMOST_A_URL.match(root) else "there is no such directory"
         raise ArtifactNotFound(f"{root}: {found}; pass the root of an existing store: {_FORMS}")
-    if not _holds_a_store(root):
-        raise _holds_nothing(root, _near(root))
+    _demand_directories(root)
     return open_store(root)
 
 
@@ -148,6 +146,19 @@ def _in_cloud(root: str, option: str) -> Store | None:
 
         return store_at(_KINDS[scheme], root)
     return open_store(root)
+
+
+def _demand_directories(root: str) -> None:
+    """Raise ArtifactNotFound if a directory holds no store, and StorageError if that cannot be seen."""
+    if _holds_a_store(root):
+        return
+    try:
+        os.stat(os.path.join(root, TOP_DIRECTORIES[0]))
+    except PermissionError as error:
+        raise StorageError(f"cannot read {root}: permission denied; check owner and mode") from error
+    except OSError:
+        pass
+    raise _holds_nothing(root, _near(root))
 
 
 def _holds_a_store(directory: str) -> bool:

@@ -21,7 +21,7 @@ from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._upkeep.survey import artifact_objects
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
 
-__all__ = ["PATTERN_HELP", "Matches", "Selection", "add_selection", "matching", "seconds"]
+__all__ = ["PATTERN_HELP", "Matches", "Selection", "add_selection", "count", "matching", "seconds"]
 
 PATTERN_HELP = "a pattern that keys match (* and ? are wildcards; * also matches /)"
 
@@ -32,6 +32,13 @@ def seconds(text: str) -> float:
         return parse_period(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """A number from 0 as an option takes it. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text!r}")
+    return int(text)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ class _Usage:
 
 
 def _du(options: argparse.Namespace) -> int:
-    by: Sequence[str] = options.by or ("type", "flow")
+    by: Sequence[str] = tuple(dict.fromkeys(options.by or ("type", "flow")))
     if "user" in by and find_spec("metaflow") is None:
         raise InvalidInput("--by user needs Metaflow, whose metadata says who started a run: pip install metaflow")
     store = store_of(options)
