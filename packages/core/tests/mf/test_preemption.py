@@ -146,3 +146,52 @@ store.save_model_async({{"a": b"3" * {1 << 20}}}).result()
     done = run(code)
     assert (done.returncode, done.stdout, done.stderr) == (0 if grace else -signal.SIGTERM, "", "")
     assert len(list(open_store(str(tmp_path / "store")).list())) == (3 if grace else 2)
+
+
+_NOBODY_READS = """
+import os, signal, threading
+from metaflow_artifacts._mf.background import with_pending_saves
+from metaflow_artifacts._mf.log import Log
+from metaflow_artifacts._mf.preemption import watch_for_preemption
+from metaflow_artifacts._store.background import SaveOptions, background_saves
+
+may_store = threading.Event()
+
+def logger(line, **more):
+    may_store.set()
+    raise BrokenPipeError("nobody reads the log")
+
+log = Log("checkpoint", logger)
+threading.excepthook = lambda args: os._exit(3)
+"""
+
+
+def test_sigterm_ends_a_process_whose_log_nobody_reads() -> None:
+    code = """
+watch_for_preemption(log)
+os.kill(os.getpid(), signal.SIGTERM)
+while True:
+    signal.pause()
+"""
+    done = subprocess.run([sys.executable, "-c", _NOBODY_READS + code], timeout=60)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_a_step_that_fails_stores_what_is_pending_where_nobody_reads_the_log() -> None:
+    code = """
+def storing(source):
+    may_store.wait()
+    return {"key": "stored"}
+
+def step():
+    global pending
+    pending = background_saves().submit({"a": b""}, lambda: storing, SaveOptions())
+    raise RuntimeError("the code of the step")
+
+try:
+    with_pending_saves(step, log)()
+except RuntimeError as error:
+    print(error, pending.done(), background_saves().is_abandoned)
+"""
+    done = subprocess.run([sys.executable, "-c", _NOBODY_READS + code], timeout=60, capture_output=True, text=True)
+    assert done.stdout == "the code of the step True False\n", done.stderr

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from metaflow_artifacts import SourceError, SourceNotFound
-from metaflow_artifacts._transfer import hidden_files, snapshot_parts
+from metaflow_artifacts import InvalidInput, SourceError, SourceNotFound
+from metaflow_artifacts._transfer import hidden_files, snapshot_clones, snapshot_parts
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, take_snapshot
 from metaflow_artifacts._transfer.snapshot_clones import Cloner
@@ -252,3 +252,47 @@ sys.stdin.read()
 def test_what_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound):
         take_snapshot(tmp_path / "nowhere")
+
+
+def test_consume_gives_back_what_lay_in_a_directory_that_is_moved_too(tmp_path: Path) -> None:
+    paths = [tmp_path / "other" / "first", tmp_path / "all" / "file"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(b"content")
+    with pytest.raises(NoSnapshot):
+        take_snapshot({"first": paths[0], "file": paths[1], "all": tmp_path / "all"}, consume=True)
+    assert [path.read_bytes() for path in paths] == [b"content"] * 2
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_without_a_directory_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_writable: bool
+) -> None:
+    def none_found() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def read_only(parent: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_found)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 << 20))
+    if is_writable:
+        take_snapshot(path).close()
+        return
+    monkeypatch.setattr(snapshot_clones, "unnamed_file", read_only)
+    with pytest.raises(NoSnapshot, match="No usable temporary directory"):
+        take_snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_refused"), [("O", True), ([("count", "i4"), ("name", "O")], True), ([("Offset", "i4")], False)]
+)
+def test_an_array_of_python_objects_is_refused(kind: Any, is_refused: bool) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(2, dtype=kind)
+    if not is_refused:
+        assert contents(take_snapshot({"array": array}).source) == {"array": bytes(8)}
+        return
+    with pytest.raises(InvalidInput, match=r"'array' is ndarray.*Python objects"):
+        take_snapshot({"array": array})

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["Log"]
+
+_UNWRITABLE = OSError, ValueError
+"""Where whoever reads the log has ended, or it is closed: what was to be done goes on without the line."""
 
 
 class Log:
@@ -23,16 +27,18 @@ class Log:
 
     def __call__(self, message: str) -> None:
         """Write `message`. If it has several lines, only the first one has the prefix."""
-        if self._logger is None:
-            print(self.prefix + message, file=sys.stderr, flush=True)
-        else:
-            self._logger(self.prefix + message, timestamp=False)
+        with suppress(*_UNWRITABLE):
+            if self._logger is None:
+                print(self.prefix + message, file=sys.stderr, flush=True)
+            else:
+                self._logger(self.prefix + message, timestamp=False)
 
     def warning(self, message: str) -> None:
         """Write `message` as a warning, which a terminal shows in red."""
         if self._logger is None:
             self("Warning: " + message)
-        else:
+            return
+        with suppress(*_UNWRITABLE):
             self._logger(f"{self.prefix}Warning: {message}", timestamp=False, bad=True)
 
     def __reduce__(self) -> tuple[Any, ...]:

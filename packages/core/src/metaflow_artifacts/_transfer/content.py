@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +24,8 @@ Content: TypeAlias = "str | os.PathLike[str] | Mapping[str, PathOrBytes] | Sourc
 
 _MODE = 0o644
 """Permission bits of a file whose content comes from memory."""
+_FIELD_NAME = re.compile(":[^:]*:")
+"""In the format of a buffer; "O" elsewhere in it is a Python object."""
 
 
 def source_of(content: Content) -> Source:
@@ -69,6 +72,8 @@ def _add_path(source: Source, path: str, value: str | os.PathLike[str]) -> None:
 def _in_memory(path: str, value: Any) -> SourceFile:
     try:
         view = memoryview(value)
+        if "O" in _FIELD_NAME.sub("", view.format):
+            raise ValueError("it holds Python objects, and its bytes are their addresses")
         # Of a read-only view, others may write to what it shows. Contiguous bytes only: `tobytes` copies any view.
         is_fixed = type(view.obj) is bytes
         content = view.cast("B") if is_fixed and view.c_contiguous and view.nbytes else view.tobytes()

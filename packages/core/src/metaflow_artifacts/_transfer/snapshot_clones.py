@@ -43,8 +43,10 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def writable_directory(content: Content, source: Source, temp_root: str | os.PathLike[str] | None) -> str:
     """A directory on the file system of the source in which files can be made, else `temp_root`. Raises NoSnapshot."""
     problem: OSError | None = None
-    for parent in [*_parents(content, source), os.fspath(temp_root or tempfile.gettempdir())]:
+    for found in [*_parents(content, source), None]:
         try:
+            # Where no directory for temporary files can be written to, this raises OSError.
+            parent = found or os.fspath(temp_root or tempfile.gettempdir())
             unnamed_file(parent).close()
             clear(parent)
             return parent

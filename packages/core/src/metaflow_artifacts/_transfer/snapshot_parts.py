@@ -52,7 +52,8 @@ class Snapshot:
 
     def give_back(self) -> None:
         """Move what was consumed back to where it was, unless something else is there; then `close`."""
-        for path, location in self._moved:
+        # The last one first: one may come from a directory that was moved after it.
+        for path, location in reversed(self._moved):
             with contextlib.suppress(OSError):
                 if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
                     os.rename(location, path)
