@@ -119,8 +119,9 @@ def pinned_requirements(group: str) -> list[str]:
 def held(*names: str) -> list[str]:
     """Requirements by their names, at the versions that are held for development."""
     pyproject = nox.project.load_toml(ROOT / "pyproject.toml")
-    pins = {pin.split("==")[0]: pin for pin in pyproject["tool"]["uv"]["constraint-dependencies"]}
-    return [pins.get(name, name) for name in names]
+    versions = dict(pin.split("==") for pin in pyproject["tool"]["uv"]["constraint-dependencies"])
+    found = {name: versions.get(name.partition("[")[0]) for name in names}
+    return [f"{name}=={version}" if version else name for name, version in found.items()]
 
 
 def install(session: nox.Session, *distributions: str, groups: tuple[str, ...] = ()) -> None:
