@@ -29,6 +29,10 @@ def test_a_name_that_does_not_exist() -> None:
     assert not hasattr(metaflow_artifacts, "nothing_of_this_name")
 
 
+def test_all_errors_are_public_names() -> None:
+    assert set(metaflow_artifacts.errors.__all__) <= set(metaflow_artifacts.__all__)
+
+
 def test_importing_is_light() -> None:
     code = "import sys, metaflow_artifacts; print(*sorted(m for m in sys.modules if 'metaflow' in m or 'boto' in m))"
     command = [sys.executable, "-I", "-c", code]
