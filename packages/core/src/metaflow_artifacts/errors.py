@@ -131,4 +131,4 @@ def warn(text: str) -> None:
     try:
         warnings.warn(text, ArtifactWarning, stacklevel=level)
     except ArtifactWarning:
-        print(f"ArtifactWarning: {text}", file=sys.stderr)
+        print(f"ArtifactWarning: {text}\n", end="", file=sys.stderr)

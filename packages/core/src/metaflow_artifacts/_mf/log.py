@@ -29,7 +29,8 @@ class Log:
         """Write `message`. If it has several lines, only the first one has the prefix."""
         with suppress(*_UNWRITABLE):
             if self._logger is None:
-                print(self.prefix + message, file=sys.stderr, flush=True)
+                # With PYTHONUNBUFFERED, `print` would write the newline by itself, and lines of several processes mix.
+                print(f"{self.prefix}{message}\n", end="", file=sys.stderr, flush=True)
             else:
                 self._logger(self.prefix + message, timestamp=False)
 

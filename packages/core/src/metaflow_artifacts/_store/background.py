@@ -354,7 +354,7 @@ class BackgroundSaves:
 
     def _print_failures(self) -> None:
         for error, note in self._take_failures():
-            print(f"a save in the background failed: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"a save in the background failed: {type(error).__name__}: {error}\n", end="", file=sys.stderr)
             note(error)
 
 

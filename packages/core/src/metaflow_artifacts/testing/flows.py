@@ -38,7 +38,8 @@ _RUN_ID = re.compile(r"\(run-id (\S+)\)")
 
 def emit(name: str, value: Any) -> None:
     """In a flow: print `value`, which can be written as JSON, for the test to read with `Result.facts(name)`."""
-    print(_FACT + json.dumps([name, value]), flush=True)
+    # One write, so that the lines of processes with one standard output do not mix, even with PYTHONUNBUFFERED.
+    print(f"{_FACT}{json.dumps([name, value])}\n", end="", flush=True)
 
 
 @dataclass(frozen=True)
