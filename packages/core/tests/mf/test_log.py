@@ -36,7 +36,7 @@ def test_a_line_is_one_write(code: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        subprocess.run([sys.executable, "-c", code], env=environment, stderr=theirs, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], env=environment, stderr=theirs.fileno(), check=True, timeout=60)
         ours.setblocking(False)
         written = []
         with suppress(BlockingIOError):
@@ -44,4 +44,5 @@ def test_a_line_is_one_write(code: str) -> None:
                 written.append(ours.recv(4096).decode())
     lines = [text for text in written if text]
     assert [line.count("\n") for line in lines] == [1, 1]
-    assert "one" in lines[0] and "two" in lines[1]
+    assert "one" in lines[0]
+    assert "two" in lines[1]
