@@ -59,6 +59,17 @@ def test_the_end_of_content_that_changed_never_leaves(storage: S3Storage, proxy:
     assert storage.get("b") == b"content"
 
 
+@pytest.mark.parametrize(("failures", "asked"), [(1, []), (2, [1]), (3, [1, 1])])
+def test_requests_that_break_again_and_again_are_a_sign_of_too_many(
+    storage: S3Storage, proxy: FaultProxy, failures: int, asked: list[int]
+) -> None:
+    heard: list[int] = []
+    proxy.plan = once(Lose(), "PUT", failures)
+    with Job(lambda: heard.append(1)).working():
+        storage.put("a", b"content")
+    assert heard == asked
+
+
 def test_a_server_that_asks_to_slow_down_is_heard(storage: S3Storage, proxy: FaultProxy) -> None:
     asked: list[int] = []
     proxy.plan = once(BUSY, "PUT", 2)

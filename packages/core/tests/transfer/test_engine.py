@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,27 @@ def test_a_width_that_grows_during_the_last_calls_gets_its_threads() -> None:
         together.wait(30)
 
     Engine().run([(1, call) for _ in range(6)], width)
+
+
+def test_what_waits_begins_as_soon_as_the_width_grows_and_not_only_when_a_call_ends() -> None:
+    seconds = iter(range(100))
+    width = Width(2, 4, clock=lambda: float(next(seconds)))
+    all_wait, first_two, all_four = threading.Event(), threading.Barrier(2), threading.Barrier(4)
+
+    def call(number: int) -> None:
+        if number < 2:
+            first_two.wait(30)
+        if number == 0:
+            all_wait.wait(30)
+            while width.now == 2:
+                width.moved(1)
+        all_four.wait(30)
+
+    with Group(Engine(), width) as group:
+        for number in range(4):
+            group.add(1, partial(call, number))
+        all_wait.set()
+    assert width.when_wider == []
 
 
 def test_calls_of_a_call_are_made_in_its_thread() -> None:

@@ -40,6 +40,22 @@ def test_it_grows_to_the_most_while_each_connection_adds_as_much() -> None:
     assert link.widths[-1] == 64
 
 
+def test_a_slow_link_has_the_most_connections_within_a_second() -> None:
+    link = Link(lambda connections: connections * 2e6)
+    link.passes(1.3)
+    assert link.widths == [24, 48, 64]
+    # They move more, so there is no reason to look for fewer.
+    link.passes(20)
+    assert link.widths == [24, 48, 64]
+
+
+def test_a_burst_at_the_beginning_does_not_end_the_growth() -> None:
+    # The kernel takes the first bytes that are sent at once, whatever the link moves.
+    link = Link(lambda connections: connections * (2e6 if link.time > 0.3 else 2e7))
+    link.passes(30)
+    assert link.width.now == 64
+
+
 def test_it_stops_growing_where_the_link_is_full() -> None:
     link = Link(lambda connections: min(connections, 40) * 2e6)
     link.passes(60)

@@ -128,9 +128,7 @@ class Requests:
                 raise
             except self.service.faults() as error:
                 failure = self.service.explain(error, self.context(action, key))
-                if self.service.asks_to_slow_down(error):
-                    job.slow_down()
-                seconds = self.pause(attempt, began)
+                seconds = self.pause(attempt, began, self.service.asks_to_slow_down(error))
                 # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
                 futile = attempt >= _DIGEST_ATTEMPTS and self.service.is_changed(error)
                 if futile or seconds is None or not isinstance(failure, TransientStorageError):
@@ -152,8 +150,14 @@ class Requests:
         except BadAnswer as error:
             raise error_for(not_understood(error), self.context(action, key)) from error
 
-    def pause(self, attempt: int, began: float) -> float | None:
-        """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one."""
+    def pause(self, attempt: int, began: float, is_asked: bool = False) -> float | None:
+        """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one.
+
+        Fewer requests run at once from now on if the server asked for that (`is_asked`), or if it was not the first
+        attempt: one connection may break at any time, but then a server or a network that has too many is likely.
+        """
+        if is_asked or attempt > 1:
+            job.slow_down()
         # Random, so that tasks that failed at the same time do not retry at the same time.
         seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
         late = time.monotonic() - began + seconds > self.patience

@@ -163,6 +163,12 @@ class Engine:
                 return True
         return False
 
+    def wake(self) -> None:
+        """See to it that the calls are made which may run now that a width has grown."""
+        with self._lock:
+            starts = self._wake()
+        self._start(starts)
+
     def _start(self, starts: bool) -> None:
         if starts:
             try:
@@ -340,6 +346,7 @@ class Group:
             raise self._error
 
     def __enter__(self) -> Group:
+        self.width.when_wider.append(self._engine.wake)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -354,6 +361,7 @@ class Group:
                 self._abandon(shuts=not isinstance(second, Exception))
             raise
         finally:
+            self.width.when_wider.remove(self._engine.wake)
             # Break the reference cycle of error, traceback, frame and group, which would keep buffers alive.
             self._error = None
 

@@ -4,6 +4,10 @@ One connection on a real network gives 50 to 100 MB/s, so a transfer begins with
 bytes that they move are counted in windows; the first window after a change does not count. More connections are tried
 first, for as long as they move more; then fewer, for as long as they move as much. A server that asks to slow down
 halves their number.
+
+At first the windows are short, and twice as many connections are tried: over slow connections, each chunk takes
+seconds, and most chunks of an artifact have begun before long windows tell anything. What a short window says against
+more connections is not believed: long ones follow.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from metaflow_artifacts._storage.base import Storage
 __all__ = ["Width", "width_of"]
 
 _WINDOW_S = 1.0
+_FIRST_WINDOW_S = 0.25
 _MORE = 1.1
 """More connections must move more than this many times as much, or they are given up."""
 _SAME = 0.97
@@ -42,11 +47,15 @@ class Width:
     def __init__(self, start: int, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self.now = max(1, start)
         self.running = 0
+        self.when_wider: list[Callable[[], None]] = []
+        """What to call when more calls may run at once."""
         self._most = most
         self._searches = most > start
         self._clock = clock
         self._lock = threading.Lock()
         self._slowed = float("-inf")
+        self._window = _FIRST_WINDOW_S
+        self._begin: float | None = None
         self._begin_window()
         self._before: tuple[int, float] | None = None
         """The width before the one that is tried now, and its bytes a second."""
@@ -58,15 +67,24 @@ class Width:
         if not self._searches:
             return
         with self._lock:
+            if self._begin is None:
+                # A window lasts from one report to another, and has what was moved between them.
+                self._begin = self._clock()
+                return
+            before = self.now
             self._moved += count
             self._reports += 1
             self._partly += self.running != self.now
             passed = self._clock() - self._begin
-            if passed < _WINDOW_S:
+            if passed < self._window:
                 return
             if self._partly <= _PARTLY * self._reports:
                 self._judge(self._moved / passed)
             self._begin_window()
+            wider = self.now > before
+        if wider:
+            for call in tuple(self.when_wider):
+                call()
 
     def slow_down(self) -> None:
         """The server asks for fewer requests."""
@@ -78,16 +96,20 @@ class Width:
             if now >= self._slowed + _WINDOW_S:
                 self.now = max(1, self.now // 2)
                 self._slowed = now
-                self._before, self._rest = None, 0
+                self._search_on()
+                self._rest = 0
                 self._begin_window()
 
     def _begin_window(self) -> None:
-        self._begin = self._clock()
+        self._begin = None
         self._moved = self._reports = self._partly = 0
 
     def _judge(self, rate: float) -> None:
         if self._rest or self._clock() < self._slowed + _QUIET_S:
             self._rest = max(0, self._rest - 1)
+            return
+        if self._window == _FIRST_WINDOW_S:
+            self._judge_first(rate)
             return
         if self._before is None:
             self._narrowing = self.now >= self._most
@@ -105,6 +127,20 @@ class Width:
             self._settle()
             return
         self.now, self._rest = following, 1
+
+    def _judge_first(self, rate: float) -> None:
+        if self._before is not None and rate < self._before[1] * _MORE:
+            self._search_on()
+        elif self.now >= self._most:
+            self._search_on()
+            self._settle()
+        else:
+            self._before = self.now, rate
+            self.now, self._rest = min(self._most, 2 * self.now), 1
+
+    def _search_on(self) -> None:
+        """Go on with long windows, from the width that there is."""
+        self._before, self._window = None, _WINDOW_S
 
     def _settle(self) -> None:
         self._before, self._narrowing, self._rest = None, False, _REST_WINDOWS
