@@ -29,7 +29,10 @@ TASKS = 8
 LOAD = """
 import json, sys
 from metaflow_artifacts import Progress, open_store
+from metaflow_artifacts._transfer import cache
 
+# On a machine with much else to do, a chunk may not come for so long that a task that waits for it fetches it too.
+cache._PATIENCE_S = 600.0
 root, key, path = sys.argv[1:]
 store = open_store(root)
 print("ready", flush=True)
