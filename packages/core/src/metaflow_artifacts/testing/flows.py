@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -85,12 +86,20 @@ class Result:
 
 def _plugins() -> dict[str, list[str]]:
     """The plugins that runs on this machine need, of the kinds that are costly to import."""
+    has_spin = _has_spin()
+    if has_spin is None:
+        return {}
+    # Where there is no spin, the name would be an error.
+    return {**_NEEDED, "METADATA_PROVIDER": ["local", "spin"] if has_spin else ["local"]}
+
+
+@functools.cache
+def _has_spin() -> bool | None:
+    """Whether the installed Metaflow is 2.19 or later; None where none is installed."""
     metaflow = importlib.util.find_spec("metaflow")
     if metaflow is None or metaflow.origin is None:
-        return {}
-    # Before 2.19, there is no spin, and the name would be an error.
-    providers = Path(metaflow.origin).parent / "plugins" / "metadata_providers"
-    return {**_NEEDED, "METADATA_PROVIDER": [name for name in ("local", "spin") if (providers / f"{name}.py").exists()]}
+        return None
+    return (Path(metaflow.origin).parent / "plugins" / "metadata_providers" / "spin.py").exists()
 
 
 @dataclass
@@ -152,8 +161,11 @@ class FlowRunner:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         # @parallel starts its workers as the `python` that it finds there.
         path = os.pathsep.join([os.path.dirname(sys.executable), kept.get("PATH", "")])
+        # Before 2.19, Metaflow writes cards below the working directory, and its client looks below this root.
+        old = {"METAFLOW_CARD_LOCALROOT": os.path.join(self.local_root, "mf.cards")} if _has_spin() is False else {}
         everything = {
             **kept,
+            **old,
             "PATH": path,
             "HOME": str(self.directory / "home"),
             "TMPDIR": str(self.temporary),
