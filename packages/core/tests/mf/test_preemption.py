@@ -12,7 +12,7 @@ import pytest
 from metaflow_artifacts import open_store
 
 BLOCKED = """
-import os, signal, threading, time
+import os, signal, threading, time, types
 from metaflow_artifacts import open_store
 from metaflow_artifacts._mf import background, preemption
 from metaflow_artifacts._store.background import SaveOptions, background_saves
@@ -107,17 +107,19 @@ def step():
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
 
+flow = types.SimpleNamespace(_transition="of the code")
 try:
-    background.with_pending_saves(step, tell)()
+    background.with_pending_saves(step, flow, tell)()
 except (ValueError, TimeoutError) as error:
-    print(error, flush=True)
+    print(error, flow._transition, flush=True)
 """
     done = run(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "The step failed; 1 save in the background may take up to 0.3 more seconds",
         "1 save in the background could not be stored in this time",
-        "wrong" if by == "the code" else "rung",
+        # Where the code has come to its end, Metaflow may call self.next again.
+        "wrong of the code" if by == "the code" else "rung None",
     ]
 
 
@@ -189,7 +191,7 @@ def step():
     raise RuntimeError("the code of the step")
 
 try:
-    with_pending_saves(step, log)()
+    with_pending_saves(step, None, log)()
 except RuntimeError as error:
     print(error, pending.done(), background_saves().is_abandoned)
 """

@@ -47,9 +47,9 @@ def save_options(
 
 
 def with_pending_saves(
-    step_function: Callable[..., Any], log: Log, elsewhere: Callable[[], Sequence[str]] = tuple
+    step_function: Callable[..., Any], flow: Any, log: Log, elsewhere: Callable[[], Sequence[str]] = tuple
 ) -> Callable[..., Any]:
-    """The function of a step, which ends when all that was handed over is stored. For `task_decorate`.
+    """The function of a step of `flow`, which ends when all that was handed over is stored. For `task_decorate`.
 
     A save that failed fails the step with its own error. Where the step's code has failed, what is pending is stored
     within `AFTER_FAILURE_S`. `elsewhere` returns the errors of saves of subprocesses that these have not seen.
@@ -60,7 +60,13 @@ def with_pending_saves(
         try:
             try:
                 result = step_function(*args, **kwargs)
-                _store_all(log, elsewhere)
+                try:
+                    _store_all(log, elsewhere)
+                except BaseException:
+                    # The code has called self.next. After an error, Metaflow before 2.19 calls it again, and that this
+                    # is twice would be the error.
+                    flow._transition = None
+                    raise
             except BaseException:
                 _store_what_is_left(log)
                 raise

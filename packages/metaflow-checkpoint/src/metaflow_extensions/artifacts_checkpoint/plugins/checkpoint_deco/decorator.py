@@ -165,7 +165,7 @@ class CheckpointDecorator(StepDecorator):
             return step_func
         from metaflow_artifacts.plugin import with_pending_saves
 
-        waiting = with_pending_saves(step_func, self._log, self._checkpoint.failures_elsewhere)
+        waiting = with_pending_saves(step_func, flow, self._log, self._checkpoint.failures_elsewhere)
         return self._card.wrap(waiting) if self._card is not None else waiting
 
     def task_finished(

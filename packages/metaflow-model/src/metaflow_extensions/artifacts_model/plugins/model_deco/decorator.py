@@ -172,7 +172,7 @@ class ModelDecorator(StepDecorator):
             return step_func
         from metaflow_artifacts.plugin import with_pending_saves
 
-        waiting = with_pending_saves(step_func, self._log)
+        waiting = with_pending_saves(step_func, flow, self._log)
         return self._card.wrap(waiting) if self._card is not None else waiting
 
     def task_finished(
