@@ -47,7 +47,10 @@ class Request:
 
 @dataclass
 class Fault:
-    """What to do, `times` times, instead of answering a request of the kind `what` about a file like `file`."""
+    """What to do, `times` times, instead of answering a request of the kind `what` about a file like `file`.
+
+    Before that, `after` of these requests are answered.
+    """
 
     what: str
     file: str
@@ -59,10 +62,14 @@ class Fault:
     body: Callable[[bytes], bytes] | None = None
     answer: bytes | None = None
     hold: threading.Event | None = None
+    after: int = 0
 
     def takes(self, request: Request) -> bool:
         """Whether this fault is for `request`; it then counts as used."""
         if self.times < 1 or self.what != request.what or not re.fullmatch(self.file, request.file):
+            return False
+        if self.after:
+            self.after -= 1
             return False
         self.times -= 1
         return True

@@ -196,6 +196,26 @@ def test_a_failing_hub_is_asked_again_and_what_is_stored_is_used_when_it_is_down
 
 
 @pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_download_that_broke_off_is_no_snapshot_when_the_hub_answers_no_more(
+    hub: HubServer, repo: Repo, tasks: Callable[[], Task], monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """huggingface_hub gives what there is of a download where it cannot ask for the repo."""
+
+    def pause(seconds: float, cancelled: Any) -> None:
+        hub.fault("info", times=99, status=status)
+        hub.fault("tree", times=99, status=status)
+
+    monkeypatch.setattr(hub_module, "pause", pause)
+    hub.fault("cdn", times=99, status=500)
+    task = tasks()
+    with pytest.raises(HubError):
+        task.obtain(max_workers=1)
+    assert {"config.json", "empty"} <= set(hub.fetched())
+    assert list(task.store.list(f"{HUB}/checkpoints/artifacts/")) == []
+
+
+@pytest.mark.usefixtures("old")
 def test_offline_no_request_is_made(
     hub: HubServer, repo: Repo, tasks: Callable[[], Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:

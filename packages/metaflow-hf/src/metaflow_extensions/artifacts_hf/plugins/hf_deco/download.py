@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,11 +47,12 @@ def download(hub: Hub, commit: str, directory: str) -> list[DownloadedFile]:
     request = hub.request
     wanted = {"endpoint": hub.endpoint, **hub.identity}
     function = hub.library.snapshot_download
+    cache = os.path.join(directory, "cache")
     arguments: dict[str, Any] = {
         "repo_id": request.repo_id,
         "repo_type": request.repo_type,
         "revision": commit,
-        "cache_dir": os.path.join(directory, "cache"),
+        "cache_dir": cache,
         "max_workers": request.max_workers,
         "etag_timeout": hub.timeout,
         **request.patterns,
@@ -58,6 +61,7 @@ def download(hub: Hub, commit: str, directory: str) -> list[DownloadedFile]:
 
     def run() -> str:
         try:
+            _remove_snapshots(cache)
             folder: str = function(**arguments)
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
@@ -72,6 +76,16 @@ def download(hub: Hub, commit: str, directory: str) -> list[DownloadedFile]:
         folder = hub.call(run, _DOWNLOADS)
     files = [_checked(hub, path, location) for path, location in _files_below(folder)]
     return sorted(files, key=lambda file: file.path.encode("utf-8", "surrogatepass"))
+
+
+def _remove_snapshots(cache: str) -> None:
+    """Remove the links of an attempt that failed. The contents stay.
+
+    Where the Hub does not answer the next attempt, older versions of huggingface_hub return the links that there are:
+    a part of the repo.
+    """
+    for path in glob.glob(os.path.join(glob.escape(cache), "*", "snapshots")):
+        shutil.rmtree(path)
 
 
 @contextmanager
