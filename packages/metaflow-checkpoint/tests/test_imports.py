@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 from metaflow_artifacts.testing.flows import FlowRunner
@@ -38,11 +37,10 @@ emit("imported", imported)
 """
 
 
-def test_the_code_package_carries_the_callbacks(runner: FlowRunner, flows: Path, tmp_path: Path) -> None:
-    archive = tmp_path / "package.tar"
-    runner.command(flows / "resume_flow.py", "package", "save", str(archive))
-    with tarfile.open(archive) as tar:
-        assert ".mf_code/metaflow_artifacts_checkpoint/_keras.py" in tar.getnames()
+def test_the_code_package_carries_the_callbacks(runner: FlowRunner, flows: Path) -> None:
+    # Its command `save` ends with a TypeError in Metaflow 2.16.8.
+    result = runner.command(flows / "resume_flow.py", "package", "list", "--archive")
+    assert any(line.endswith(".mf_code/metaflow_artifacts_checkpoint/_keras.py") for line in result.lines)
 
 
 def test_the_import_of_metaflow_imports_little(tmp_path: Path) -> None:
