@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faultlib.patient_worker import PATIENT
 
 from metaflow_artifacts import open_store
 
@@ -33,7 +34,7 @@ def block():
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
 
 
 def test_the_handler_that_was_there_before_may_save(tmp_path: Path) -> None:
@@ -130,9 +131,8 @@ import os, signal, time
 from metaflow_artifacts import open_store
 from metaflow_artifacts._mf.preemption import is_preempted, watch_for_preemption
 from metaflow_artifacts._store.background import background_saves
-from metaflow_artifacts._transfer import worker_process, worker_share
-worker_share.Share.is_too_small = lambda share: False
-worker_process.LEAST_BYTES, worker_process._READY_S, worker_process._SILENCE_S = 1, 600, 600
+{PATIENT}
+worker_process.LEAST_BYTES = 1
 watch_for_preemption(lambda line: None, {grace})
 store = open_store({str(tmp_path / "store")!r})
 store.save_model_async({{"a": b"1" * {1 << 20}}}).result()
@@ -175,7 +175,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 while True:
     signal.pause()
 """
-    done = subprocess.run([sys.executable, "-c", _NOBODY_READS + code], timeout=60)
+    done = subprocess.run([sys.executable, "-c", _NOBODY_READS + code], timeout=240)
     assert done.returncode == -signal.SIGTERM
 
 
@@ -195,5 +195,5 @@ try:
 except RuntimeError as error:
     print(error, pending.done(), background_saves().is_abandoned)
 """
-    done = subprocess.run([sys.executable, "-c", _NOBODY_READS + code], timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _NOBODY_READS + code], timeout=240, capture_output=True, text=True)
     assert done.stdout == "the code of the step True False\n", done.stderr

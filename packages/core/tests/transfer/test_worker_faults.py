@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from faultlib.patient_worker import be_patient
 
 from metaflow_artifacts import Progress, SaveOptions, SourceError, StorageError, Store, open_storage, open_store
 from metaflow_artifacts._store import background
@@ -21,7 +22,6 @@ from metaflow_artifacts._store.background import BackgroundSaves
 from metaflow_artifacts._transfer import worker, worker_process
 from metaflow_artifacts._transfer.worker_messages import Alive, Failed, Stored
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
-from metaflow_artifacts._transfer.worker_share import Share
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 MIB = 1 << 20
@@ -33,12 +33,9 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundSaves]:
     mine = BackgroundSaves()
     monkeypatch.setattr(background, "_saves", mine)
     monkeypatch.setattr(worker_process, "LEAST_BYTES", 1)
-    # On a busy machine it would be given up.
-    monkeypatch.setattr(Share, "is_too_small", lambda share: False)
-    monkeypatch.setattr(worker_process, "_READY_S", 60)
-    monkeypatch.setattr(worker_process, "_SILENCE_S", 60)
+    be_patient(monkeypatch)
     yield mine
-    assert mine.settle(60)
+    assert mine.settle(240)
     mine._worker_process.close()
 
 
@@ -74,23 +71,23 @@ def test_the_answer_for_one_save_is_not_taken_for_another(
     often = "from metaflow_artifacts._transfer import worker\nworker._COUNT_S = 0\nmain("
     monkeypatch.setattr(worker_process, "_BOOT", worker_process._BOOT.replace("main(", often))
     contents = [{"x": os.urandom(2 * MIB)} for _ in range(4)]
-    assert store.save_model_async(contents[0]).exception(60) is None
+    assert store.save_model_async(contents[0]).exception(240) is None
     if by == "a watch":
 
         def watch(progress: Progress) -> None:
             raise RuntimeError("the progress bar is broken")
 
-        error = store.save_model_async(contents[1], progress=Progress(watch)).exception(60)
+        error = store.save_model_async(contents[1], progress=Progress(watch)).exception(240)
         assert str(error) == "the progress bar is broken"
     else:
         # It is interrupted between the question and the answer.
         with monkeypatch.context() as patched:
             patched.setattr(WorkerProcess, "_wait_for_message", lambda self, share: 1 / 0)
             patched.setattr(WorkerProcess, "close", lambda self: None)
-            assert isinstance(store.save_model_async(contents[1]).exception(60), ZeroDivisionError)
+            assert isinstance(store.save_model_async(contents[1]).exception(240), ZeroDivisionError)
     pending = [store.save_model_async(content) for content in contents[2:]]
     for number, one in enumerate(pending, 2):
-        assert loaded(store, one.result(60), tmp_path / f"{number}") == contents[number]
+        assert loaded(store, one.result(240), tmp_path / f"{number}") == contents[number]
 
 
 def test_an_answer_that_lacks_chunks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +99,7 @@ def test_an_answer_that_lacks_chunks_is_refused(store: Store, monkeypatch: pytes
         return replace(outcome, chunks=outcome.chunks[1:])
 
     monkeypatch.setattr(WorkerProcess, "_run", short)
-    error = store.save_model_async({"a": os.urandom(MIB)}).exception(60)
+    error = store.save_model_async({"a": os.urandom(MIB)}).exception(240)
     assert isinstance(error, StorageError)
     assert f"of {MIB}" in str(error)
     assert not list(store.list())
@@ -118,7 +115,7 @@ def test_empty_files_that_share_a_descriptor_are_stored(
     for name, content in expected.items():
         (tree / name).write_bytes(content)
     pending = store.save_model_async(tree)
-    assert loaded(store, pending.result(60), tmp_path / "loaded") == expected
+    assert loaded(store, pending.result(240), tmp_path / "loaded") == expected
     assert [type(outcome) for outcome in outcomes] == [Stored]
 
 
@@ -133,7 +130,7 @@ def test_what_fails_there_alone_is_stored_here_from_then_on(
         for number in range(2):
             content = {"a": os.urandom(2 * MIB)}
             pending = store.save_model_async(content, options=SaveOptions(tell=told.append))
-            assert loaded(store, pending.result(60), tmp_path / f"{number}") == content
+            assert loaded(store, pending.result(240), tmp_path / f"{number}") == content
     assert [type(outcome) for outcome in outcomes] == [Failed]
     assert len(told) == 1
     assert "ZeroDivisionError" in told[0]
@@ -147,7 +144,7 @@ def test_what_fails_here_too_has_the_error_of_a_plain_save(tmp_path: Path, outco
     with pytest.raises(StorageError) as here:
         broken.save_model(content)
     for _ in range(2):
-        error = broken.save_model_async(content, options=SaveOptions(tell=told.append)).exception(60)
+        error = broken.save_model_async(content, options=SaveOptions(tell=told.append)).exception(240)
         assert type(error) is StorageError
         assert str(error) == str(here.value)
     # Nothing says that the worker is what is wrong.
@@ -161,7 +158,7 @@ def test_an_error_of_the_source_is_not_tried_again(
     monkeypatch.setattr("metaflow_artifacts._store.store.store_chunks", lambda *args, **kwargs: 1 / 0)
     run = WorkerProcess._run
     monkeypatch.setattr(WorkerProcess, "_run", lambda *args: Failed(run(*args).job, SourceError("it keeps changing")))
-    error = store.save_model_async({"a": os.urandom(MIB)}).exception(60)
+    error = store.save_model_async({"a": os.urandom(MIB)}).exception(240)
     assert isinstance(error, SourceError)
 
 
@@ -182,7 +179,7 @@ def test_an_s3_client_is_made_there_as_it_was_here(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     content = {"a": os.urandom(2 * MIB)}
-    saved = store.save_model_async(content).result(60)
+    saved = store.save_model_async(content).result(240)
     assert [type(outcome) for outcome in outcomes] == [Stored]
     assert loaded(store, saved, tmp_path / "loaded") == content
 
@@ -203,7 +200,7 @@ def test_one_that_is_stopped_is_given_up(
     files: int,
     is_awaited: bool,
 ) -> None:
-    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     os.kill(pid_of(saves), signal.SIGSTOP)
     monkeypatch.setattr(worker_process, "_SILENCE_S" if is_awaited else "_LONGEST_SILENCE_S", 0.01)
     monkeypatch.setattr(worker_process, "_LOOK_S", 0.01)
@@ -214,7 +211,7 @@ def test_one_that_is_stopped_is_given_up(
     pending = store.save_model_async(content, options=SaveOptions(tell=told.append))
     while not is_awaited and not pending.done():
         time.sleep(0.01)
-    assert loaded(store, pending.result(60), tmp_path / "loaded") == content
+    assert loaded(store, pending.result(240), tmp_path / "loaded") == content
     assert saves._worker_process._process is None
     assert len(told) == 1
     assert "does not answer" in told[0]
@@ -226,7 +223,7 @@ def test_one_that_is_never_ready_is_given_up(store: Store, tmp_path: Path, monke
     monkeypatch.setattr(worker_process, "_READY_S", 0.01)
     content = {"a": os.urandom(MIB)}
     pending = store.save_model_async(content)
-    assert loaded(store, pending.result(60), tmp_path / "loaded") == content
+    assert loaded(store, pending.result(240), tmp_path / "loaded") == content
 
 
 def test_one_that_stores_says_that_it_lives(
@@ -256,23 +253,23 @@ main("""
         return message
 
     monkeypatch.setattr(WorkerProcess, "_receive", noted)
-    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     assert len(signs) >= 5
     assert [type(outcome) for outcome in outcomes] == [Stored]
 
 
 def test_in_a_hurry_it_is_stored_here(store: Store, tmp_path: Path, saves: BackgroundSaves) -> None:
-    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     worker = pid_of(saves)
     # It stands for one that gets no processor.
     os.kill(worker, signal.SIGSTOP)
     pending = [store.save_model_async({"a": bytes([number]) * MIB}) for number in range(2)]
     saves.hurry()
     for number, one in enumerate(pending):
-        assert loaded(store, one.result(60), tmp_path / f"{number}") == {"a": bytes([number]) * MIB}
+        assert loaded(store, one.result(240), tmp_path / f"{number}") == {"a": bytes([number]) * MIB}
     assert saves._worker_process._process is None
     saves.reopen()
-    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     assert pid_of(saves) != worker
 
 
@@ -286,7 +283,7 @@ def test_a_signal_before_it_has_begun_does_not_end_it(
 ) -> None:
     early = "import os, signal\nfor number in (1, 2, 3, 10, 12, 15): os.kill(os.getpid(), number)\n"
     monkeypatch.setattr(worker_process, "_BOOT", early + worker_process._BOOT)
-    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     assert [type(outcome) for outcome in outcomes] == [Stored]
 
 
@@ -298,11 +295,11 @@ def test_one_that_was_lost_twice_is_used_later(
     with monkeypatch.context() as patched:
         patched.setattr(worker_process, "_BOOT", "import os; os.kill(os.getpid(), 9)")
         for _ in range(2):
-            assert store.save_model_async({"a": os.urandom(MIB)}, options=options).exception(60) is None
+            assert store.save_model_async({"a": os.urandom(MIB)}, options=options).exception(240) is None
     assert outcomes == [None]
     # Some minutes later.
     monkeypatch.setattr(saves._worker_process, "_rests_until", saves._worker_process._rests_until - 300)
-    assert store.save_model_async({"a": os.urandom(MIB)}, options=options).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}, options=options).exception(240) is None
     assert [type(outcome) for outcome in outcomes[1:]] == [Stored]
     assert len(told) == 1
 
@@ -318,7 +315,7 @@ def test_its_modules_are_those_of_python_wherever_this_process_is(
     monkeypatch.setattr(sys, "path", [str(mine), "", "a\0b", "\ud800", *sys.path])
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     assert [type(outcome) for outcome in outcomes] == [Stored]
 
 
@@ -326,5 +323,5 @@ def test_very_many_files_are_stored_here(store: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr(worker_process, "_MOST_FILES", 3)
     for files in (4, 3):
         content = {f"{number}": os.urandom(MIB) for number in range(files)}
-        assert store.save_model_async(content).exception(60) is None
+        assert store.save_model_async(content).exception(240) is None
         assert len(outcomes) == (files == 3)

@@ -23,6 +23,7 @@ from uuid import uuid4
 import pytest
 from botocore.credentials import RefreshableCredentials
 from botocore.session import Session
+from faultlib.patient_worker import PATIENT, be_patient
 
 from metaflow_artifacts import SaveOptions, open_store
 from metaflow_artifacts._storage.handover import Handover, Portable
@@ -31,7 +32,7 @@ from metaflow_artifacts._storage.s3_client import client_config
 from metaflow_artifacts._store import background
 from metaflow_artifacts._store import store as store_module
 from metaflow_artifacts._store.background import BackgroundSaves
-from metaflow_artifacts._transfer import new_files, worker_process, worker_share
+from metaflow_artifacts._transfer import new_files, worker_process
 from metaflow_artifacts._transfer.handed_over import HandedOver
 from metaflow_artifacts._transfer.worker_messages import Question
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -50,10 +51,9 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundSaves]:
     monkeypatch.setattr(background, "_saves", mine)
     monkeypatch.setattr(worker_process, "LEAST_BYTES", 1)
     monkeypatch.setattr(store_module, "store_chunks", refused)
-    # On a busy machine it would be.
-    monkeypatch.setattr(worker_share.Share, "is_too_small", lambda share: False)
+    be_patient(monkeypatch)
     yield mine
-    assert mine.settle(60)
+    assert mine.settle(240)
     mine._worker_process.close()
 
 
@@ -69,18 +69,18 @@ def test_a_default_timeout_of_sockets_changes_nothing(tmp_path: Path, saves: Bac
     socket.setdefaulttimeout(0.001)
     try:
         pending = open_store(tmp_path / "store").save_model_async(content)
-        assert pending.exception(60) is None
+        assert pending.exception(240) is None
         assert pid_of(saves)
     finally:
         socket.setdefaulttimeout(None)
 
 
-HALF_A_MESSAGE = """
+HALF_A_MESSAGE = f"""
 import os, subprocess, sys, time
 from metaflow_artifacts import SaveOptions, open_store
 from metaflow_artifacts._store.background import background_saves
-
-open_store(sys.argv[1]).save_model_async({"a": os.urandom(5_000_000)}).result()
+{PATIENT}
+open_store(sys.argv[1]).save_model_async({{"a": os.urandom(5_000_000)}}).result()
 worker = background_saves()._worker_process
 end = worker._channel._end
 # As a child has it that a library in C forks.
@@ -97,7 +97,7 @@ def test_it_ends_with_its_parent_in_the_middle_of_a_message(tmp_path: Path) -> N
         assert process.stdout
         worker, child = map(int, process.stdout.readline().split())
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not has_ended(worker):
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -163,9 +163,9 @@ class Keys:
 def test_keys_of_one_storage_are_not_used_for_another_with_equal_settings(s3_server: SeaweedServer) -> None:
     root = f"{s3_server.root}/{uuid4().hex}"
     stores = [open_store(root, client=Keys(s3_server, secret)) for secret in (s3_server.secret_key, "another")]
-    assert stores[0].save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+    assert stores[0].save_model_async({"a": os.urandom(MIB)}).exception(240) is None
     stored = list(stores[0].storage.list(""))
-    assert stores[1].save_model_async({"a": os.urandom(MIB)}).exception(60) is not None
+    assert stores[1].save_model_async({"a": os.urandom(MIB)}).exception(240) is not None
     # Nothing of it was sent with the keys of the first.
     assert list(stores[0].storage.list("")) == stored
 
@@ -198,7 +198,7 @@ def test_chunks_have_the_mode_of_the_umask_of_their_save(
     try:
         for mask in (0o077, 0o002, 0o027):
             os.umask(mask)
-            assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+            assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
             made = {
                 path for path in (tmp_path / "store").rglob("*") if path.is_file() and "chunks" in path.parts
             } - seen
@@ -215,7 +215,7 @@ def test_another_user_gets_another_process(
     pids = []
     for groups in ([1], [1], [1, 2], [2, 1]):
         monkeypatch.setattr(os, "getgroups", lambda groups=groups: groups)
-        assert store.save_model_async({"a": os.urandom(MIB)}).exception(60) is None
+        assert store.save_model_async({"a": os.urandom(MIB)}).exception(240) is None
         pids.append(pid_of(saves))
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
@@ -231,5 +231,5 @@ def test_one_that_cannot_send_its_answer_ends(tmp_path: Path, monkeypatch: pytes
     pending = open_store(tmp_path / "store").save_model_async(
         {"a": os.urandom(MIB)}, options=SaveOptions(tell=told.append)
     )
-    assert "it was stored here" in str(pending.exception(60))
+    assert "it was stored here" in str(pending.exception(240))
     assert "exit code 1" in told[0]
