@@ -17,6 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from metaflow_artifacts.testing.flows import FlowRunner
+from metaflow_artifacts.testing.servers import hold_ports, port_of
 
 _FLAGS = (
     "--headless",
@@ -55,11 +56,11 @@ def runner(tmp_path: Path) -> FlowRunner:
 def card_server(runner: FlowRunner) -> Iterator[Callable[[Path], str]]:
     """Starts Metaflow's own card server for a flow; its address."""
     started: list[subprocess.Popen[bytes]] = []
+    held: list[socket.socket] = []
 
     def start(flow: Path) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        held.extend(hold_ports(1))
+        port = port_of(held[-1])
         command = [sys.executable, str(flow), "card", "server", "--port", str(port), "--poll-interval", "1"]
         started.append(subprocess.Popen(command, cwd=runner.work, env=runner.variables()))
         address = f"http://127.0.0.1:{port}"
@@ -70,6 +71,8 @@ def card_server(runner: FlowRunner) -> Iterator[Callable[[Path], str]]:
     for process in started:
         process.terminate()
         process.wait()
+    for one in held:
+        one.close()
 
 
 def _answers(address: str) -> bool:

@@ -98,6 +98,7 @@ class Hub:
         self._port = port
         self._lock = threading.Lock()
         self._server: _Server | None = None
+        self._held: socket.socket | None = None
 
     def __enter__(self) -> Hub:
         self.up()
@@ -105,11 +106,18 @@ class Hub:
 
     def __exit__(self, *_: object) -> None:
         self.down()
+        if self._held is not None:
+            self._held.close()
 
     def up(self) -> None:
         """Begin to serve; after `down`, at the same port."""
+        if self._held is None:
+            # While this is open and nobody listens, no other process gets the port, nor any connection.
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.bind(("127.0.0.1", self._port))
+            self._port = self._held.getsockname()[1]
         self._server = _Server(("127.0.0.1", self._port), self)
-        self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def down(self) -> None:
@@ -154,6 +162,11 @@ class Hub:
         self.faults.append(fault)
         return fault
 
+    def wait_until_unused(self) -> None:
+        """Wait until all connections are closed, at both ends: no request of a client that has ended comes any more."""
+        while self._server is not None and self._server.open:
+            time.sleep(0.01)
+
     def clear(self) -> None:
         """Forget requests and faults."""
         with self._lock:
@@ -193,7 +206,7 @@ class Hub:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # A port that was just closed is used again by `up`.
+    # `Hub` holds the port, also where this does not listen.
     allow_reuse_address = True
 
     def __init__(self, address: tuple[str, int], hub: Hub) -> None:

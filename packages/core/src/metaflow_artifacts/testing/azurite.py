@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from metaflow_artifacts.testing.certificates import make_certificate
-from metaflow_artifacts.testing.servers import Server, free_ports, launch, running
+from metaflow_artifacts.testing.servers import Server, hold_ports, launch, port_of, running
 
 __all__ = ["ACCOUNT_KEY", "AzuriteServer", "account_key", "azurite"]
 
@@ -94,16 +94,17 @@ def azurite(
 
 
 def _start(home: Path, bucket: str, tls: bool) -> AzuriteServer:
-    (port,) = free_ports(1)
     log = home / "azurite.log"
     node = _node()
-    command = [node, str(_installed(node)), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    program = _installed(node)
+    certificate, key = make_certificate(home) if tls else (None, None)
+    held = hold_ports(1)
+    port = port_of(held[0])
+    command = [node, str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     command += ["--location", str(home / "data"), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    certificate = None
     if tls:
-        certificate, key = make_certificate(home)
         command += ["--oauth", "basic", "--cert", str(certificate), "--key", str(key)]
-    process = launch(command, log)
+    process = launch(command, log, held)
     scheme = "https" if tls else "http"
     return AzuriteServer(f"{scheme}://127.0.0.1:{port}/{_ACCOUNT}", bucket, home, log, process, certificate)
 

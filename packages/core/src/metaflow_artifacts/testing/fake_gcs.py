@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaflow_artifacts.testing.servers import Server, free_ports, launch, running
+from metaflow_artifacts.testing.servers import Server, hold_ports, launch, port_of, running
 
 __all__ = ["FakeGcsServer", "anonymous", "fake_gcs"]
 
@@ -74,11 +74,13 @@ def fake_gcs(directory: str | os.PathLike[str], *, bucket: str = "artifacts") ->
 
 
 def _start(home: Path, bucket: str) -> FakeGcsServer:
-    (port,) = free_ports(1)
     log = home / "fake-gcs.log"
+    program = _program()
+    held = hold_ports(1)
+    port = port_of(held[0])
     address = f"127.0.0.1:{port}"
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-public-host", address]
-    process = launch([_program(), *options, "-backend", "memory", "-log-level", "error"], log)
+    process = launch([program, *options, "-backend", "memory", "-log-level", "error"], log, held)
     return FakeGcsServer(f"http://{address}", bucket, home, log, process)
 
 

