@@ -185,6 +185,7 @@ def test_a_killed_download_leaves_no_snapshot_and_delays_nobody(runner: FlowRunn
         released.set()
     assert snapshots(runner) == []
     assert list(storage.list(f"{HUB}/leases/"))
+    hub.wait_until_unused()
     hub.clear()
     result = runner.run(FLOWS / "reference_flow.py")
     assert result.fact("files") == {**SIZES, "big.bin": 9_000_000}
