@@ -45,7 +45,7 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundSaves]:
     mine = BackgroundSaves()
     monkeypatch.setattr(background, "_saves", mine)
     yield mine
-    assert mine.settle(60)
+    assert mine.settle(240)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ class Gate:
 
     def __call__(self, artifact: Any) -> Any:
         self.reached.set()
-        assert self._open.wait(60)
+        assert self._open.wait(240)
         return artifact
 
     def open(self) -> None:
@@ -100,7 +100,7 @@ def test_it_is_stored_after_the_call_and_in_order(writer: CheckpointWriter, save
     gate = Gate()
     first = save(writer, {"a": b"0"}, finish=gate)
     second = save(writer, {"a": b"1"})
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     assert [first.done(), second.done(), saves.pending] == [False, False, 2]
     assert numbers(writer.store) == [0]
     with pytest.raises(SaveTimeout):
@@ -116,7 +116,7 @@ def test_it_is_stored_after_the_call_and_in_order(writer: CheckpointWriter, save
 def test_a_third_call_waits_for_the_first(writer: CheckpointWriter) -> None:
     gate = Gate()
     save(writer, {"a": b"0"}, finish=gate)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     save(writer, {"a": b"1"})
     third: list[PendingSave] = []
     calling = threading.Thread(target=lambda: third.append(save(writer, {"a": b"2"})))
@@ -124,14 +124,14 @@ def test_a_third_call_waits_for_the_first(writer: CheckpointWriter) -> None:
     calling.join(0.2)
     assert calling.is_alive()
     gate.open()
-    calling.join(60)
+    calling.join(240)
     assert third[0].result()["version_id"] == 2
 
 
 def test_a_call_replaces_the_one_that_waits(writer: CheckpointWriter, saves: BackgroundSaves, tmp_path: Path) -> None:
     gate = Gate()
     save(writer, {"a": b"0"}, finish=gate)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     waiting = save(writer, {"a": b"1"}, options=REPLACE)
     last = save(writer, {"a": b"2"}, options=REPLACE)
     with pytest.raises(SaveReplaced):
@@ -146,7 +146,7 @@ def test_a_call_replaces_the_one_that_waits(writer: CheckpointWriter, saves: Bac
 def test_what_has_another_name_is_not_replaced(writer: CheckpointWriter, saves: BackgroundSaves) -> None:
     gate = Gate()
     save(writer, {"a": b"0"}, finish=gate)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     best = save(writer, {"a": b"1"}, name="best", options=REPLACE)
     opening = threading.Timer(0.1, gate.open)
     opening.start()
@@ -158,7 +158,7 @@ def test_what_has_another_name_is_not_replaced(writer: CheckpointWriter, saves: 
 def test_the_latest_is_not_replaced_by_one_that_is_not(writer: CheckpointWriter) -> None:
     gate = Gate()
     save(writer, {"a": b"0"}, finish=gate)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     save(writer, {"a": b"1"}, options=REPLACE)
     second = save(writer, {"a": b"2"}, options=REPLACE)
     threading.Timer(0.1, gate.open).start()
@@ -172,7 +172,7 @@ def test_the_latest_is_not_replaced_by_one_that_is_not(writer: CheckpointWriter)
 def test_a_plain_save_comes_after_those_that_are_pending(writer: CheckpointWriter) -> None:
     gate = Gate()
     pending = save(writer, {"a": b"0"}, finish=gate)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     threading.Timer(0.1, gate.open).start()
     plain = writer.save({"a": b"1"}, label="a")
     assert pending.done()
@@ -278,7 +278,7 @@ def test_a_forked_child(writer: CheckpointWriter, store: Store) -> None:
     gate = Gate()
     done, pending = save(writer, {"a": b"0"}), save(writer, {"a": b"1"}, finish=gate)
     done.result()
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     reader, written = os.pipe()
     child = os.fork()
     if not child:
@@ -375,15 +375,15 @@ open_store({str(tmp_path / "a file" / "store")!r}).save_model_async({{"a": b"1"}
 def test_after_it_is_closed_nothing_is_taken_over(writer: CheckpointWriter, saves: BackgroundSaves) -> None:
     gate = Gate()
     save(writer, {"a": b"0"}, finish=gate)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     assert not saves.close_when_done(0.01)
     saves.reopen()
     gate.open()
-    assert saves.close_when_done(60)
+    assert saves.close_when_done(240)
     calling = threading.Thread(target=save, args=(writer, {"a": b"1"}))
     calling.start()
     calling.join(0.2)
     assert calling.is_alive()
     saves.reopen()
-    calling.join(60)
+    calling.join(240)
     assert len(saves.wait()) == 2

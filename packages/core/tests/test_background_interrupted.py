@@ -43,18 +43,18 @@ class Gate:
 
         def wait(artifact: Any) -> Any:
             reached.set()
-            assert self._open.wait(60)
+            assert self._open.wait(240)
             return artifact
 
         self.pending = store.save_model_async({"a": b"gate"}, finish=wait)
-        assert reached.wait(60)
+        assert reached.wait(240)
 
     def open(self) -> None:
         self._open.set()
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.mark.parametrize("before", ["", "import metaflow_artifacts._store.background", "late()"])
@@ -88,12 +88,12 @@ def test_what_is_handed_over_later_is_not_waited_for(store: Store, saves: Backgr
     thread.start()
     try:
         until_another_waits(None)
-        assert saves.settle(30)
-        assert saves.wait(30)
+        assert saves.settle(240)
+        assert saves.wait(240)
     finally:
         stop.set()
         thread.join()
-    assert saves.settle(60)
+    assert saves.settle(240)
 
 
 @pytest.mark.parametrize("consume", [False, True])
@@ -111,15 +111,24 @@ def test_a_save_that_is_interrupted_before_it_begins_is_dropped(
     monkeypatch.setattr(background, "take_snapshot", refused)
     with pytest.raises(Interrupted):
         store.save_model_async(path, options=SaveOptions(consume, tell=interrupt))
+    wait_for = saves._wait_for
+
+    def waits(is_so: Any, timeout: float | None) -> bool:
+        if timeout is None:
+            # It waits for the save that the gate holds. A signal that comes before the call would end the test.
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        return wait_for(is_so, timeout)
+
+    monkeypatch.setattr(saves, "_wait_for", waits)
     previous = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         with pytest.raises(Interrupted):
             store.save_model_async(path, options=SaveOptions(consume))
     finally:
         signal.signal(signal.SIGUSR1, previous)
+        monkeypatch.setattr(saves, "_wait_for", wait_for)
     gate.open()
-    assert saves.settle(60)
+    assert saves.settle(240)
     assert path.exists()
     assert list(store.list()) == [gate.pending.result()["key"]]
 
@@ -155,7 +164,7 @@ def test_what_is_replaced_ends_whatever_comes_between(
         store.save_model_async({"a": b"new"}, options=REPLACE)
     assert old.done()
     gate.open()
-    assert saves.settle(60)
+    assert saves.settle(240)
     assert isinstance(old.exception(), SaveReplaced)
 
 
@@ -165,8 +174,8 @@ def test_what_another_store_or_task_saves_is_not_replaced(store: Store, saves: B
     threading.Timer(0.1, gate.open).start()
     second = other.save_model_async({"a": b"2"}, pathspec="F/1/s/1", options=REPLACE)
     third = other.save_model_async({"a": b"3"}, pathspec="F/1/s/2", options=REPLACE)
-    assert [one.exception(60) for one in (first, second, third)] == [None, None, None]
-    assert saves.settle(60)
+    assert [one.exception(240) for one in (first, second, third)] == [None, None, None]
+    assert saves.settle(240)
 
 
 def test_a_failure_holds_no_content(store: Store, saves: BackgroundSaves) -> None:
@@ -187,8 +196,8 @@ def test_a_failure_holds_no_content(store: Store, saves: BackgroundSaves) -> Non
             raise StorageError("it failed") from error
 
     pending = store.save_model_async({"a": b""}, finish=fail)
-    assert isinstance(pending.exception(60), StorageError)
-    assert saves.settle(60)
+    assert isinstance(pending.exception(240), StorageError)
+    assert saves.settle(240)
     gc.collect()
     assert [reference() for reference in references] == [None]
 
@@ -199,7 +208,7 @@ def test_what_is_abandoned_is_an_error_at_once(store: Store, saves: BackgroundSa
     saves.abandon()
     thread = threading.Thread(target=lambda: copied.append(copy.copy(gate.pending)))
     thread.start()
-    thread.join(30)
+    thread.join(240)
     gate.open()
     thread.join()
     assert list(copied[0]) == ["error"]

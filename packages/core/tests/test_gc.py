@@ -313,14 +313,13 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
     mark, run = sorted(info.key for info in local.storage.list(GC_MARKS))
     assert mark.endswith(".0.open")
     assert run.endswith(".run")
-    waits = []
-    for _ in range(2):
-        began = time.monotonic()
-        local.save_model(tmp_path / "a")
-        waits.append(time.monotonic() - began)
-    assert waits[0] >= 0.5
+    began = time.monotonic()
+    local.save_model(tmp_path / "a")
+    assert time.monotonic() - began >= 0.5
     assert {info.key for info in local.storage.list(GC_MARKS)} == {mark.replace(".open", ".done"), run}
-    assert waits[1] < waits[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", lambda seconds: pytest.fail("a second save waits"))
+        local.save_model(tmp_path / "a")
     age(local, 30, GC_MARKS)
     gc(local, dry_run=False)
     assert list(local.storage.list(GC_MARKS)) == []
@@ -329,15 +328,14 @@ def test_a_killed_gc_holds_saves_up_once(local: Store, tmp_path: Path, monkeypat
 def test_a_slow_gc_checks_again_before_it_deletes(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "LEASE_S", 0.4)
+    clock = [0.0]
+    monkeypatch.setattr(sweeps, "_elapsed", lambda: clock[0])
     local.delete(local.save_model(write(tmp_path / "a", 2)))
     age(local, 30)
-    slow = [True]
 
     def before(operation: str, key: str) -> None:
-        if operation == "stat" and slow:
-            slow.pop()
-            time.sleep(0.2)
+        if operation == "stat" and not clock[0]:
+            clock[0] = sweeps.LEASE_S / 2
             is_stored(local.storage, next(iter(contents.values())))
 
     contents = {

@@ -79,7 +79,8 @@ class Task:
     @property
     def update(self) -> dict[str, Any]:
         found = self.file("runtime")
-        return json.loads(found.read_text()) if found else {}
+        # Older versions of Metaflow write it in place: it may be empty for a moment.
+        return json.loads(found.read_text() or "{}") if found else {}
 
     def wait_for(self, shown: str) -> None:
         """Come back when the page and the update for it show a text."""

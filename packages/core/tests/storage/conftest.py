@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -31,8 +32,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def shared() -> Iterator[Path]:
     """A directory that all users can enter; pytest's own is closed to them, and on some machines all of /tmp."""
     above = next(Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm") if os.stat(place).st_mode & 0o001)
-    place = above / f"metaflow-artifacts-{os.getpid()}"
-    place.mkdir(mode=0o755)
+    place = Path(tempfile.mkdtemp(prefix="metaflow-artifacts-", dir=above))
+    place.chmod(0o755)
     yield place
     shutil.rmtree(place)
 

@@ -32,8 +32,10 @@ CHUNK = 1 << 20
 TRANSFER = """
 import pickle, signal, sys
 from metaflow_artifacts import Store
-from metaflow_artifacts._transfer.engine import engine
+from metaflow_artifacts._transfer import engine as engines
 
+# On a busy machine, the threads may notice late that their sockets were shut.
+engines._GRACE_S = 10.0
 # A shell that starts the tests in the background has them ignore it, and a process inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 storage, action, path, key = sys.argv[1:]
@@ -48,7 +50,7 @@ try:
     actions[action]()
 except KeyboardInterrupt:
     # No thread uses memory of the transfer any more.
-    print("interrupted", engine()._held, flush=True)
+    print("interrupted", engines.engine()._held, flush=True)
 """
 
 
