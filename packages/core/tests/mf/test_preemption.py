@@ -150,6 +150,31 @@ store.save_model_async({{"a": b"3" * {1 << 20}}}).result()
     assert len(list(open_store(str(tmp_path / "store")).list())) == (3 if grace else 2)
 
 
+def test_where_the_signal_is_ignored_saves_go_on_after_the_step(tmp_path: Path) -> None:
+    """Also where the step ends while the process waits for what is pending."""
+    code = f"""{BLOCKED}
+may_store = threading.Event()
+
+def storing(source):
+    may_store.wait()
+    return {{"key": "stored"}}
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+preemption.watch_for_preemption(lambda line: None)
+saves = background_saves()
+pending = saves.submit({{"a": b""}}, lambda: storing, SaveOptions())
+os.kill(os.getpid(), signal.SIGTERM)
+while not saves._is_closed:
+    time.sleep(0.001)
+preemption.running_preemption().end()
+may_store.set()
+store = open_store({str(tmp_path)!r})
+print(pending.result()["key"], store.save_model_async({{"a": b"late"}}).result()["size"])
+"""
+    done = run(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stored 4\n", "")
+
+
 _NOBODY_READS = """
 import os, signal, threading
 from metaflow_artifacts._mf.background import with_pending_saves

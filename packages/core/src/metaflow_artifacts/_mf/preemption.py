@@ -100,6 +100,8 @@ class Preemption:
                 self._tell(f"{lost} in the background could not be stored within {PENDING_S:g} seconds")
             with self._lock:
                 if self._left.is_set():
+                    # `end` sends the signal again, and whoever gets it may let the process go on.
+                    saves.reopen()
                     return
                 os.kill(self._process, signal.SIGTERM)
 
