@@ -228,12 +228,7 @@ class FaultProxy:
         body = body if at is None else _damaged(body, at)
         if isinstance(fault, Strip):
             lines = self._signed_anew(request, lines, body, fault.headers)
-        server.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        for name, value in lines:
-            if name.lower() != "expect":
-                server.putheader(name, value)
-        server.endheaders(body)
-        answer = server.getresponse()
+        answer = _ask(server, method, path, lines, body)
         content = answer.read()
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
         if isinstance(fault, Lose):
@@ -285,6 +280,25 @@ class FaultProxy:
             self._stopped.wait(0.05)
             return _reset(client)
         return cut is None
+
+
+def _ask(
+    server: http.client.HTTPConnection, method: str, path: str, lines: list[tuple[str, str]], body: bytes
+) -> http.client.HTTPResponse:
+    was_open = server.sock is not None
+    try:
+        server.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in lines:
+            if name.lower() != "expect":
+                server.putheader(name, value)
+        server.endheaders(body)
+        return server.getresponse()
+    except ConnectionError:
+        # A server closes a connection that was idle for a while: some do after five seconds.
+        server.close()
+        if not was_open:
+            raise
+        return _ask(server, method, path, lines, body)
 
 
 def _reset(client: socket.socket) -> bool:
