@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
+from metaflow_artifacts.testing.servers import hold_ports, port_of
 
 
 def start_hub(script: Path, root: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -19,15 +20,15 @@ def start_hub(script: Path, root: Path) -> tuple[subprocess.Popen[bytes], str]:
     repository.mkdir(parents=True)
     (repository / "config.json").write_text("{}")
     (repository / "model.safetensors").write_bytes(os.urandom(100_000))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    hub = subprocess.Popen([sys.executable, script, root, str(port)], stderr=subprocess.DEVNULL)
-    while hub.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return hub, f"http://127.0.0.1:{port}"
-        time.sleep(0.05)
+    (held,) = hold_ports(1)
+    with held:
+        port = port_of(held)
+        hub = subprocess.Popen([sys.executable, script, root, str(port)], stderr=subprocess.DEVNULL)
+        while hub.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return hub, f"http://127.0.0.1:{port}"
+            time.sleep(0.05)
     sys.exit(f"{script} ended with {hub.returncode}")
 
 
