@@ -56,6 +56,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run(home: Path, hub: str, *arguments: str) -> None:
     environment = {
         **os.environ,
+        # @parallel starts its workers as the `python` that it finds there.
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
         "HF_ENDPOINT": hub,
         "HOME": str(home),
         "METAFLOW_USER": "reader",
