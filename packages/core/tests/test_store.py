@@ -215,6 +215,28 @@ def test_one_file_is_read_without_the_rest(store: Store, tree: Path) -> None:
         store.read_file(saved, "big.bin", -1)
 
 
+@pytest.mark.parametrize(
+    ("only", "loaded"),
+    [
+        ("**/*.bin", ["a/b/w.bin", "a/w.bin", "w.bin"]),
+        ("a/**/w.bin", ["a/b/w.bin", "a/w.bin"]),
+        ("*a/**/**/w*n", ["a/b/w.bin", "a/w.bin"]),
+        ("a/**/b/**/w.*", ["a/b/w.bin"]),
+        ("a/**", ["a/b/w.bin", "a/w.bin"]),
+        ("caf\u00e9.txt", ["cafe\u0301.txt"]),
+        ("caf\u00e9*", ["cafe\u0301.txt"]),
+    ],
+)
+def test_stars_stand_for_no_directory_too_and_names_may_be_taken_apart(
+    only: str, loaded: list[str], tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "store")
+    names = ("w.bin", "a/w.bin", "a/b/w.bin", "cafe\u0301.txt", "xw.bin.old")
+    store.load(store.save_model({name: name.encode() for name in names}), tmp_path / "out", only=only)
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert found == loaded
+
+
 def test_only_the_files_asked_for_are_loaded(store: Store, tree: Path, tmp_path: Path) -> None:
     saved = store.save_model(tree)
     store.load(saved, tmp_path / "out", only="sub/f00?")

@@ -49,7 +49,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--only",
         metavar="PATTERN",
         action="append",
-        help="only the files whose path matches (* also matches /); may be given several times",
+        help="only the files whose path matches (* also matches /, **/ also nothing); may be given several times",
     )
     _key(command("lineage", _lineage, "list an artifact and those that it was made from, newest first"))
 

@@ -6,6 +6,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from fnmatch import translate
+from unicodedata import normalize
 
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._text import count_text
@@ -14,9 +15,11 @@ from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput
 __all__ = ["Patterns", "patterns_of", "select"]
 
 Patterns = str | Sequence[str]
-"""A pattern for paths of files, or several: `*` and `?` are wildcards, and match `/` too; `[ab]` is one of two."""
+"""A pattern for paths of files, or several: `*` and `?` are wildcards, and match `/` too; `[ab]` is one of two. `**/`
+stands for any directories, or none. Two texts are the same if Unicode says so: some systems take names apart."""
 
 _WILD = re.compile(r"[*?[]")
+_STARS = re.compile(r"(?:(?<=/)|^)(?:\*\*/)+")
 _NAMED_FILES = 5
 """How many files an error names."""
 
@@ -44,10 +47,11 @@ def select(manifest: Manifest, only: Patterns | None) -> set[int]:
         return set(range(len(manifest.files)))
     wanted: set[int] = set()
     vain = []
-    numbers = {file.path: number for number, file in enumerate(manifest.files)}
+    paths = [file.path for file in manifest.files]
+    numbers = {path: number for number, path in enumerate(paths)}
     for pattern in patterns:
         # A path is a pattern for itself, also where it has brackets.
-        found = {numbers[pattern]} if pattern in numbers else _matching(manifest, pattern)
+        found = {numbers[pattern]} if pattern in numbers else _matching(paths, pattern)
         wanted |= found
         if not found:
             vain.append(pattern)
@@ -59,11 +63,19 @@ def select(manifest: Manifest, only: Patterns | None) -> set[int]:
     return wanted
 
 
-def _matching(manifest: Manifest, pattern: str) -> set[int]:
-    if not _WILD.search(pattern):
+def _matching(paths: Sequence[str], pattern: str) -> set[int]:
+    pattern = _composed(pattern)
+    if "\0" in pattern:
         return set()
-    match = re.compile(translate(pattern)).match
-    return {number for number, file in enumerate(manifest.files) if match(file.path)}
+    if not _WILD.search(pattern):
+        return {number for number, path in enumerate(paths) if _composed(path) == pattern}
+    # No path has a NUL, and `translate` leaves it as it is.
+    match = re.compile(translate(_STARS.sub("\0", pattern)).replace("\0", "(?:.*?/)??")).match
+    return {number for number, path in enumerate(paths) if match(_composed(path))}
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else normalize("NFC", text)
 
 
 def _files(manifest: Manifest) -> str:

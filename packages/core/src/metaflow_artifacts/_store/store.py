@@ -238,9 +238,9 @@ class Store(StoredManifests, BackgroundModels):
         changed; nothing at all changes until every byte was verified. What the directory holds already, or a load into
         it that was killed has left, is hashed and not fetched again (`progress.found`); nor is what the node's cache
         has (`progress.cached`). With `only`, the files are loaded whose path matches this pattern, or one of several
-        (`*` and `?`; `*` matches `/` too). Raises as `manifest` does; InvalidInput if `only` is no pattern;
-        ArtifactNotFound if a pattern matches no file; CorruptArtifact if content is missing or changed; TargetError if
-        `path` cannot be written.
+        (`*` and `?`; `*` matches `/` too, and `**/` also nothing). Raises as `manifest` does; InvalidInput if `only` is
+        no pattern; ArtifactNotFound if a pattern matches no file; CorruptArtifact if content is missing or changed;
+        TargetError if `path` cannot be written.
         """
         patterns_of(only)
         load_files(self.storage, self.manifest(reference), path, only, progress or Progress(), self.cache)
