@@ -56,10 +56,11 @@ def test_no_cache_is_configured(run: Callable[..., Any], monkeypatch: pytest.Mon
 
 def test_what_cannot_work(cache: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("cache", root="/").code == 2
-    cache.write_text("a file")
+    cache.symlink_to("nowhere")
     result = run("cache", root=None)
     assert result.code == 2
     assert f"cannot use the cache in '{cache}'" in result.err
+    assert "it is a link that leads to no directory; remove it, or set" in result.err
     monkeypatch.setenv("METAFLOW_ARTIFACTS_CACHE_GB", "much")
     for command in (("cache",), ("get", "mf.models/models/artifacts/m_" + "0" * 32, "x")):
         result = run(*command, root=None if command == ("cache",) else "s3://bucket/prefix")

@@ -205,8 +205,10 @@ def test_the_least_recently_used_goes_first(storage: CountingStorage, tmp_path: 
 def test_what_is_larger_than_the_limit_is_not_cached(
     load: Callable[..., tuple[int, int]], store: Store, tmp_path: Path
 ) -> None:
-    store.cache = Cache(str(tmp_path / "cache"), CHUNK - 1)
-    load()
+    store.cache = Cache(str(tmp_path / "cache"), CHUNK // 2)
+    with pytest.warns(ArtifactWarning, match="larger than its limit of 32 KiB, such as one of 64 KiB; set") as warned:
+        load()
+    assert len(warned) == 1
     assert sum(path.stat().st_size for path in files(tmp_path)) < CHUNK
 
 

@@ -173,7 +173,9 @@ def test_a_cache_without_room_is_looked_at_once(
         return size(files)
 
     monkeypatch.setattr(CacheFiles, "size", look)
-    store.cache = Cache(str(tmp_path / "cache"), CHUNK - 1)
+    monkeypatch.setattr(CacheFiles, "free", lambda files: (CHUNK - 1, CHUNK - 1))
+    monkeypatch.setattr(CacheFiles, "device", lambda files: -1)
+    store.cache = Cache(str(tmp_path / "cache"), CHUNK)
     store.load(save(10), tmp_path / "loaded")
     assert len(looks) == 1
 

@@ -31,13 +31,13 @@ def test_the_default_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert cache.limit(20 * 10**9) == 15 * 10**9
 
 
-@pytest.mark.parametrize("text", ["much", "0", "-1", "nan", "inf", "1e300", "5 GB", []])
+@pytest.mark.parametrize("text", ["much", "0", "-1", "nan", "inf", "1e300", "5 GB", "1e-10", []])
 def test_a_limit_that_is_no_number_is_refused(text: object, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="METAFLOW_ARTIFACTS_CACHE_GB: expected a number"):
         cache_from({CACHE: str(tmp_path), CACHE_GB: text})
 
 
-@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "s3://bucket/cache", "~no-such-user/cache"])
 def test_a_directory_that_is_no_path_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="METAFLOW_ARTIFACTS_CACHE: expected the path"):
         cache_from({CACHE: text})

@@ -37,7 +37,7 @@ def _cache(options: argparse.Namespace) -> int:
         size = sum(chunk.size for chunk in chunks)
         limit = cache.limit(size)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = cache.reason(error)
         raise StorageError(f"cannot use the cache in {cache.directory!r} ({CACHE}): {reason}") from error
     removed = {chunk.sha256: chunk.size for chunk in before}
     for chunk in chunks:

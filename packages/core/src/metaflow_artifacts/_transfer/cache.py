@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk
+from metaflow_artifacts._text import size_text
 from metaflow_artifacts._transfer.cache_files import CachedChunk, CacheFiles, NoPart, Part
 from metaflow_artifacts._transfer.cache_room import Room
 from metaflow_artifacts._transfer.chunks import drain
@@ -55,12 +56,16 @@ def cache_from(settings: Mapping[str, Any]) -> Cache | None:
             value = float(text)
         except (TypeError, ValueError):
             value = math.nan
-        if not 0 < value * _GB < math.inf:
+        if not 1 <= value * _GB < math.inf:
             raise InvalidInput(f"{CACHE_GB}: expected a number of gigabytes above 0, such as 50 or 0.5, found {text!r}")
         limit = int(value * _GB)
     path = os.path.expanduser(str(directory))
-    if not is_path(path):
-        raise InvalidInput(f"{CACHE}: expected the path of a directory, found {directory!r}")
+    # Else a directory of this name would be made below the working directory.
+    if not is_path(path) or "://" in path or path.startswith("~"):
+        raise InvalidInput(
+            f"{CACHE}: expected the path of a directory on a disk of this machine, found {directory!r}; it is no URL, "
+            "and a user whom ~ names must exist (./~ for a directory of that name)"
+        )
     try:
         path = os.path.abspath(path)
     except OSError as error:
@@ -93,6 +98,8 @@ class Cache:
         self._rests_until = -math.inf
         self._warned: dict[int, OSError] = {}
         """By process, the error that it has warned of."""
+        self._small: dict[int, object] = {}
+        """By process, a mark of the thread that has warned of a limit below a chunk."""
 
     def __repr__(self) -> str:
         return f"Cache({self.directory!r}, {self._limit!r})"
@@ -154,6 +161,9 @@ class Cache:
         return self._filling(name, size) or Filling()
 
     def _filling(self, name: str, size: int) -> Filling | None:
+        if self._limit is not None and size > self._limit:
+            self._say_small(size, self._limit)
+            return Filling()
         if time.monotonic() < self._rests_until or self.room.lacks(size):
             return Filling()
         try:
@@ -237,12 +247,28 @@ class Cache:
         """Remove all that this user may remove, but what is being written. How many chunks. Raises OSError."""
         return self._files.shrink(-1)[1]
 
+    def reason(self, error: OSError) -> str:
+        """Why the cache cannot be used, for a message. Raises nothing."""
+        if os.path.lexists(self.directory) and not os.path.isdir(self.directory):
+            what = "a link that leads to no directory" if os.path.islink(self.directory) else "no directory"
+            return f"it is {what}; remove it, or set {CACHE} to another path"
+        return error.strerror or str(error)
+
+    def _say_small(self, size: int, limit: int) -> None:
+        mark = object()
+        # As in `failed`.
+        if self._small.setdefault(os.getpid(), mark) is mark:
+            warn(
+                f"the cache in {self.directory!r} ({CACHE}) is not used for chunks larger than its limit of "
+                f"{size_text(limit)}, such as one of {size_text(size)}; set {CACHE_GB} higher"
+            )
+
     def failed(self, error: OSError) -> None:
         """Note that the cache could not be written to. The first time in a process, there is a warning."""
         self._rests_until = time.monotonic() + _REST_S
         # No lock: the caller may hold it, and this is atomic.
         if self._warned.setdefault(os.getpid(), error) is error:
-            reason = error.strerror or str(error)
+            reason = self.reason(error)
             if error.errno in NO_SPACE:
                 reason = f"{reason}; make room, or set {CACHE_GB} to a lower limit"
             warn(f"the cache in {self.directory!r} ({CACHE}) cannot be written to, loads go on without it: {reason}")
