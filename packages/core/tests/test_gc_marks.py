@@ -17,7 +17,9 @@ from metaflow_artifacts._storage import ObjectInfo, open_storage
 from metaflow_artifacts._transfer import gc_marks as sweeps
 from metaflow_artifacts._transfer.chunks import put_chunk
 from metaflow_artifacts._transfer.gc_marks import GcMarks
+from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.check import check
+from metaflow_artifacts._upkeep.garbage import remove_garbage
 from metaflow_artifacts._upkeep.gc import execute_gc, gc, plan_gc
 
 CHUNK = 64 << 10
@@ -195,3 +197,21 @@ def test_a_batch_ends_while_the_machine_sleeps(local: Store, monkeypatch: pytest
     # What was looked at before the sleep is looked at again, under a later mark.
     assert all(mark.endswith(".open") and ".0." not in mark for marks in open_marks for mark in marks)
     assert open_marks
+
+
+@pytest.mark.parametrize("ahead", ["here", "where it was planned"])
+def test_nothing_is_removed_by_a_clock_that_is_ahead(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: str
+) -> None:
+    """What a save has just stored, and is about to name, would seem old."""
+    chunks = {info.key for info in local.storage.list(CHUNKS)}
+    if ahead == "here":
+        plan = plan_gc(local)
+        monkeypatch.setattr(local.storage, "now", lambda: time.time() + 3 * DAY)
+        with pytest.raises(StorageError, match=r"the clock of this machine.* is 3 d ahead of the storage's; set it"):
+            execute_gc(local, plan)
+    else:
+        with pytest.raises(StorageError, match="is 3 d ahead of the storage's"):
+            remove_garbage(local, plan_gc(local).garbage, 1e12, Progress(), time.time() + 3 * DAY)
+    assert {info.key for info in local.storage.list(CHUNKS)} == chunks
+    assert marks(local) == []

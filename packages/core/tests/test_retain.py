@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from faultlib.newest import find_latest
 
-from metaflow_artifacts import InvalidInput, ModelArtifact, Store
+from metaflow_artifacts import InvalidInput, ModelArtifact, StorageError, Store
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointPlace
 from metaflow_artifacts._storage import open_storage
 from metaflow_artifacts._store import details
@@ -103,7 +104,8 @@ def test_the_best(store: Store, save: Saver) -> None:
     assert set(kept(highest)) == {keys[2], keys[0], without}
     assert deleted(highest) == {keys[1], *keys[3:]}
     assert set(kept(plan_retention(store, Rules(best=99, metric="loss")))) == {*keys[:4], without}
-    assert kept(plan_retention(store, Rules(best=5, metric="other"))) == resume
+    with pytest.raises(InvalidInput, match=r"metric 'other': none of the 9 checkpoints has a number.*; they have loss"):
+        plan_retention(store, Rules(last=1, best=5, metric="other"))
 
 
 def test_the_young(store: Store, save: Saver) -> None:
@@ -219,6 +221,8 @@ def test_the_rules_apply_to_each_step_if_asked(store: Store, pairs: dict[str, li
         ({"flow": "Flow", "step": "other"}, ["Flow/other/a"]),
         ({"step": "other"}, ["Flow/other/a"]),
         ({"flow": "Fl"}, []),
+        ({"flow": "Fl?w", "step": "o*"}, ["Flow/other/a"]),
+        ({"flow": "*Two"}, ["FlowTwo/step/a"]),
         ({"root": HUB}, ["hub"]),
     ],
     ids=str,
@@ -242,6 +246,18 @@ def test_exactly_what_the_plan_says_is_deleted(store: Store, save: Saver) -> Non
     assert {artifact["key"] for artifact in told} == {keys[0], keys[2]}
     assert {one["key"] for one in list_checkpoints(store, f"{CHECKPOINTS}/checkpoints/artifacts/")} == {keys[3], new}
     assert list(store.list()) == [model["key"]]
+
+
+def test_nothing_is_deleted_by_a_clock_that_is_ahead(
+    store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {save(days) for days in (2, 1)}
+    monkeypatch.setattr(store.storage, "now", lambda: time.time() + 10 * DAY)
+    plan = plan_retention(store, Rules(younger=7 * DAY))
+    assert deleted(plan)
+    with pytest.raises(StorageError, match="10 d ahead of the storage's; set it; nothing was removed"):
+        execute_retention(store, plan)
+    assert {one["key"] for one in list_checkpoints(store, f"{CHECKPOINTS}/checkpoints/artifacts/")} == keys
 
 
 def test_what_cannot_be_read_is_left_alone(store: Store, save: Saver) -> None:

@@ -168,6 +168,7 @@ def test_artifacts_of_metaflow_checkpoint_become_ours(
         ("  ", "--to is empty"),
         ("ftp://host/x", "ftp:// is not supported"),
         ("{store}", "both are the same store"),
+        ("{store}/../tree/run.sh", "a file lies where a directory is needed"),
     ],
 )
 def test_wrong_targets(run: Run, store: Store, keys: dict[str, str], root: str, says: str) -> None:
@@ -175,6 +176,7 @@ def test_wrong_targets(run: Run, store: Store, keys: dict[str, str], root: str, 
     assert found.code == 2
     assert says in found.err
     assert len(found.err.splitlines()) == 1
+    assert found.out == ""
 
 
 def test_a_key_that_is_wrong_and_a_missing_target(run: Run, target: Store, keys: dict[str, str]) -> None:

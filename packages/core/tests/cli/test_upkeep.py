@@ -19,6 +19,7 @@ def test_du(run: Run, store: Store, keys: dict[str, str]) -> None:
     stored = CHUNK + 2 * 19 + 21
     shown = run("du", "--json").json
     assert (shown["artifacts"], shown["logical"], shown["stored"], shown["unneeded"]) == (4, logical, stored, 0)
+    assert run("du", "--flow", "", "--json").json["unneeded"] is None
     assert shown["groups"][0] == {
         "type": "checkpoint",
         "flow": "TrainFlow",
@@ -98,5 +99,7 @@ def test_retain(run: Run, keys: dict[str, str]) -> None:
     assert group["delete"] == [keys["second"]]
     assert group["keep"] == [{"key": keys["first"], "rules": ["best"]}]
     assert len(run("ls", "--json").json) == 3
+    assert "no checkpoint matches --flow and --step" in run("retain", "--last", "1", "--flow", "Trian*").out
+    assert run("retain", "--last", "1", "--flow", "Train*", "--json").json["groups"]
     assert "no checkpoint to delete" in run("retain", "--younger", "7d", "--execute").out
     assert run("retain", "--last", "0", "--hub", "--json").json["groups"] == []

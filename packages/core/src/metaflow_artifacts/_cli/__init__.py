@@ -18,9 +18,10 @@ from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptAr
 __all__ = ["main", "parser"]
 
 _EXIT_CODES = """exit codes:
-  0  the command was carried out and found nothing wrong
-  1  an artifact or the store does not exist, or is damaged
-  2  the command was not carried out: wrong usage, or the store or the target directory cannot be used
+    0  the command was carried out and found nothing wrong
+    1  an artifact or the store does not exist, or is damaged
+    2  the command was not carried out: wrong usage, or the store or the target directory cannot be used
+  130  it was interrupted (Ctrl-C); it can be run again
 """
 
 

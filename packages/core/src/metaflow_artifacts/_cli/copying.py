@@ -62,7 +62,7 @@ def _copy(options: argparse.Namespace) -> int:
                 "by_service": result.by_service,
             }
         )
-    else:
+    elif outcome.stopped is None or result.copied or result.present:
         _print(result, store.root, target.root, exists)
     options.printed = True
     if outcome.stopped is not None:

@@ -85,8 +85,9 @@ class Selection:
     @property
     def is_part(self) -> bool:
         """Whether there may be artifacts that are not among them."""
-        wanted = (self.patterns, self.type, self.flow, self.step, self.label)
-        return any(wanted) or self.younger is not None or self.older is not None
+        # An empty text is a pattern too: of what was saved outside of flows.
+        wanted = (self.type, self.flow, self.step, self.label, self.younger, self.older)
+        return bool(self.patterns) or any(value is not None for value in wanted)
 
     def objects(self, storage: Storage) -> Iterator[ObjectInfo]:
         """The objects of a store that may be among them, by key and time. Raises InvalidReference, StorageError."""

@@ -69,8 +69,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     kept.add_argument("--metric", metavar="NAME", help="the metadata value by which --best chooses")
     kept.add_argument("--lowest", action="store_true", help="the lowest value is the best, not the highest")
     kept.add_argument("--younger", type=seconds, metavar="TIME", help="keep what was saved within this time")
-    kept.add_argument("--flow", metavar="NAME", help="only checkpoints of this flow")
-    kept.add_argument("--step", metavar="NAME", help="only checkpoints of steps of this name")
+    kept.add_argument(
+        "--flow", metavar="PATTERN", help="only checkpoints of flows of this name (* and ? are wildcards)"
+    )
+    kept.add_argument("--step", metavar="PATTERN", help="only checkpoints of steps of this name")
     kept.add_argument(
         "--per",
         choices=["task", "step"],
@@ -248,7 +250,9 @@ def _retain(options: argparse.Namespace) -> int:
         ]
         print_json({"executed": options.execute, "size": plan.size, "groups": groups})
         return 0
-    if not plan.delete:
+    if not plan.groups and (options.flow or options.step):
+        print("\nno checkpoint matches --flow and --step")
+    elif not plan.delete:
         print("\nno checkpoint to delete")
     elif stats is None:
         checkpoints = count_text(len(plan.delete), "checkpoint")

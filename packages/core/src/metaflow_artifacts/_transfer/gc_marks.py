@@ -19,9 +19,10 @@ from uuid import uuid4
 
 from metaflow_artifacts._layout import GC_MARKS
 from metaflow_artifacts._storage.base import ObjectInfo, Storage
-from metaflow_artifacts.errors import ArtifactError
+from metaflow_artifacts._text import duration_text
+from metaflow_artifacts.errors import ArtifactError, StorageError
 
-__all__ = ["GcMarks", "wait_for_gc"]
+__all__ = ["GcMarks", "demand_clock", "wait_for_gc"]
 
 LEASE_S = 120.0
 """How long a save waits for the mark of a dead gc. A live gc starts its deletes within a quarter of this time, and a
@@ -36,8 +37,11 @@ _POLL_S = 0.05
 class GcMarks:
     """The gc marks of one run of `gc`."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, begin: float = 0.0) -> None:
+        """What is to be removed was found at `begin`, in seconds since the epoch, by the clock of this machine or of
+        the one that found it."""
         self._storage = storage
+        self._begin = begin
         self._run = uuid4().hex
         self._batches = 0
 
@@ -45,13 +49,14 @@ class GcMarks:
     def batch(self) -> Iterator[Callable[[], bool]]:
         """Mark one batch: `gc` checks and deletes chunks in the block.
 
-        Yields a function that returns whether the batch may still delete.
+        Yields a function that returns whether the batch may still delete. Raises StorageError if the clock is ahead of
+        the storage's: then what is to be removed may be younger than it seems.
         """
         began = _elapsed()
         mark, before = f"{GC_MARKS}{self._run}.{self._batches}", f"{GC_MARKS}{self._run}.{self._batches - 1}"
         run = f"{GC_MARKS}{self._run}{_RUN}"
         if not self._batches:
-            self._storage.put(run, b"")
+            _write_by_clock(self._storage, run, self._begin)
         self._batches += 1
         self._storage.put(mark + _OPEN, b"")
         try:
@@ -62,6 +67,26 @@ class GcMarks:
             self._storage.put(run, b"")
             self._storage.put(mark + _DONE, b"")
             _remove(self._storage, [mark + _OPEN, before + _DONE])
+
+
+def demand_clock(storage: Storage) -> None:
+    """Raise StorageError if the clock of this machine is ahead of the storage's. It writes an object to find out."""
+    # A save that meets it takes it for the mark of a gc, and looks at its chunks once more.
+    mark = f"{GC_MARKS}{uuid4().hex}{_RUN}"
+    _write_by_clock(storage, mark, 0.0)
+    _remove(storage, [mark])
+
+
+def _write_by_clock(storage: Storage, mark: str, begin: float) -> None:
+    now = max(begin, storage.now())
+    storage.put(mark, b"")
+    written = storage.stat(mark)
+    if written is not None and now - written.modified > CLOCK_SKEW_S:
+        _remove(storage, [mark])
+        raise StorageError(
+            f"{storage.root}: the clock of this machine, or of the one that looked what can go, is "
+            f"{duration_text(now - written.modified)} ahead of the storage's; set it; nothing was removed"
+        )
 
 
 def _elapsed() -> float:

@@ -159,10 +159,16 @@ class Removed:
     """Bytes of them."""
 
 
-def remove_garbage(store: Store, garbage: Sequence[ObjectInfo], limit: float, progress: Progress) -> Removed:
-    """Remove chunks in batches, except those that were written or renewed after `limit`. Raises StorageError."""
+def remove_garbage(
+    store: Store, garbage: Sequence[ObjectInfo], limit: float, progress: Progress, begin: float = 0.0
+) -> Removed:
+    """Remove chunks in batches, except those that were written or renewed after `limit`.
+
+    Raises StorageError, also if the clock of this machine, or the one that gave `begin` elsewhere, is ahead of the
+    storage's.
+    """
     storage = store.storage
-    marks = GcMarks(storage)
+    marks = GcMarks(storage, begin)
     remaining = iter(garbage)
     waiting: list[ObjectInfo] = []
     chunks = removed = 0

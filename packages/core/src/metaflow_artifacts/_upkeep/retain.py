@@ -9,10 +9,11 @@ is assumed to be over.) Only `last=0`, which asks to keep none, deletes them too
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import Literal
 
 from metaflow_artifacts._format.keys import CHECKPOINTS, HUB, CheckpointKey, encode_part
@@ -24,6 +25,8 @@ from metaflow_artifacts._store.checkpoints import created_at, newest_first, task
 from metaflow_artifacts._store.deleting import delete_artifacts
 from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.store import Store
+from metaflow_artifacts._text import count_text
+from metaflow_artifacts._transfer.gc_marks import demand_clock
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
 from metaflow_artifacts._upkeep.survey import Strays, heads
@@ -31,6 +34,8 @@ from metaflow_artifacts.errors import CorruptArtifact, InvalidInput
 
 __all__ = ["Group", "Kept", "RetentionPlan", "RetentionStats", "Rules", "execute_retention", "plan_retention"]
 
+_NAMED = 5
+"""How many names of metadata an error gives."""
 RETRY_WITHIN = 7 * 24 * 3600.0
 """Seconds after a task's newest `latest` checkpoint within which a retry of the task may still load it."""
 
@@ -92,6 +97,8 @@ class RetentionPlan:
 
     root: str
     groups: Sequence[Group]
+    has_ages: bool = True
+    """Whether it depends on how old checkpoints are, by the clock of the machine that made it."""
 
     @property
     def delete(self) -> list[ModelArtifact]:
@@ -130,33 +137,55 @@ def plan_retention(
     """Find the checkpoints that no rule keeps; nothing is changed.
 
     The rules apply to each place in a flow (namespace, foreach value, node or gang of a parallel step) separately, or
-    with `per="step"` to all checkpoints of a flow and step together. `flow` and `step` select the checkpoints to
-    consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`. `ignore` is as in `plan_gc`. `progress` counts
-    the manifests that are read. Raises InvalidInput for
-    names that break a rule, and StorageError if the store needs a later version, if an object among the checkpoints is
-    not understood, or if the storage fails.
+    with `per="step"` to all checkpoints of a flow and step together. `flow` and `step` are names or patterns (`*` and
+    `?` are wildcards) and select the checkpoints to consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`.
+    `ignore` is as in `plan_gc`. `progress` counts the manifests that are read.
+
+    Raises InvalidInput for names that no flow or step can have, and for a metric that no checkpoint has; StorageError
+    if the store needs a later version, if an object among the checkpoints is not understood, or if the storage fails.
     """
     if root not in (CHECKPOINTS, HUB):
         raise InvalidInput(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
     prefix = checkpoint_prefix(root)
+    parts = [encode_part(name, what) for name, what in ((flow, "flow"), (step, "step")) if name is not None]
     if flow is not None:
-        prefix += encode_part(flow, "flow") + "/"
-        if step is not None:
-            prefix += encode_part(step, "step") + "/"
+        # Wildcards are encoded with a percent sign.
+        for part in takewhile(lambda part: "%" not in part, parts):
+            prefix += part + "/"
+    now = store.storage.now()
     strays = Strays(store.storage, ignore)
     refuse_unknown_needs(store.storage)
     found: dict[tuple[str, str, str], list[ObjectInfo]] = defaultdict(list)
     for key, info in artifacts(store.storage.list(prefix), strays.add):
         assert isinstance(key, CheckpointKey)
-        if step is None or key.place.step == step:
+        if _fits(flow, key.place.flow) and _fits(step, key.place.step):
             task = f"{key.place.scope}/{key.place.task}" if per == "task" else ""
             found[key.place.flow, key.place.step, task].append(info)
     strays.refuse()
-    groups = [
-        _group(store, names, heads(store, infos, strays, progress), rules, root)
+    planned = [
+        _group(names, heads(store, infos, strays, progress), rules, root, now)
         for names, infos in sorted(found.items(), key=lambda item: item[0])
     ]
-    return RetentionPlan(store.root, [group for group in groups if group])
+    groups = [group for group in planned if group]
+    _demand_metric(groups, rules)
+    return RetentionPlan(store.root, groups, rules.younger is not None or (root == CHECKPOINTS and rules.last != 0))
+
+
+def _demand_metric(groups: list[Group], rules: Rules) -> None:
+    """Raise InvalidInput if the rule `best` keeps nothing at all, as with a metric whose name is misspelt."""
+    found = [one for group in groups for one in (*(kept.artifact for kept in group.keep), *group.delete)]
+    if not found or not rules.best or any(_value(one, rules) is not None for one in found):
+        return
+    names = sorted({str(name) for one in found for name in one["metadata"]})
+    have = f"they have {', '.join(names[:_NAMED])}" if names else "they have no metadata"
+    raise InvalidInput(
+        f"metric {rules.metric!r}: none of the {count_text(len(found), 'checkpoint')} has a number of this name in its "
+        f"metadata, so best would keep none; {have}"
+    )
+
+
+def _fits(pattern: str | None, name: str) -> bool:
+    return pattern is None or name == pattern or fnmatchcase(name, pattern)
 
 
 @dataclass(frozen=True)
@@ -182,11 +211,11 @@ def _task(artifact: ModelArtifact) -> tuple[str, str]:
 
 
 def _group(
-    store: Store,
     names: tuple[str, str, str],
     objects: Iterable[tuple[ObjectInfo, Head | CorruptArtifact | None]],
     rules: Rules,
     root: str,
+    now: float,
 ) -> Group | None:
     by_key: dict[str, _Seen] = {}
     unreadable = []
@@ -203,12 +232,12 @@ def _group(
     for one in _best(seen, rules):
         kept[one.artifact["key"]].append("best")
     if rules.younger is not None:
-        oldest = time.time() - rules.younger
+        oldest = now - rules.younger
         for one in seen:
             if one.saved > oldest:
                 kept[one.artifact["key"]].append("younger")
     if root == CHECKPOINTS and rules.last != 0:
-        for one in _resumable(seen):
+        for one in _resumable(seen, now):
             kept[one.artifact["key"]] = kept[one.artifact["key"]] or ["resume"]
     if not seen and not unreadable:
         return None
@@ -223,9 +252,9 @@ def _group(
     )
 
 
-def _resumable(seen: list[_Seen]) -> list[_Seen]:
+def _resumable(seen: list[_Seen], now: float) -> list[_Seen]:
     """The checkpoints of `seen` (newest first) that a retry may load; the module's docstring has the rule."""
-    oldest = time.time() - RETRY_WITHIN
+    oldest = now - RETRY_WITHIN
     places: set[str] = set()
     tasks: set[tuple[str, str]] = set()
     found = []
@@ -241,17 +270,19 @@ def _resumable(seen: list[_Seen]) -> list[_Seen]:
 def _best(seen: list[_Seen], rules: Rules) -> list[_Seen]:
     if rules.best is None or rules.metric is None:
         return []
-    valued: list[tuple[int | float, _Seen]] = []
-    for one in seen:
-        value = one.artifact["metadata"].get(rules.metric)
-        # An integer may be larger than any float; Python compares the two correctly.
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-            valued.append((value, one))
+    valued = [(value, one) for one in seen if (value := _value(one.artifact, rules)) is not None]
     # The sort is stable: of two equal values, the newer checkpoint comes first.
     ranked = sorted(valued, key=lambda pair: pair[0] if rules.lowest else -pair[0])
     return [one for _, one in ranked[: rules.best]]
+
+
+def _value(artifact: ModelArtifact, rules: Rules) -> int | float | None:
+    """The number by which a checkpoint is the best, if it has one."""
+    value = artifact["metadata"].get(str(rules.metric))
+    # An integer may be larger than any float; Python compares the two correctly.
+    if isinstance(value, bool):
+        return None
+    return value if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else None
 
 
 def execute_retention(
@@ -259,13 +290,15 @@ def execute_retention(
 ) -> RetentionStats:
     """Delete what `plan_retention` found, and call `done` with each. The next `gc` frees their content.
 
-    Raises InvalidInput for the plan of another store, and StorageError if the storage fails or the store needs a later
-    version by now.
+    Raises InvalidInput for the plan of another store, and StorageError if the storage fails, the store needs a later
+    version by now, or the clock of this machine is ahead of the storage's.
     """
     if plan.root != store.root:
         raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
     refuse_unknown_needs(store.storage)
     unneeded = {artifact["key"]: artifact for artifact in plan.delete}
+    if unneeded and plan.has_ages:
+        demand_clock(store.storage)
     deleted: list[ModelArtifact] = []
     for key in delete_artifacts(store.storage, unneeded):
         deleted.append(unneeded[key])

@@ -167,7 +167,7 @@ def sweep_chunks(store: Store, survey: Survey, prefixes: Sequence[str], *, progr
     if not survey.dry_run:
         progress = progress or Progress()
         progress.start(found.garbage.size)
-        done = remove_garbage(store, found.garbage, survey.limit, progress)
+        done = remove_garbage(store, found.garbage, survey.limit, progress, survey.begin)
         removed, freed = done.chunks, done.size
     return Swept(found.chunks, found.stored, removed, freed, len(found.garbage) - removed, found.waiting)
 
