@@ -53,6 +53,22 @@ def test_roots_that_are_refused(root: str, tmp_path: Path, monkeypatch: pytest.M
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "root",
+    [
+        "https://a.blob.core.windows.net/c/p?sv=1&sig=SECRET",
+        "https://a.blob.core.windows.net/c#sig=SECRET",
+        "https://me:SECRET@a.blob.core.windows.net/c",
+        "HTTPS://a/c?sig=SECRET",
+        "wasbs://c@a.blob.core.windows.net/p?sig=SECRET",
+    ],
+)
+def test_a_secret_in_a_root_is_not_shown(root: str) -> None:
+    with pytest.raises(InvalidInput, match=r"datastore root '.*…") as caught:
+        open_storage(root)
+    assert "SECRET" not in str(caught.value)
+
+
 def test_a_url_that_pathlib_has_changed_is_refused() -> None:
     with pytest.raises(InvalidInput, match="it has the form s3://bucket/prefix"):
         open_storage(Path("s3://bucket/x"))

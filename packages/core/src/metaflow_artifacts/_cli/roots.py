@@ -13,6 +13,7 @@ from metaflow_artifacts._layout import TOP_DIRECTORIES
 from metaflow_artifacts._storage import is_url
 from metaflow_artifacts._store.references import split_url
 from metaflow_artifacts._store.store import Store, open_store
+from metaflow_artifacts._text import public_url
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["configured_store", "is_pattern", "missing_store", "resolve", "store_of", "target_of"]
@@ -82,7 +83,9 @@ def target_of(options: argparse.Namespace) -> tuple[Store, bool]:
     if not root.strip():
         raise InvalidInput(f"--to is empty; pass {_FORMS}")
     if root != root.strip() or _ALMOST_A_URL.match(root):
-        raise InvalidInput(f"--to {root!r} looks like a misspelt URL; pass {_FORMS} (a directory as ./NAME)")
+        raise InvalidInput(
+            f"--to {public_url(root)!r} looks like a misspelt URL; pass {_FORMS} (a directory as ./NAME)"
+        )
     try:
         store = _in_cloud(root, "--to")
     except ArtifactNotFound as error:
@@ -125,7 +128,8 @@ def _open(options: argparse.Namespace) -> Store:
         raise ArtifactNotFound(f"--root is empty; pass {_FORMS}")
     if not os.path.isdir(root):
         found = "looks like a misspelt URL" if _ALMOST_A_URL.match(root) else "there is no such directory"
-        raise ArtifactNotFound(f"{root}: {found}; pass the root of an existing store: {_FORMS}")
+        shown = public_url(root) if "//" in root else root
+        raise ArtifactNotFound(f"{shown}: {found}; pass the root of an existing store: {_FORMS}")
     _demand_directories(root)
     return open_store(root)
 
@@ -136,7 +140,7 @@ def _in_cloud(root: str, option: str) -> Store | None:
     if scheme not in _KINDS or not root[len(scheme) :].startswith(":"):
         return None
     if not is_url(root) or not root[len(scheme) + 3 :].split("/")[0]:
-        raise ArtifactNotFound(f"{option} {root!r} names no bucket; pass {_NAMED[scheme]}{_instead(root)}")
+        raise ArtifactNotFound(f"{option} {public_url(root)!r} names no bucket; pass {_NAMED[scheme]}{_instead(root)}")
     if find_spec("metaflow") is not None:
         client = plain_client() if scheme == "s3" else None
         if client is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from metaflow_artifacts._storage.base import PATIENCE_S, CopyOutcome, ObjectInfo, Reader, Staged, Storage
 from metaflow_artifacts._storage.local import LocalStorage
+from metaflow_artifacts._text import public_url
 from metaflow_artifacts.errors import InvalidInput
 
 __all__ = ["CopyOutcome", "LocalStorage", "ObjectInfo", "Reader", "Staged", "Storage", "is_url", "open_storage"]
@@ -57,11 +58,11 @@ def open_storage(
     url = _URL.match(text)
     form = _FORMS.get(url[1].lower()) if url else None
     if url and form:
-        raise InvalidInput(f"datastore root {text!r} is not {form}")
+        raise InvalidInput(f"datastore root {public_url(text)!r} is not {form}")
     if url:
         raise InvalidInput(
-            f"datastore root {text!r}: {url[1]}:// is not supported, use s3://, gs://, the https:// address of an "
-            "Azure container, or a path"
+            f"datastore root {public_url(text)!r}: {url[1]}:// is not supported, use s3://, gs://, the https:// "
+            "address of an Azure container, or a path"
         )
     return LocalStorage(text, sync=sync)
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage.job import tracked
 from metaflow_artifacts._storage.remote import be_quiet, path_of
+from metaflow_artifacts._text import public_url
 from metaflow_artifacts.errors import InvalidInput, StorageError
 
 __all__ = [
@@ -68,7 +69,9 @@ def parse_root(root: str, configured: str | None) -> Address:
     are sent nowhere else, whatever a reference says. Raises InvalidInput for a root that is no such URL.
     """
     form = "https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX"
-    wrong = InvalidInput(f"datastore root {root!r} is not the URL of an Azure container; it has the form {form}")
+    wrong = InvalidInput(
+        f"datastore root {public_url(root)!r} is not the URL of an Azure container; it has the form {form}"
+    )
     try:
         parts = urlsplit(root)
         host, port = parts.hostname or "", parts.port
@@ -98,7 +101,7 @@ def parse_root(root: str, configured: str | None) -> Address:
 
 def _shown(endpoint: str | None) -> str:
     """The endpoint for a message. A signature that somebody has put behind it is left out: it is a secret."""
-    return endpoint.partition("?")[0] if endpoint else "there is none"
+    return public_url(endpoint.partition("?")[0]) if endpoint else "there is none"
 
 
 def default_credential() -> Any:

@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import FunctionType
@@ -22,6 +23,8 @@ __all__ = ["Requests", "Service", "named"]
 
 _T = TypeVar("_T")
 
+_SDKS = frozenset({"azure", "botocore", "dateutil", "google", "http", "requests", "urllib3"})
+"""The modules that read answers."""
 _ATTEMPTS = 7
 _DIGEST_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
@@ -149,6 +152,12 @@ class Requests:
             return request(client)
         except BadAnswer as error:
             raise error_for(not_understood(error), self.context(action, key)) from error
+        except (ArithmeticError, LookupError, ValueError) as error:
+            # SDKs raise these for headers of an answer such as `Content-Length: abc`; the caller's content may, too.
+            if isinstance(error, self.service.faults()) or not _is_raised_by_sdk(error):
+                raise
+            text = f"{type(error).__name__}: {error}"
+            raise error_for(not_understood(text), self.context(action, key)) from error
 
     def pause(self, attempt: int, began: float, is_asked: bool = False) -> float | None:
         """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one.
@@ -178,6 +187,13 @@ class Requests:
         """What the error message of a request names."""
         endpoint = self.service.endpoint(self._client[1]) if self._client else "the endpoint"
         return RequestContext(action, f"{self.root}/{key}", self.bucket, endpoint, self.service.place)
+
+
+def _is_raised_by_sdk(error: Exception) -> bool:
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in _SDKS
 
 
 def named(function: Callable[..., _T] | None) -> Callable[..., _T] | None:

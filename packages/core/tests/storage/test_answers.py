@@ -1,0 +1,70 @@
+"""Answers with headers that the SDKs cannot read: an error that names the key, as for any wrong answer."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from metaflow_artifacts import StorageError
+from metaflow_artifacts._storage import Storage, open_storage
+from metaflow_artifacts._storage.azure import AzureStorage
+from metaflow_artifacts._storage.gcs import GcsStorage
+from metaflow_artifacts.testing.azurite import account_key
+from metaflow_artifacts.testing.fake_gcs import anonymous
+
+
+class _Odd(BaseHTTPRequestHandler):
+    header = b""
+
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + self.header + b"\r\n\r\nhello")
+        self.close_connection = True
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Odd) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _storage(kind: str, endpoint: str) -> Storage:
+    if kind == "s3":
+        keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+        config = Config(retries={"max_attempts": 0})
+        client = functools.partial(boto3.client, "s3", endpoint_url=endpoint, config=config, **keys)
+        return open_storage("s3://bucket/p", client=client, patience=0)
+    if kind == "azure":
+        endpoint = f"{endpoint}/account"
+        return AzureStorage(f"{endpoint}/bucket/p", account_key, endpoint=endpoint, patience=0)
+    return GcsStorage("gs://bucket/p", anonymous, endpoint=endpoint, patience=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "header"),
+    [
+        *(("get", kind, f"Content-Length: {text}") for kind in ("s3", "azure", "gcs") for text in ("abc", "9" * 20)),
+        *(("stat", kind, "Last-Modified: yesterday") for kind in ("s3", "azure")),
+    ],
+)
+def test_a_header_that_cannot_be_read(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, method: str, kind: str, header: str
+) -> None:
+    monkeypatch.setattr(_Odd, "header", header.encode())
+    storage = _storage(kind, f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(StorageError, match=r"/bucket/p/key: .*is not the service, or a proxy has changed its answer"):
+        getattr(storage, method)("key")
