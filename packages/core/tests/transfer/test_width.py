@@ -56,6 +56,20 @@ def test_a_burst_at_the_beginning_does_not_end_the_growth() -> None:
     assert link.width.now == 64
 
 
+def test_a_link_that_moves_nothing_has_no_more_connections() -> None:
+    link = Link(lambda connections: 0)
+    link.passes(30)
+    assert link.widths == [24]
+    assert link.width.tick_s is not None
+
+
+def test_those_who_wait_report_only_at_the_beginning() -> None:
+    link = Link(lambda connections: connections * 2e6)
+    link.passes(5)
+    assert link.width.tick_s is None
+    assert Width(2).tick_s is None
+
+
 def test_it_stops_growing_where_the_link_is_full() -> None:
     link = Link(lambda connections: min(connections, 40) * 2e6)
     link.passes(60)

@@ -62,6 +62,11 @@ class Width:
         self._narrowing = False
         self._rest = 0
 
+    @property
+    def tick_s(self) -> float | None:
+        """After how many seconds without an event those who wait report nothing, with `moved(0)`; None: never."""
+        return _FIRST_WINDOW_S if self._searches and self._window == _FIRST_WINDOW_S else None
+
     def moved(self, count: int) -> None:
         """Count bytes that were sent or received."""
         if not self._searches:
@@ -129,6 +134,9 @@ class Width:
         self.now, self._rest = following, 1
 
     def _judge_first(self, rate: float) -> None:
+        if not rate:
+            # A server that stalls, or bytes that the system has taken before: more connections are no answer to it.
+            return
         if self._before is not None and rate < self._before[1] * _MORE:
             self._search_on()
         elif self.now >= self._most:
