@@ -130,6 +130,21 @@ def test_what_waits_begins_as_soon_as_the_width_grows_and_not_only_when_a_call_e
     assert width.when_wider == []
 
 
+def test_a_transfer_long_after_a_server_asked_to_slow_down_has_all_connections_again() -> None:
+    time = [0.0]
+    width = Width(4, 8, clock=lambda: time[0])
+    width.slow_down()
+    assert width.now == 2
+    time[0] = 600
+    together = threading.Barrier(4)
+
+    def call() -> None:
+        together.wait(30)
+
+    Engine().run([(0, call)] * 4, width)
+    assert width.now == 4
+
+
 def test_calls_that_report_nothing_for_long_are_no_reason_to_have_few() -> None:
     """The system takes megabytes of each call at once, and then it takes seconds until they are sent."""
     width, first_two, all_four = Width(2, 4), threading.Barrier(2), threading.Barrier(4)

@@ -8,6 +8,7 @@ import pytest
 
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.s3 import S3Storage
+from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._transfer.width import Width, width_of
 
 STEP_S = 0.05
@@ -116,6 +117,69 @@ def test_servers_that_ask_to_slow_down_get_half_as_many_once_for_all_that_are_to
     link.passes(8)
     assert link.width.now == 6
     link.passes(60)
+    assert link.width.now == 64
+
+
+def test_short_transfers_long_after_a_bad_minute_have_as_many_as_the_first() -> None:
+    link = Link(lambda connections: connections * 2e6)
+    for _ in range(10):
+        link.width.slow_down()
+        link.passes(2)
+    link.width.running = 0
+    link.width.begin()
+    # A minute has not passed yet.
+    assert link.width.now == 1
+    link.time += 600
+    link.width.begin()
+    assert link.width.now == 24
+
+
+def test_calls_that_move_few_bytes_have_as_many_as_at_first_again() -> None:
+    link = Link(lambda connections: 0)
+    for _ in range(10):
+        link.width.slow_down()
+        link.passes(2)
+    assert link.width.now == 1
+    link.passes(30)
+    assert link.width.now == max(link.widths) == 24
+
+
+def test_small_requests_report_that_they_are_done(storage: Storage) -> None:
+    width = width_of(storage, "small requests")
+    time = [0.0]
+    width._clock = lambda: time[0]
+    for _ in range(10):
+        width.slow_down()
+        time[0] += 2
+
+    def call(number: int) -> int:
+        time[0] += 1
+        return number
+
+    assert list(ordered(storage, call, range(200))) == list(range(200))
+    assert width.now > 1
+
+
+def test_what_was_found_stays_for_the_next_transfer() -> None:
+    link = Link(lambda connections: min(connections, 6) * 2e6)
+    link.passes(30)
+    found = link.width.now
+    link.width.running = 0
+    link.time += 600
+    link.width.begin()
+    assert link.width.now == found < 24
+
+
+def test_the_time_between_two_transfers_does_not_count() -> None:
+    link = Link(lambda connections: connections * 2e6)
+    for _ in range(40):
+        link.passes(0.2)
+        link.width.running = 0
+        link.time += 600
+        link.width.begin()
+    # None of them was long enough to tell anything.
+    assert link.widths == [24]
+    link.passes(1.3)
     assert link.width.now == 64
 
 

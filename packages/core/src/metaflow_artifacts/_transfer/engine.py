@@ -353,6 +353,7 @@ class Group:
             raise self._error
 
     def __enter__(self) -> Group:
+        self.width.begin()
         self.width.when_wider.append(self._engine.wake)
         return self
 

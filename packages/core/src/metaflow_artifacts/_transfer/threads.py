@@ -34,4 +34,10 @@ def ordered(storage: Storage, call: Callable[[_T], _R], items: Iterable[_T], mos
     At most `most` calls run at once, and results of up to twice as many are held. Raises the first error.
     """
     width = width_of(storage, "small requests") if most is None else Width(min(most, storage.threads))
-    return engine().ordered(call, items, width)
+
+    def reporting(item: _T) -> _R:
+        result = call(item)
+        width.moved(0)
+        return result
+
+    return engine().ordered(reporting, items, width)

@@ -3,7 +3,7 @@
 One connection on a real network gives 50 to 100 MB/s, so a transfer begins with many. While all of them are busy, the
 bytes that they move are counted in windows; the first window after a change does not count. More connections are tried
 first, for as long as they move more; then fewer, for as long as they move as much. A server that asks to slow down
-halves their number.
+halves their number; a transfer that begins when it has not done so for a minute has as many as the first one.
 
 At first the windows are short, and twice as many connections are tried: over slow connections, each chunk takes
 seconds, and most chunks of an artifact have begun before long windows tell anything. What a short window says against
@@ -12,6 +12,7 @@ more connections is not believed: long ones follow.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -36,6 +37,8 @@ _REST_WINDOWS = 30
 """After how many windows the search begins again."""
 _QUIET_S = 10.0
 """After how long without a request to slow down more connections are tried again."""
+_FORGOTTEN_S = 60.0
+"""After how long without a request to slow down a transfer begins with as many connections as the first one."""
 
 
 class Width:
@@ -45,7 +48,7 @@ class Width:
     """
 
     def __init__(self, start: int, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.now = max(1, start)
+        self.now = self._start = max(1, start)
         self.running = 0
         self.when_wider: list[Callable[[], None]] = []
         """What to call when more calls may run at once."""
@@ -53,7 +56,7 @@ class Width:
         self._searches = most > start
         self._clock = clock
         self._lock = threading.Lock()
-        self._slowed = float("-inf")
+        self._slowed = -math.inf
         self._window = _FIRST_WINDOW_S
         self._begin: float | None = None
         self._begin_window()
@@ -67,8 +70,23 @@ class Width:
         """After how many seconds without an event those who wait report nothing, with `moved(0)`; None: never."""
         return _FIRST_WINDOW_S if self._searches and self._window == _FIRST_WINDOW_S else None
 
+    def begin(self) -> None:
+        """A transfer begins."""
+        if not self._searches or self.running:
+            return
+        with self._lock:
+            # The time since the last transfer says nothing about the connections.
+            self._begin_window()
+            if _FORGOTTEN_S <= self._clock() - self._slowed < math.inf:
+                # Transfers that are short would never find out that there can be more again.
+                self._slowed = -math.inf
+                if self.now < self._start:
+                    self.now = self._start
+                    self._search_on()
+                    self._rest = 0
+
     def moved(self, count: int) -> None:
-        """Count bytes that were sent or received."""
+        """Count bytes that were sent or received; none for a call that is done and that moves few."""
         if not self._searches:
             return
         with self._lock:
@@ -113,6 +131,12 @@ class Width:
         if self._rest or self._clock() < self._slowed + _QUIET_S:
             self._rest = max(0, self._rest - 1)
             return
+        if not rate:
+            # A server that stalls, bytes that the system has taken before, or calls that have none: more connections
+            # than at first are no answer to it.
+            if math.isfinite(self._slowed) and self.now < self._start:
+                self.now, self._rest = min(self._start, 2 * self.now), 1
+            return
         if self._window == _FIRST_WINDOW_S:
             self._judge_first(rate)
             return
@@ -134,9 +158,6 @@ class Width:
         self.now, self._rest = following, 1
 
     def _judge_first(self, rate: float) -> None:
-        if not rate:
-            # A server that stalls, or bytes that the system has taken before: more connections are no answer to it.
-            return
         if self._before is not None and rate < self._before[1] * _MORE:
             self._search_on()
         elif self.now >= self._most:
