@@ -21,13 +21,14 @@ __all__ = [
 
 _PERIOD_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 24 * 3600.0, "w": 7 * 24 * 3600.0}
 _QUERY = re.compile(r"([?#]).+", re.DOTALL)
-_USER = re.compile(r"(//)[^/@]*@")
+_USER = re.compile(r"(:/|//)(?:[^/]*@|[^/:@]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
+"""Also a password that has a slash in it; behind a colon is no port then."""
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
 
 
 def public_url(text: str) -> str:
     """A URL, or a text that was meant to be one, for a message: a signature or a password in it is a secret."""
-    return _USER.sub(r"\1…@", _QUERY.sub(r"\1…", text))
+    return _QUERY.sub(r"\1…", _USER.sub(r"\1…@", text))
 
 
 def size_text(size: float) -> str:

@@ -61,6 +61,15 @@ def test_roots_that_are_refused(root: str, tmp_path: Path, monkeypatch: pytest.M
         "https://me:SECRET@a.blob.core.windows.net/c",
         "HTTPS://a/c?sig=SECRET",
         "wasbs://c@a.blob.core.windows.net/p?sig=SECRET",
+        "https://me:SECRET@SECRET@a.blob.core.windows.net/c",
+        "https://me:SECRET/SECRET@a.blob.core.windows.net/c",
+        "https://me:SECRET#SECRET@a.blob.core.windows.net/c",
+        "s3://SECRET:SECRET@bucket/p",
+        "s3://bucket/p?X-Amz-Algorithm=a&X-Amz-Signature=SECRET",
+        "s3://bucket/p?AWSAccessKeyId=a&Signature=SECRET",
+        "gs://me:SECRET@bucket/p",
+        "s3:/me:SECRET@bucket/p",
+        "gs://bucket/p?X-Goog-Signature=SECRET",
     ],
 )
 def test_a_secret_in_a_root_is_not_shown(root: str) -> None:
@@ -84,6 +93,10 @@ def test_a_url_that_pathlib_has_changed_is_refused() -> None:
         ("s3://bucket/a//c", "s3://bucket/a//c"),
         ("s3://bucket/a//c//", "s3://bucket/a//c"),
         ("s3://bucket//a", "s3://bucket/a"),
+        ("s3://bucket/a?b=c&d", "s3://bucket/a?b=c&d"),
+        ("s3://bucket/me@here", "s3://bucket/me@here"),
+        ("s3://bucket/a//me@here", "s3://bucket/a//me@here"),
+        ("s3://bucket/a&sig=c", "s3://bucket/a&sig=c"),
     ],
 )
 def test_s3_roots_have_the_prefix_that_metaflow_uses(root: str, taken: str) -> None:

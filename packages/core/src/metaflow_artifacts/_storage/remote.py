@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
 from metaflow_artifacts._storage.remote_deletes import Deletes
 from metaflow_artifacts._storage.remote_objects import Answer, Described, ObjectReader, StagedObject, memory
 from metaflow_artifacts._storage.remote_requests import Requests, Service
+from metaflow_artifacts._text import public_url
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
 __all__ = ["RemoteStorage", "be_quiet", "path_of"]
@@ -25,6 +27,9 @@ MOST_THREADS = 64
 """Concurrent requests of a kind of transfer, where they are faster than fewer."""
 
 
+_CREDENTIALS = re.compile(
+    r"[^/]*//[^/]*@|.*\?(?:.*&)?(?:X-(?:Amz|Goog)-[a-z-]+|AWSAccessKeyId|GoogleAccessId|Signature|sig)=", re.IGNORECASE
+)
 _YOUNG_S = 1800.0
 """The largest age of a copy that was just made: what clocks may differ by, and the time that the request takes."""
 
@@ -352,8 +357,14 @@ class _AlreadyThere(Exception):
 def path_of(root: str, path: str) -> str:
     """The prefix of the keys below a root's `path`. It is used as it is, without slashes at its ends, as Metaflow does.
 
-    Raises InvalidInput for one that leads elsewhere.
+    Raises InvalidInput for one that leads elsewhere, and for a root with credentials in it, which messages would repeat
+    (a plain `?` may be in a name).
     """
+    if _CREDENTIALS.match(root):
+        raise InvalidInput(
+            f"datastore root {public_url(root)!r} has a user name or a signature in it; remove it, credentials come "
+            "from the configuration of the cloud"
+        )
     path = path.strip("/")
     if any(part in {".", ".."} for part in path.split("/")):
         raise InvalidInput(f"datastore root {root!r} has a part '.' or '..' in its path; remove it")

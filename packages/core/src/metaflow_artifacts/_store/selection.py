@@ -70,8 +70,8 @@ def _matching(paths: Sequence[str], pattern: str) -> set[int]:
     same = {number for number, path in enumerate(composed) if path == pattern}
     if same or "\0" in pattern or not _WILD.search(pattern):
         return same
-    # `/**/` is a slash, and then all up to a slash, which may be the same one. No path has a NUL, and `translate` leaves
-    # it as it is. Only the stars of `translate` never try all their lengths together, which takes ages.
+    # `/**/` is a slash, and then all up to a slash, which may be the same one. No path has a NUL, and `translate`
+    # leaves it as it is. Its stars never try all their lengths together, which would take ages.
     text = translate(_STARS.sub(lambda found: found[1] or "\0*/", f"/{pattern}")).replace("\0", "(?=/)")
     match = re.compile(text).match
     return {number for number, path in enumerate(composed) if match(f"/{path}")}
