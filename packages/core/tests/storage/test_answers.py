@@ -21,9 +21,10 @@ from metaflow_artifacts.testing.fake_gcs import anonymous
 
 class _Odd(BaseHTTPRequestHandler):
     header = b""
+    content = b"hello"
 
     def do_GET(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + self.header + b"\r\n\r\nhello")
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + self.header + b"\r\n\r\n" + self.content)
         self.close_connection = True
 
     do_HEAD = do_GET
@@ -68,3 +69,22 @@ def test_a_header_that_cannot_be_read(
     storage = _storage(kind, f"http://127.0.0.1:{server.server_port}")
     with pytest.raises(StorageError, match=r"/bucket/p/key: .*is not the service, or a proxy has changed its answer"):
         getattr(storage, method)("key")
+
+
+@pytest.mark.parametrize("kind", ["s3", "azure"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'<?xml version="1.0" encoding="latin9999"?><ListBucketResult/>',
+        b"<ListBucketResult><Contents><Key>p/a</Key><Size>x</Size><LastModified>2024-01-01T00:00:00Z</LastModified>"
+        b"</Contents></ListBucketResult>",
+    ],
+)
+def test_a_listing_that_cannot_be_read(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, kind: str, content: bytes
+) -> None:
+    monkeypatch.setattr(_Odd, "header", b"Content-Type: application/xml\r\nContent-Length: %d" % len(content))
+    monkeypatch.setattr(_Odd, "content", content)
+    storage = _storage(kind, f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(StorageError, match=r"cannot list \S+/bucket/p/.*: .*"):
+        list(storage.list(""))

@@ -190,10 +190,13 @@ class Requests:
 
 
 def _is_raised_by_sdk(error: Exception) -> bool:
-    module = ""
+    package = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__", ""))
-    return module.partition(".")[0] in _SDKS
+        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        # The standard library raises for whoever calls it.
+        if name in _SDKS or name not in sys.stdlib_module_names:
+            package = name
+    return package in _SDKS
 
 
 def named(function: Callable[..., _T] | None) -> Callable[..., _T] | None:

@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from metaflow_artifacts._storage.job import tracked
+from metaflow_artifacts._storage.remote_errors import BadAnswer
 from metaflow_artifacts._storage.remote_requests import named
 from metaflow_artifacts.errors import StorageError
 
@@ -113,7 +114,8 @@ def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[st
         return
     try:
         page = ElementTree.fromstring(response_dict["body"])
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError, ValueError):
+        # No XML, or in an encoding that nobody knows: botocore says so.
         return
     space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
     if not page.tag.endswith("ListBucketResult"):
@@ -123,7 +125,10 @@ def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[st
     for entry in page.findall(f"{space}Contents"):
         key = entry.findtext(f"{space}Key") or ""
         modified = _timestamp(entry.findtext(f"{space}LastModified") or "")
-        size = int(entry.findtext(f"{space}Size") or 0)
+        try:
+            size = int(entry.findtext(f"{space}Size") or 0)
+        except ValueError as error:
+            raise BadAnswer(str(error)) from error
         objects.append((unquote_plus(key) if encoded else key, size, modified))
         page.remove(entry)
     customized_response_dict["Objects"] = objects
