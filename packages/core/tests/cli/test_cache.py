@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,29 @@ def test_what_it_holds_and_clear(
     cleared = run("cache", "--clear", root=None)
     assert (cleared.code, cleared.out.splitlines()[0]) == (0, "removed 3 chunks of 192 KiB")
     assert list(cache.rglob("*")) == [cache / "metaflow_artifacts"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EROFS, "1 chunk could not be removed: Read-only file system"),
+        (errno.EACCES, "1 chunk of other users, or written since, could not be removed"),
+    ],
+)
+def test_clear_says_why_something_stays(
+    cache: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    assert run("cache", root=None).code == 0
+    (cache / "metaflow_artifacts").mkdir(parents=True)
+    (cache / "metaflow_artifacts" / ("0" * 64)).write_bytes(b"chunk")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        result = run("cache", "--clear", root=None)
+    assert result.code == 1
+    assert said in result.err
 
 
 def test_no_cache_is_configured(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,6 +14,9 @@ from metaflow_artifacts._transfer.cache import CACHE, Cache, cache_from
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError
 
 __all__ = ["add_commands"]
+
+_OTHERS = {errno.EACCES, errno.EPERM, errno.ENOENT}
+"""What the removal of a chunk of another user raises, or of one that another process has removed."""
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -60,7 +64,11 @@ def _cache(options: argparse.Namespace) -> int:
         oldest = f", the oldest used at {time_text(chunks[0].used)} UTC" if chunks else ""
         print(f"{held} in {escape(cache.directory)}{oldest}; at most {size_text(limit)}")
     if options.clear and chunks:
-        warn(f"{count_text(len(chunks), 'chunk')} of other users, or written since, could not be removed")
+        obstacle = cache.obstacle(chunks[0])
+        if obstacle is None or obstacle.errno in _OTHERS:
+            warn(f"{count_text(len(chunks), 'chunk')} of other users, or written since, could not be removed")
+        else:
+            warn(f"{count_text(len(chunks), 'chunk')} could not be removed: {cache.reason(obstacle)}")
         return 1
     return 0
 

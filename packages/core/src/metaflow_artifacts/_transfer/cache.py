@@ -247,6 +247,10 @@ class Cache:
         """Remove all that this user may remove, but what is being written. How many chunks. Raises OSError."""
         return self._files.shrink(-1)[1]
 
+    def obstacle(self, chunk: CachedChunk) -> OSError | None:
+        """Remove a chunk that `clear` has left; what was in the way, if it cannot be removed."""
+        return self._files.obstacle(chunk.sha256)
+
     def reason(self, error: OSError) -> str:
         """Why the cache cannot be used, for a message. Raises nothing."""
         if os.path.lexists(self.directory) and not os.path.isdir(self.directory):

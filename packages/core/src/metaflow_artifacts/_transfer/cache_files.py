@@ -208,13 +208,18 @@ class CacheFiles:
 
     def remove(self, name: str, only: os.stat_result | None = None) -> bool:
         """Remove a file; with `only`, if it is this one. Whether it is gone. Raises nothing."""
+        error = self.obstacle(name, only)
+        return error is None or isinstance(error, FileNotFoundError)
+
+    def obstacle(self, name: str, only: os.stat_result | None = None) -> OSError | None:
+        """As `remove`, but returns what was in the way."""
         try:
             with self.opened() as top:
                 if only is None or os.path.samestat(only, os.stat(name, dir_fd=top, follow_symlinks=False)):
                     os.unlink(name, dir_fd=top)
         except OSError as error:
-            return isinstance(error, FileNotFoundError)
-        return True
+            return error
+        return None
 
     def is_blocked(self, sha256: str, size: int) -> bool:
         """Whether a chunk can be neither read nor replaced here: in its place is what only another user may remove.
