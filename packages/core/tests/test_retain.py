@@ -108,6 +108,16 @@ def test_the_best(store: Store, save: Saver) -> None:
         plan_retention(store, Rules(last=1, best=5, metric="other"))
 
 
+def test_a_step_with_another_metric_is_not_emptied_by_the_best(store: Store, save: Saver) -> None:
+    keys = [save(9, loss=1), save(9, "Other/step/a", accuracy=1)]
+    rules = Rules(best=1, metric="loss")
+    with pytest.raises(InvalidInput, match=r"none of the 1 checkpoint has a number.* of Other/step; .*have accuracy"):
+        plan_retention(store, rules)
+    assert set(kept(plan_retention(store, rules, flow="Flow"))) == {keys[0]}
+    # Of the others, another rule keeps some.
+    assert set(kept(plan_retention(store, Rules(last=1, best=1, metric="loss")))) == set(keys)
+
+
 def test_the_young(store: Store, save: Saver) -> None:
     keys = [save(days) for days in (400, 7.1, 6.9, 0.5)]
     plan = plan_retention(store, Rules(younger=7 * DAY))

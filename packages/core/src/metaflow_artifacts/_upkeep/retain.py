@@ -141,8 +141,9 @@ def plan_retention(
     `?` are wildcards) and select the checkpoints to consider. `root` is `mf.checkpoints` or `mf.huggingface_hub`.
     `ignore` is as in `plan_gc`. `progress` counts the manifests that are read.
 
-    Raises InvalidInput for names that no flow or step can have, and for a metric that no checkpoint has; StorageError
-    if the store needs a later version, if an object among the checkpoints is not understood, or if the storage fails.
+    Raises InvalidInput for names that no flow or step can have, and for a metric that no checkpoint has, or none of a
+    step whose checkpoints no other rule keeps; StorageError if the store needs a later version, if an object among the
+    checkpoints is not understood, or if the storage fails.
     """
     if root not in (CHECKPOINTS, HUB):
         raise InvalidInput(f"root {root!r}: expected {CHECKPOINTS} or {HUB}")
@@ -171,16 +172,28 @@ def plan_retention(
     return RetentionPlan(store.root, groups, rules.younger is not None or (root == CHECKPOINTS and rules.last != 0))
 
 
-def _demand_metric(groups: list[Group], rules: Rules) -> None:
-    """Raise InvalidInput if the rule `best` keeps nothing at all, as with a metric whose name is misspelt."""
-    found = [one for group in groups for one in (*(kept.artifact for kept in group.keep), *group.delete)]
-    if not found or not rules.best or any(_value(one, rules) is not None for one in found):
+def _demand_metric(groups: Sequence[Group], rules: Rules) -> None:
+    """Raise InvalidInput if `best` keeps nothing at all, as with a metric whose name is misspelt.
+
+    Where no other rule keeps any, that is also an error for the checkpoints of one flow and step, which may have
+    another metric.
+    """
+    if not rules.best:
+        return
+    by_step: dict[str, list[ModelArtifact]] = defaultdict(list)
+    for group in groups:
+        by_step[f"{group.flow}/{group.step}"] += (*(kept.artifact for kept in group.keep), *group.delete)
+    lacking = {step: found for step, found in by_step.items() if all(_value(one, rules) is None for one in found)}
+    found = [one for several in lacking.values() for one in several]
+    is_part = len(lacking) < len(by_step)
+    if not found or (is_part and (rules.last or rules.younger)):
         return
     names = sorted({str(name) for one in found for name in one["metadata"]})
     have = f"they have {', '.join(names[:_NAMED])}" if names else "they have no metadata"
+    where = f" of {', '.join([*lacking][:_NAMED])}; choose another flow or step, or give last too" if is_part else ""
     raise InvalidInput(
         f"metric {rules.metric!r}: none of the {count_text(len(found), 'checkpoint')} has a number of this name in its "
-        f"metadata, so best would keep none; {have}"
+        f"metadata, so best would keep none{where}; {have}"
     )
 
 
