@@ -11,10 +11,12 @@ from datetime import datetime, timezone
 __all__ = [
     "count_text",
     "duration_text",
+    "has_credentials",
     "parse_period",
     "period_text",
     "public_url",
     "seconds_of",
+    "shown_url",
     "size_text",
     "time_text",
 ]
@@ -23,12 +25,25 @@ _PERIOD_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 24 * 3600.0, "w": 7 * 24
 _QUERY = re.compile(r"([?#]).+", re.DOTALL)
 _USER = re.compile(r"(:/|//)(?:[^/]*@|[^/:@]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
 """Also a password that has a slash in it; behind a colon is no port then."""
+_CREDENTIALS = re.compile(
+    r"[^/]*//+[^/]*@|.*\?(?:.*&)?(?:X-(?:Amz|Goog)-[a-z-]+|AWSAccessKeyId|GoogleAccessId|Signature|sig)=", re.IGNORECASE
+)
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
 
 
 def public_url(text: str) -> str:
     """A URL, or a text that was meant to be one, for a message: a signature or a password in it is a secret."""
     return _QUERY.sub(r"\1…", _USER.sub(r"\1…@", text))
+
+
+def has_credentials(url: str) -> bool:
+    """Whether a URL has a user name, a password or a signature in it. A plain `?` may be in the name of an object."""
+    return _CREDENTIALS.match(url) is not None
+
+
+def shown_url(url: str) -> str:
+    """A URL for a message: as it is, unless it has credentials."""
+    return public_url(url) if has_credentials(url) else url
 
 
 def size_text(size: float) -> str:

@@ -78,6 +78,7 @@ PLAIN_RUN: Any = SimpleNamespace(pathspec="F/1", system_tags={"metaflow_version:
         ("s3", {"root": 7}, "config.'root'. is a int; pass s3://BUCKET/PREFIX"),
         ("s3", {"root": "bucket/x"}, "config.'root'. is 'bucket/x', which names no bucket; pass s3://BUCKET/PREFIX"),
         ("gs", {"root": "s3://b/x"}, "which names no bucket; pass gs://BUCKET/PREFIX"),
+        ("gs", {"root": f"s3://{SECRET}@b/x"}, "is 's3://…@b/x', which names no bucket; pass gs://BUCKET/PREFIX"),
         ("azure", {"root": "/x"}, "which names no container; pass CONTAINER/PREFIX"),
         ("local", {"root": "s3://b/x"}, "which is no directory; pass a directory, or another type"),
         ("s3", {"root": "s3://b/x", "rol_arn": SECRET}, "unknown key 'rol_arn'; a store in s3 takes root, role_arn, "),

@@ -87,6 +87,21 @@ def test_a_datastore_that_cannot_work_is_refused_for_a_step(kind: str, root: str
         require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")
 
 
+@pytest.mark.parametrize(
+    ("kind", "root"),
+    [
+        ("s3", "https://me:SECRET@host/x"),
+        ("gs", "s3://b/x?Signature=SECRET"),
+        ("hdfs", "x://SECRET@b"),
+        ("s3", "s3:///me:SECRET@b"),
+    ],
+)
+def test_a_secret_in_a_root_is_not_shown(kind: str, root: str) -> None:
+    with pytest.raises(StorageError, match=r"//.*…") as caught:
+        store_at(kind, root)
+    assert "SECRET" not in str(caught.value)
+
+
 def test_a_usable_datastore_is_not_touched_before_a_run(tmp_path: Path) -> None:
     for kind, root in (("local", str(tmp_path / "new")), ("spin", str(tmp_path / "new")), ("s3", "s3://bucket/x")):
         require_usable(SimpleNamespace(TYPE=kind, datastore_root=root), "model", "train")

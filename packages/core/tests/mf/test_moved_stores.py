@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from metaflow_artifacts import (
+    ArtifactError,
     ArtifactNotFound,
     CheckpointPlace,
     CheckpointWriter,
@@ -110,6 +111,13 @@ def test_a_url_of_a_checkpoint_leads_to_no_other_store(default: Store, content: 
     with pytest.raises(ArtifactNotFound, match="a url does not tell whether it is the same one; pass the key alone"):
         store_for(moved(saved, str(tmp_path / "gone"))["url"], default)
     assert store_for(moved(saved, str(tmp_path / "gone")), default) is default
+
+
+@pytest.mark.parametrize("root", ["s3://me:SECRET@b/x", "wasbs://c@a/p?sig=SECRET", "gs://b/x?X-Goog-Signature=SECRET"])
+def test_a_secret_in_a_url_is_not_shown(default: Store, root: str) -> None:
+    with pytest.raises(ArtifactError, match=r"//.*…") as caught:
+        store_for(f"{root}/mf.models/models/artifacts/a_{'0' * 32}", default)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_url_of_another_kind_of_store_is_an_error(default: Store, content: Path) -> None:

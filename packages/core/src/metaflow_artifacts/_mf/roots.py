@@ -6,6 +6,7 @@ import os
 import re
 from importlib.util import find_spec
 
+from metaflow_artifacts._text import shown_url
 from metaflow_artifacts.errors import StorageError
 
 __all__ = ["SPIN", "azure_url", "in_words", "is_cloud", "missing_sdks", "names_a_bucket", "normalised"]
@@ -64,7 +65,7 @@ def normalised(kind: str, root: str | None) -> str:
     """
     if kind not in (*_LOCAL_TYPES, *_NAMES_A_BUCKET):
         raise StorageError(
-            f"the datastore {kind} ({root}) cannot keep models and checkpoints yet; "
+            f"the datastore {kind} ({root and shown_url(root)}) cannot keep models and checkpoints yet; "
             "run the flow with --datastore s3, azure, gs or local"
         )
     variable = f"METAFLOW_DATASTORE_SYSROOT_{kind.upper()}"
@@ -74,7 +75,9 @@ def normalised(kind: str, root: str | None) -> str:
         return os.path.abspath(root)
     place, form = in_words(kind)
     if not names_a_bucket(kind, root):
-        raise StorageError(f"the root {root!r} of the datastore {kind} names no {place}; set {variable} to {form}")
+        raise StorageError(
+            f"the root {shown_url(root)!r} of the datastore {kind} names no {place}; set {variable} to {form}"
+        )
     root = root.rstrip("/")
     return azure_url(root) if kind == "azure" and "://" not in root else root
 

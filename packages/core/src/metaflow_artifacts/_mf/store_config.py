@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from metaflow_artifacts._mf.roots import in_words, is_cloud, missing_sdks, names_a_bucket, normalised
+from metaflow_artifacts._text import shown_url
 from metaflow_artifacts.errors import InvalidInput, StorageError
 
 __all__ = ["StoreConfig", "kind_of", "result_of"]
@@ -156,8 +157,9 @@ def _root(kind: str, root: object, where: str) -> str:
         raise InvalidInput(f"{where}: config has no 'root'; pass {form}")
     if not isinstance(root, str):
         raise InvalidInput(f"{where}: config['root'] is a {type(root).__name__}; pass {form}")
+    found = f"{where}: config['root'] is {shown_url(root)!r}"
     if is_cloud(kind) and not names_a_bucket(kind, root):
-        raise InvalidInput(f"{where}: config['root'] is {root!r}, which names no {in_words(kind)[0]}; pass {form}")
+        raise InvalidInput(f"{found}, which names no {in_words(kind)[0]}; pass {form}")
     if not is_cloud(kind) and "://" in root:
-        raise InvalidInput(f"{where}: config['root'] is {root!r}, which is no directory; pass {form}, or another type")
+        raise InvalidInput(f"{found}, which is no directory; pass {form}, or another type")
     return root

@@ -31,6 +31,7 @@ from metaflow_artifacts._mf.datastore import (
 )
 from metaflow_artifacts._mf.store_config import kind_of
 from metaflow_artifacts._mf.task import TaskIdentity
+from metaflow_artifacts._text import shown_url
 from metaflow_artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
@@ -156,8 +157,8 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     if "://" in root and not is_url(root):
         if parsed.artifact is None:
             raise StorageError(
-                f"the root {root} cannot be read by this version; pass the key alone, {parsed.key}, to look for it in "
-                "the configured datastore"
+                f"the root {shown_url(root)} cannot be read by this version; pass the key alone, {parsed.key}, to "
+                "look for it in the configured datastore"
             )
         return _holding_key(default or default_store(), parsed)
     no_default: ArtifactError | None = None
@@ -277,7 +278,7 @@ def _in_neither(url: str, key: str, there: ArtifactError, default: Store | None,
     from metaflow_artifacts._storage import is_url
 
     second = "no datastore is configured" if default is None else f"in the configured datastore, {default.root}"
-    message = f"{key} cannot be found: at {url}, as the reference says: {there}; and {second}: {here}"
+    message = f"{key} cannot be found: at {shown_url(url)}, as the reference says: {there}; and {second}: {here}"
     if is_url(url) and open_block() is None:
         message += _HINT
     if isinstance(there, ArtifactNotFound) and isinstance(here, ArtifactNotFound):

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import itertools
 import logging
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
 from metaflow_artifacts._storage.remote_deletes import Deletes
 from metaflow_artifacts._storage.remote_objects import Answer, Described, ObjectReader, StagedObject, memory
 from metaflow_artifacts._storage.remote_requests import Requests, Service
-from metaflow_artifacts._text import public_url
+from metaflow_artifacts._text import has_credentials, public_url
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
 __all__ = ["RemoteStorage", "be_quiet", "path_of"]
@@ -27,9 +26,6 @@ MOST_THREADS = 64
 """Concurrent requests of a kind of transfer, where they are faster than fewer."""
 
 
-_CREDENTIALS = re.compile(
-    r"[^/]*//[^/]*@|.*\?(?:.*&)?(?:X-(?:Amz|Goog)-[a-z-]+|AWSAccessKeyId|GoogleAccessId|Signature|sig)=", re.IGNORECASE
-)
 _YOUNG_S = 1800.0
 """The largest age of a copy that was just made: what clocks may differ by, and the time that the request takes."""
 
@@ -360,7 +356,7 @@ def path_of(root: str, path: str) -> str:
     Raises InvalidInput for one that leads elsewhere, and for a root with credentials in it, which messages would repeat
     (a plain `?` may be in a name).
     """
-    if _CREDENTIALS.match(root):
+    if has_credentials(root):
         raise InvalidInput(
             f"datastore root {public_url(root)!r} has a user name or a signature in it; remove it, credentials come "
             "from the configuration of the cloud"
