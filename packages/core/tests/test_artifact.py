@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,23 @@ def test_a_reference_is_valid_and_keeps_unknown_keys(reference: dict[str, Any]) 
     assert validate_reference(reference) == []
     assert is_model_artifact(reference)
     assert parse_reference(reference) == reference
+
+
+class Special(dict[str, Any]):
+    """As the mappings in a Config of Metaflow: a pickle of it needs its class."""
+
+
+def test_what_a_parsed_reference_holds_is_plain_and_its_own(reference: dict[str, Any]) -> None:
+    lists = [Special(c=1)]
+    given = Special(reference, metadata=Special(a=Special(b=lists)), parents=["k"])
+    given["me"] = given
+    parsed: dict[str, Any] = dict(parse_reference(given))
+    assert b"Special" not in pickle.dumps(parsed)
+    assert parsed["metadata"] == {"a": {"b": [{"c": 1}]}}
+    assert parsed["me"]["me"] is parsed["me"]
+    lists.clear()
+    given["parents"].append("later")
+    assert (parsed["metadata"], parsed["parents"]) == ({"a": {"b": [{"c": 1}]}}, ["k"])
 
 
 @pytest.mark.parametrize(

@@ -132,17 +132,37 @@ def is_model_artifact(value: object) -> bool:
 
 
 def parse_reference(value: object) -> ModelArtifact:
-    """`value` as a ModelArtifact, unknown keys kept. Raises InvalidReference naming every problem at once.
+    """A copy of `value` as a ModelArtifact, unknown keys kept. Raises InvalidReference naming every problem at once.
 
-    A reference that metaflow-checkpoint has made gets the members that it lacks.
+    A reference that metaflow-checkpoint has made gets the members that it lacks. What is a mapping or a list in it, as
+    the metadata is, is a plain dict or list of its own in the copy.
     """
     value = with_own_names(value)
     problems = validate_reference(value)
     if problems:
+        found = "; ".join(problems)
         raise InvalidReference(
-            "not a reference to a stored artifact (" + "; ".join(problems) + "); pass the dict that save() returned"
+            f"not a reference to a stored artifact ({found}); pass the dict that save() returned, or its key"
         )
-    return cast(ModelArtifact, dict(cast("Mapping[str, Any]", value)))
+    return cast(ModelArtifact, _plain_copy(value, {}))
+
+
+def _plain_copy(value: Any, made: dict[int, tuple[Any, Any]], level: int = 0) -> Any:
+    """A copy of which mappings are dicts: a Config of Metaflow has mappings of its own, whose pickle needs Metaflow.
+
+    What is nested deeper than metadata may be stays what it is. `made` has the copies and, so that their ids stay
+    theirs, the values.
+    """
+    if not isinstance(value, (Mapping, list)) or level > MAX_DEPTH + 1:
+        return value
+    if id(value) not in made:
+        copy: Any = {} if isinstance(value, Mapping) else []
+        made[id(value)] = copy, value
+        if isinstance(value, Mapping):
+            copy.update((name, _plain_copy(member, made, level + 1)) for name, member in value.items())
+        else:
+            copy.extend(_plain_copy(member, made, level + 1) for member in value)
+    return made[id(value)][0]
 
 
 def with_older_names(artifact: Mapping[str, Any]) -> ModelArtifact:
