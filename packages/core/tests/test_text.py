@@ -46,10 +46,18 @@ def test_times_are_in_utc_to_the_second() -> None:
     assert seconds_of("1970-01-01T01:00:00+01:00") == 0
 
 
-def test_a_date_that_is_not_iso_8601_is_printed_as_it_is() -> None:
-    assert time_text("yesterday, or the day before") == "yesterday, or the d"
-    with pytest.raises(ValueError, match="yesterday"):
-        seconds_of("yesterday")
+@pytest.mark.parametrize(
+    ("date", "text"),
+    [
+        ("yesterday, or the day before", "yesterday, or the d"),
+        ("0001-01-01T00:00:00+23:00", "0001-01-01 00:00:00"),
+        ("9999-12-31T23:59:59-23:00", "9999-12-31 23:59:59"),
+    ],
+)
+def test_a_date_that_is_no_moment_is_printed_as_it_is(date: str, text: str) -> None:
+    assert time_text(date) == text
+    with pytest.raises(ValueError, match=date[:9]):
+        seconds_of(date)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,11 @@ def seconds_of(when: str) -> float:
 
 def _parse(when: str) -> datetime:
     moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+    except OverflowError as error:
+        # In UTC, it is in another year than 1 to 9999.
+        raise ValueError(f"{when!r}: {error}") from None
 
 
 def duration_text(seconds: float) -> str:
