@@ -21,9 +21,11 @@ from metaflow_artifacts import (
     UnsupportedFormat,
     execute_retention,
     list_checkpoints,
+    parse_reference,
     plan_retention,
 )
 from metaflow_artifacts._storage import LocalStorage
+from metaflow_artifacts._store.references import differing
 
 PATHSPEC = "F/1/train/2"
 
@@ -52,6 +54,25 @@ def test_a_reference_does_not_load_or_delete_what_took_its_key(
     store.load(old["key"], tmp_path / "out")
     assert (tmp_path / "out" / "state").read_text() == "another state"
     store.delete(new)
+
+
+@pytest.mark.parametrize(
+    ("date", "same"),
+    [
+        ("2026-01-31 13:05:09+02:00", True),
+        ("2026-01-31T11:05:09.000Z", True),
+        ("2026-01-31T11:05:09", True),
+        ("2026-01-31T13:05:09Z", False),
+        ("", False),
+        ("0001-01-01T00:00:00+23:00", False),
+    ],
+)
+def test_a_reference_whose_date_was_written_anew_is_to_the_same_artifact(store: Store, date: str, same: bool) -> None:
+    """As by a table or database that the reference was kept in."""
+    found = {**store.save_model({"file": b""}), "created_on": "2026-01-31T11:05:09+00:00"}
+    assert differing(parse_reference({**found, "created_on": date}), parse_reference(found)) == (
+        [] if same else ["created_on"]
+    )
 
 
 def test_a_damaged_artifact_can_be_deleted_by_its_reference(store: Store, file: Path) -> None:

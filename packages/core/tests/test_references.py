@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -110,6 +112,34 @@ def test_a_url_is_a_root_and_a_key(url: str, root: str) -> None:
 )
 def test_what_is_no_url_is_refused(text: str) -> None:
     with pytest.raises(InvalidReference, match="not the key of a stored artifact"):
+        ParsedReference.of(text)
+
+
+CHECKPOINT = f"mf.checkpoints/checkpoints/artifacts/F/train/{'0' * 12}/{'1' * 12}/{'2' * 8}.0.best%20one.12"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (f" {KEY}", KEY),
+        (f"{KEY}\r\n", KEY),
+        (f"'{KEY}'", KEY),
+        (f"[key] {CHECKPOINT},", CHECKPOINT),
+        (f'"s3://bucket/prefix/{CHECKPOINT}"', CHECKPOINT),
+        (quote(KEY, safe=""), KEY),
+        (KEY.rpartition("/")[2], KEY),
+        (json.dumps({"key": KEY, "parents": []}), "json.loads"),
+    ],
+)
+def test_a_key_in_other_text_is_refused_and_named(text: str, meant: str) -> None:
+    with pytest.raises(InvalidReference) as caught:
+        ParsedReference.of(text)
+    assert meant in str(caught.value).rpartition("; ")[2]
+
+
+@pytest.mark.parametrize("text", [f"{KEY}0", KEY[:-1], f"{KEY}\n{CHECKPOINT}", "F/1/train/2", ""])
+def test_where_no_one_key_is_meant_none_is_named(text: str) -> None:
+    with pytest.raises(InvalidReference, match=r"<n>$"):
         ParsedReference.of(text)
 
 

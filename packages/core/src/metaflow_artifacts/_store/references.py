@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from metaflow_artifacts._format.foreign import parse_any_key
 from metaflow_artifacts._format.keys import CheckpointKey, ModelKey
 from metaflow_artifacts._format.reference import ModelArtifact, parse_reference
-from metaflow_artifacts._layout import ARTIFACT_PREFIXES
+from metaflow_artifacts._layout import ARTIFACT_PREFIXES, MODEL_ARTIFACTS
 from metaflow_artifacts._store.pending import PendingSave
+from metaflow_artifacts._text import seconds_of
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidReference
 
 __all__ = ["ParsedReference", "Reference", "demand_same", "differing", "key_of", "root_of", "split_url"]
+
+
+_UUID = re.compile(r"[\w.%-]+_[0-9a-f]{32}", re.ASCII)
+_KEY = re.compile(
+    rf"{re.escape(MODEL_ARTIFACTS)}{_UUID.pattern}(?![0-9a-z])|"
+    rf"(?:{'|'.join(map(re.escape, ARTIFACT_PREFIXES[1:]))})(?:[\w.%-]+/){{4}}[0-9a-f]{{8}}\.[0-9]+\.[\w.%-]+\.[0-9]+",
+    re.ASCII,
+)
+"""A key in a longer text."""
+_LOOKED_AT = 10_000
+"""In how many characters of a text that is no key one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +71,28 @@ class ParsedReference:
         if root is not None and "://" not in root and not os.path.isabs(root):
             # What stands before the key is no root, so that the text is malformed as a whole.
             root, key = None, reference
-        return cls(key, parse_any_key(key), None, root)
+        try:
+            return cls(key, parse_any_key(key), None, root)
+        except InvalidReference as error:
+            raise InvalidReference(f"{error}{_meant(reference)}") from None
 
 
 Reference = str | Mapping[str, Any] | ParsedReference | PendingSave
 """A key, a url (`<root>/<key>`), the dict that a save returned, one of them parsed, or what `save_async` returned."""
+
+
+def _meant(text: str) -> str:
+    """What to pass where `text`, which is no key, holds one, as text that was copied does; empty if it does not."""
+    text = text[:_LOOKED_AT].strip()
+    if text.startswith("{"):
+        return "; it looks like a dict that was written as text: pass the dict, which json.loads makes of JSON"
+    # Where slashes are encoded, so is what a key has encoded itself.
+    keys = set(_KEY.findall(unquote(text) if "%2f" in text.lower() else text))
+    if len(keys) == 1:
+        return f"; pass only the key that is in this text, {keys.pop()!r}"
+    if _UUID.fullmatch(text):
+        return f"; it looks like the end of a key: pass {MODEL_ARTIFACTS + text!r}"
+    return ""
 
 
 def split_url(text: str) -> tuple[str | None, str]:
@@ -88,7 +119,17 @@ def differing(wanted: ModelArtifact, found: ModelArtifact) -> list[str]:
     names = ["created_on", "size", "pathspec"]
     if "tar" in (wanted.get("storage_format"), found.get("storage_format")):
         names.remove("size")
+    if _is_same_moment(wanted["created_on"], found["created_on"]):
+        names.remove("created_on")
     return [name for name in names if wanted.get(name) != found.get(name)]
+
+
+def _is_same_moment(one: str, other: str) -> bool:
+    """Whether two dates mean the same: what keeps a reference in a table or a database may write its date anew."""
+    try:
+        return one == other or seconds_of(one) == seconds_of(other)
+    except ValueError:
+        return False
 
 
 def demand_same(reference: ParsedReference, artifact: ModelArtifact) -> None:

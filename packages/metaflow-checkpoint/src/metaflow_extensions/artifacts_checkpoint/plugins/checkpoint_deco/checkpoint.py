@@ -467,7 +467,7 @@ class Checkpoint:
         if task is None:
             from .errors import NoTask
 
-            way_out = "pass task=…" if action == "list" else "call it there"
+            way_out = "pass task=…, or call it there" if action == "list" else "call it there"
             raise NoTask(
                 f"Checkpoint.{action}: this process belongs to no task of a step with @checkpoint; {way_out}, or in "
                 f"a subprocess of such a task that inherits its environment variable {ENVIRONMENT_VARIABLE}"
