@@ -192,6 +192,25 @@ def test_a_parameter_that_was_not_given_is_nothing_to_load(value: object) -> Non
         resolve([["x", None]], Held(value), "train", None, best_effort=False)
 
 
+class Series:
+    """Compares each element, as arrays and tables do."""
+
+    def __eq__(self, other: object) -> Any:
+        raise ValueError("the truth value of a series is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_join_compares_references_that_hold_arrays(model: CurrentModel) -> None:
+    saved, other = model.save({"a": b""}), model.save({"a": b""})
+    branches = [{"x": {**saved, "losses": Series()}}, {"x": {**saved, "losses": Series()}}]
+    [wanted], _ = resolve([["x", None]], object(), "join", branches, best_effort=False)
+    assert wanted.key == saved["key"]
+    for value in ({**other, "losses": Series()}, Series()):
+        with pytest.raises(InvalidReference, match=r"'x' in .* differs between the branches"):
+            resolve([["x", None]], object(), "join", [*branches, {"x": value}], best_effort=False)
+
+
 @pytest.mark.parametrize("value", ["a typing error", {"loss": 0.5}, 5], ids=repr)
 def test_best_effort_still_refuses_what_is_no_reference(value: object) -> None:
     with pytest.raises(InvalidReference, match=r"^step train: 'x' in"):

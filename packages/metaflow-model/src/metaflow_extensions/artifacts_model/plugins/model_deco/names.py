@@ -134,12 +134,21 @@ def _value(flow: Any, step: str, name: str, inputs: Sequence[Any] | None) -> Any
     if value is not _MISSING or inputs is None:
         return value
     values = [branch[name] for branch in inputs if name in branch]
-    if any(other != values[0] for other in values[1:]):
+    if not all(_same(values[0], other) for other in values[1:]):
         raise InvalidReference(
             f"step {step}: {name!r} in @model(load=…) differs between the branches that are joined here; "
             "load what you need in the step, with current.model.load(reference)"
         )
     return values[0] if values else _MISSING
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:
+        # Arrays and tables compare each element, also as a member that the user has added to a reference.
+        pair = isinstance(one, Mapping) and isinstance(other, Mapping)
+        return pair and all(one.get(name) == other.get(name) for name in ("key", "url", "created_on"))
 
 
 def _reference(name: str, value: Any, step: str) -> ParsedReference:
