@@ -113,6 +113,17 @@ def test_it_is_stored_after_the_call_and_in_order(writer: CheckpointWriter, save
     assert [first.done(), first.result()["version_id"], second.exception()] == [True, 0, None]
 
 
+@pytest.mark.parametrize("ask", ["result", "exception"])
+def test_the_wait_for_a_result_counts_as_a_wait(writer: CheckpointWriter, saves: BackgroundSaves, ask: str) -> None:
+    gate = Gate()
+    pending = save(writer, {"a": b"0"}, finish=gate)
+    before = saves.seconds_waited
+    with pytest.raises(SaveTimeout):
+        getattr(pending, ask)(timeout=0.2)
+    gate.open()
+    assert saves.seconds_waited - before > 0.1
+
+
 def test_a_third_call_waits_for_the_first(writer: CheckpointWriter) -> None:
     gate = Gate()
     save(writer, {"a": b"0"}, finish=gate)

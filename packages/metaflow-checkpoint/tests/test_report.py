@@ -60,6 +60,20 @@ def test_a_task_that_loaded_a_checkpoint_says_which_and_how_old_it_is(report: Re
     assert "3 GiB, loaded in 1.5 s, 1 GiB from the node&#x27;s cache" in page(report)
 
 
+def test_what_the_step_loads_itself_is_told(report: Report) -> None:
+    report.note_loaded("load_policy='none'", None, None, [])
+    assert not report.changed()
+    report.note_own_load("key of 1")
+    assert report.changed()
+    assert not report.changed()
+    html = page(report)
+    assert "Loaded at the beginning: nothing" in html
+    assert "<dt>loaded by the step</dt><dd>key of 1</dd>" in html
+    report.note_own_load("key of 2")
+    report.note_loaded("the newest one", save(7), 1.5, [])
+    assert "<dd>2 times, the last time key of 2</dd>" in page(report)
+
+
 def test_saves_are_added_up_and_listed_newest_first(report: Report) -> None:
     report.add([save(0), save(1, latest=False)])
     report.add([save(2)])

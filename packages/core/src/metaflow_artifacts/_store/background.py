@@ -109,6 +109,7 @@ class BackgroundSaves:
         options.check()
         start = time.monotonic()
         pending = pending or PendingSave()
+        pending._note_waited = self._note_waited
         with self._turn, self._room(group, options.on_busy):
             try:
                 snapshot, reason = take_snapshot(content, consume=options.consume, temp_root=options.temp_root), ""
@@ -240,6 +241,9 @@ class BackgroundSaves:
                     self._failed.append(job)
                 self._changed.notify_all()
             del job, outcome
+
+    def _note_waited(self, seconds: float) -> None:
+        self.seconds_waited += seconds
 
     def _wait_for(self, is_so: Callable[[], object], timeout: float | None) -> bool:
         """Wait until something is so, which a save that is stored makes so. The lock is held."""

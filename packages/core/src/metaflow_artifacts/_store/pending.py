@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from metaflow_artifacts._format.reference import ModelArtifact
@@ -33,6 +34,8 @@ class PendingSave:
         self.seconds_waited = 0.0
         """How long the call of `save_async` took."""
         self._began = 0.0
+        self._note_waited: Callable[[float], None] = _ignore
+        """Called with the seconds that `result` or `exception` has waited."""
         self.awaited = 0
         """How many threads wait for it now, or about as many."""
 
@@ -78,10 +81,12 @@ class PendingSave:
                 "result before the fork, or in that process"
             )
         self.awaited += 1
+        start = time.monotonic()
         try:
             is_done = self._finished.wait(timeout)
         finally:
             self.awaited -= 1
+            self._note_waited(time.monotonic() - start)
         if not is_done:
             raise SaveTimeout(f"the save is not done after {timeout} seconds; it goes on")
 
@@ -127,3 +132,7 @@ class PendingSave:
         if self._reference is None:
             return dict, ({"error": f"{type(self._error).__name__}: {self._error}"},)
         return dict, (dict(self._reference),)
+
+
+def _ignore(seconds: float) -> None:
+    """Nobody wants to know."""

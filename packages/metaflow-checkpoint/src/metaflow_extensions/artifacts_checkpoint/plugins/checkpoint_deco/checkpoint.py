@@ -334,8 +334,12 @@ class Checkpoint:
         else:
             target = store_for(parsed).load(parsed, path, only=only)
         note_loaded(parsed.key)
+        self._note_load(parsed.key)
         self._journal().note_parents()
         return target
+
+    def _note_load(self, key: str) -> None:
+        """For the card, which a subprocess has none of."""
 
     @in_flow
     def list(

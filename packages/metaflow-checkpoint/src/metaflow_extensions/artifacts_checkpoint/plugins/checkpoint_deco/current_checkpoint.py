@@ -116,6 +116,9 @@ class CurrentCheckpoint(Checkpoint):
         with replace_content(directory) as stage:
             store.load(reference, stage, only=only)
 
+    def _note_load(self, key: str) -> None:
+        self.report.note_own_load(key)
+
     def _task(self, action: str) -> TaskIdentity:
         return self._identity
 

@@ -68,6 +68,8 @@ class Report(CardReport):
         self._pending = 0
         self._head: dict[str, Any] = {"pathspec": pathspec, "attempt": attempt, "policy": policy, "begin": self.begin}
         self._loaded: dict[str, Any] = {"why": "", "warnings": [], "reference": None, "seconds": None}
+        self._own_loads: dict[str, Any] = {"count": 0, "last": ""}
+        self._own_loads_shown = 0
         self._total = {"count": 0, "size": 0, "stored": 0, "seconds": 0.0, "background": 0}
         self._rows: deque[dict[str, Any]] = deque(maxlen=_MAX_ROWS)
         self._points: list[dict[str, Any]] = []
@@ -90,11 +92,16 @@ class Report(CardReport):
             "cached": cached,
         }
 
+    def note_own_load(self, key: str) -> None:
+        """Note that the code of the step has loaded `key`."""
+        self._own_loads = {"count": self._own_loads["count"] + 1, "last": key}
+
     def changed(self) -> bool:
         saves = self._new_saves()
         self.add(saves)
-        before, self._pending = self._pending, self._background()[0]
-        return bool(saves) or before != self._pending
+        before = self._pending, self._own_loads_shown
+        self._pending, self._own_loads_shown = self._background()[0], self._own_loads["count"]
+        return bool(saves) or before != (self._pending, self._own_loads_shown)
 
     def parts(self, state: str) -> list[Html]:
         self.changed()
@@ -134,6 +141,7 @@ class Report(CardReport):
             "now": time.time(),
             "state": state,
             "loaded": self._loaded,
+            "own_loads": self._own_loads,
             "total": self._total,
             "pending": self._background()[0],
             "waited": self._total["seconds"] + self._background()[1],
@@ -155,10 +163,15 @@ def _loaded(data: Mapping[str, Any]) -> Html:
     loaded = data["loaded"]
     warnings = [notice(text) for text in loaded["warnings"]]
     policy = ("policy", code(f"load_policy={data['policy']!r}"))
+    own = data["own_loads"]
+    later = [("loaded by the step", own["last"])] if own["count"] == 1 else []
+    if own["count"] > 1:
+        later = [("loaded by the step", f"{count_text(own['count'], 'time')}, the last time {own['last']}")]
     reference = loaded["reference"]
     if reference is None:
         why = [("why", loaded["why"])] if loaded["why"] else []
-        return section("Loaded: nothing", facts([policy, *why]), *warnings)
+        title = "Loaded at the beginning: nothing" if later else "Loaded: nothing"
+        return section(title, facts([policy, *why, *later]), *warnings)
     age = data["begin"] - seconds_of(reference["created_on"])
     cached = f", {size_text(loaded['cached'])} from the node's cache" if loaded["cached"] else ""
     rows = [
@@ -175,7 +188,7 @@ def _loaded(data: Mapping[str, Any]) -> Html:
     ]
     if reference["metadata"]:
         rows.append(("metadata", reference["metadata"]))
-    return section("Loaded", facts(rows), *warnings)
+    return section("Loaded", facts([*rows, *later]), *warnings)
 
 
 def _saved(data: Mapping[str, Any]) -> Html:
