@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from io import BytesIO
 from types import SimpleNamespace
@@ -94,7 +95,8 @@ def test_a_server_that_stalls_is_an_error(
     assert storage._requests._client is not None
     pool = storage._requests._client[1]._endpoint.http_session._manager.connection_from_url(proxy.endpoint)
     monkeypatch.setattr(pool, "timeout", Timeout(connect=5, read=0.3))
-    monkeypatch.setattr(remote_requests, "time", SimpleNamespace(monotonic=lambda: 18.0 * len(proxy.requests)))
+    now = time.monotonic()
+    monkeypatch.setattr(remote_requests, "time", SimpleNamespace(monotonic=lambda: now + 18.0 * len(proxy.requests)))
     with pytest.raises(TransientStorageError, match=r"no answer from http://.* in time"):
         storage.get("a", 0, 10)
     assert len(proxy.requests) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Generator
 
 import pytest
@@ -68,6 +69,13 @@ def test_requests_that_break_again_and_again_are_a_sign_of_too_many(
     with Job(lambda: heard.append(1)).working():
         storage.put("a", b"content")
     assert heard == asked
+
+
+def test_a_server_that_answers_others_is_asked_again(storage: S3Storage) -> None:
+    long_ago = time.monotonic() - 1000
+    assert storage._requests.pause(1, long_ago) is None
+    storage.put("b", b"content")
+    assert storage._requests.pause(1, long_ago) is not None
 
 
 def test_a_server_that_asks_to_slow_down_is_heard(storage: S3Storage, proxy: FaultProxy) -> None:

@@ -111,7 +111,7 @@ def test_a_width_that_grows_during_the_last_calls_gets_its_threads() -> None:
 
 def test_what_waits_begins_as_soon_as_the_width_grows_and_not_only_when_a_call_ends() -> None:
     seconds = iter(range(100))
-    width = Width(2, 4, clock=lambda: float(next(seconds)))
+    width = Width(2, 4, clock=lambda: float(next(seconds)), quick=True)
     all_wait, first_two, all_four = threading.Event(), threading.Barrier(2), threading.Barrier(4)
 
     def call(number: int) -> None:
@@ -143,20 +143,6 @@ def test_a_transfer_long_after_a_server_asked_to_slow_down_has_all_connections_a
 
     Engine().run([(0, call)] * 4, width)
     assert width.now == 4
-
-
-def test_calls_that_report_nothing_for_long_are_no_reason_to_have_few() -> None:
-    """The system takes megabytes of each call at once, and then it takes seconds until they are sent."""
-    width, first_two, all_four = Width(2, 4), threading.Barrier(2), threading.Barrier(4)
-
-    def call(number: int) -> None:
-        if number < 2:
-            first_two.wait(30)
-            for _ in range(1000):
-                width.moved(1)
-        all_four.wait(30)
-
-    Engine().run([(1, partial(call, number)) for number in range(4)], width)
 
 
 def test_calls_of_a_call_are_made_in_its_thread() -> None:

@@ -95,7 +95,7 @@ class Service(ABC):
 class Requests:
     """Makes requests to the bucket of `root`, with one client in each process.
 
-    `patience` is the number of seconds after which no new attempt of a failed request begins.
+    `patience` is the number of seconds without any answer after which no new attempt of a failed request begins.
     """
 
     def __init__(self, root: str, bucket: str, service: Service, patience: float) -> None:
@@ -104,6 +104,7 @@ class Requests:
         self.service = service
         self.answered = False
         """Whether a request has succeeded, so that the bucket is known to exist."""
+        self._answered_at = float("-inf")
         self.patience = patience
         self._client: tuple[int, Any] | None = None
 
@@ -142,6 +143,7 @@ class Requests:
                         del failure
             else:
                 self.answered = True
+                self._answered_at = time.monotonic()
                 return result
             job.pause(seconds)
         raise AssertionError("unreachable")
@@ -169,7 +171,8 @@ class Requests:
             job.slow_down()
         # Random, so that tasks that failed at the same time do not retry at the same time.
         seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
-        late = time.monotonic() - began + seconds > self.patience
+        # While a server answers other requests, it is slow, or has too many of them, and does not stall.
+        late = time.monotonic() - max(began, self._answered_at) + seconds > self.patience
         return None if attempt >= _ATTEMPTS or late else seconds
 
     def client(self, action: str, key: str) -> Any:

@@ -230,20 +230,13 @@ class Engine:
     def _wait(self, group: Group, is_done: Callable[[], bool]) -> None:
         """Wait for calls of a group. Where there is no thread, this one makes them."""
         while True:
-            task = None
             with self._lock:
                 while not is_done() and (self._threads or not group.waiting):
-                    if not group.changed.wait(group.width.tick_s):
-                        break
-                else:
-                    if is_done():
-                        return
-                    task = self._begin(group)
-            if task is None:
-                # Bytes that were sent may lie in the system's buffers, so that nobody reports anything for seconds.
-                group.width.moved(0)
-            else:
-                self._make_here(group, task)
+                    group.changed.wait()
+                if is_done():
+                    return
+                task = self._begin(group)
+            self._make_here(group, task)
 
     def _make_here(self, group: Group, task: _Task) -> None:
         """Make a call of a group in the caller's thread."""

@@ -5,9 +5,10 @@ bytes that they move are counted in windows; the first window after a change doe
 first, for as long as they move more; then fewer, for as long as they move as much. A server that asks to slow down
 halves their number; a transfer that begins when it has not done so for a minute has as many as the first one.
 
-At first the windows are short, and twice as many connections are tried: over slow connections, each chunk takes
+The first windows of loads are short, and twice as many connections are tried: over slow connections, each chunk takes
 seconds, and most chunks of an artifact have begun before long windows tell anything. What a short window says against
-more connections is not believed: long ones follow.
+more connections is not believed: long ones follow. Saves grow slowly: of what is sent, the system takes megabytes at
+once, and a slow server that has too many chunks to store answers none of them in time.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ _FORGOTTEN_S = 60.0
 
 class Width:
     """At most `now` calls run at once: `start` at first, then from 1 to `most`. With `most` <= `start`, always `start`.
+    With `quick`, the first windows are short.
 
     The engine counts `running`, and the calls report what they move.
     """
 
-    def __init__(self, start: int, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, start: int, most: int = 0, clock: Callable[[], float] = time.monotonic, *, quick: bool = False
+    ) -> None:
         self.now = self._start = max(1, start)
         self.running = 0
         self.when_wider: list[Callable[[], None]] = []
@@ -57,18 +61,13 @@ class Width:
         self._clock = clock
         self._lock = threading.Lock()
         self._slowed = -math.inf
-        self._window = _FIRST_WINDOW_S
+        self._window = _FIRST_WINDOW_S if quick else _WINDOW_S
         self._begin: float | None = None
         self._begin_window()
         self._before: tuple[int, float] | None = None
         """The width before the one that is tried now, and its bytes a second."""
         self._narrowing = False
         self._rest = 0
-
-    @property
-    def tick_s(self) -> float | None:
-        """After how many seconds without an event those who wait report nothing, with `moved(0)`; None: never."""
-        return _FIRST_WINDOW_S if self._searches and self._window == _FIRST_WINDOW_S else None
 
     def begin(self) -> None:
         """A transfer begins."""
@@ -193,4 +192,4 @@ def width_of(storage: Storage, action: str) -> Width:
     with _widths_lock:
         widths = _widths.setdefault(storage, {})
         found = action, storage.threads, storage.most_threads
-        return widths.setdefault(found, Width(storage.threads, storage.most_threads))
+        return widths.setdefault(found, Width(storage.threads, storage.most_threads, quick=action == "load"))
