@@ -22,6 +22,7 @@ from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._transfer.cache import Cache, Filling
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
 from metaflow_artifacts._transfer.engine import Call, engine
+from metaflow_artifacts._transfer.first_reads import FirstReads
 from metaflow_artifacts._transfer.holes import zero_sha256
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
@@ -112,6 +113,7 @@ class _Saver:
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._small_files_lock = threading.Lock()
+        self._first_reads = FirstReads()
         self._width = width_of(storage, "save")
         self._block_bytes = engine().manners.block_bytes
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
@@ -230,7 +232,8 @@ class _Saver:
 
     def _send(self, save: _GroupSave, part: Segment, size: int, zeros: bool) -> Chunk:
         """Hash a part of a file, and send it from the file if its chunk is new. Zeros are not hashed each time."""
-        chunk = Chunk(zero_sha256(size), size) if zeros else self._read(save, [part], size, lambda block: None)
+        with self._first_reads.turn():
+            chunk = Chunk(zero_sha256(size), size) if zeros else self._read(save, [part], size, lambda block: None)
         with self._lock:
             turn = self._turns.setdefault(chunk.sha256, threading.Lock())
         # Equal chunks, as of a file of zeros, are sent once.
