@@ -10,10 +10,17 @@ from metaflow_artifacts._transfer import first_reads
 from metaflow_artifacts._transfer.first_reads import FirstReads
 
 
-@pytest.mark.parametrize(("threads", "reads"), [(1, False), (2, True)])
-def test_a_thread_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, threads: int, reads: bool) -> None:
+@pytest.mark.parametrize(
+    ("threads", "found", "reads"),
+    [(1, [], False), (2, [], True), (1, [False], True), (1, [False, True], False)],
+)
+def test_a_thread_waits_for_its_turn(
+    monkeypatch: pytest.MonkeyPatch, threads: int, found: list[bool], reads: bool
+) -> None:
     monkeypatch.setattr(first_reads, "_LONGEST_S", 600)
     turns, is_reading = FirstReads(threads), threading.Event()
+    for is_new in found:
+        turns.found(is_new)
 
     def read() -> None:
         with turns.turn():
@@ -33,3 +40,21 @@ def test_a_read_that_takes_long_holds_nobody_up() -> None:
         pass
     with turns.turn():
         pass
+
+
+def test_all_threads_read_where_nothing_has_to_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_reads, "_LONGEST_S", 600)
+    turns, together = FirstReads(1), threading.Barrier(3)
+
+    def read() -> None:
+        with turns.turn():
+            together.wait(60)
+
+    others = [threading.Thread(target=read) for _ in range(2)]
+    with turns.turn():
+        for thread in others:
+            thread.start()
+        turns.found(False)
+        together.wait(60)
+    for thread in others:
+        thread.join(60)

@@ -1,7 +1,8 @@
 """How many threads of a save hash chunks that are not on their way yet.
 
 A chunk is sent when its digest is known. Where all threads hash at the same time, all chunks are ready late and
-together, and the client, which takes a processor for some 0.2 s to be made, is late too.
+together, and the client, which takes a processor for some 0.2 s to be made, is late too. What turns out to be stored
+is not sent: then all threads hash.
 """
 
 from __future__ import annotations
@@ -20,14 +21,26 @@ class FirstReads:
     """Lets as many threads at a time read and hash as there are processors but one, and at least one."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self._turns = threading.Semaphore(threads or max(1, (os.cpu_count() or 1) - 1))
+        self._free = threads or max(1, (os.cpu_count() or 1) - 1)
+        self._expects_new = True
+        self._changed = threading.Condition()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Read in the block. From a slow disk, whose reads take no processor, more threads read after a while."""
-        is_mine = self._turns.acquire(timeout=_LONGEST_S)
+        with self._changed:
+            is_mine = self._changed.wait_for(lambda: self._free > 0 or not self._expects_new, _LONGEST_S)
+            self._free -= is_mine
         try:
             yield
         finally:
-            if is_mine:
-                self._turns.release()
+            with self._changed:
+                self._free += is_mine
+                self._changed.notify()
+
+    def found(self, is_new: bool) -> None:
+        """Say whether a chunk that was read has to be sent. The next ones are expected to be like it."""
+        with self._changed:
+            self._expects_new = is_new
+            if not is_new:
+                self._changed.notify_all()

@@ -239,6 +239,7 @@ class _Saver:
         # Equal chunks, as of a file of zeros, are sent once.
         with turn:
             new = not self._is_stored(chunk)
+            self._first_reads.found(new)
             if new:
                 self._send_part(save, part, chunk)
         self._finish(save, [part], chunk)
