@@ -84,10 +84,6 @@ class RemoteStorage(Storage):
         With `version`, which an earlier answer gave, only if the object is still the same.
         """
 
-    def _read_small(self, client: Any, name: str, first: int, last: int) -> bytes | None:
-        """An object's bytes from `first` to `last`, in a way that costs less than `_read`; None where there is none."""
-        return None
-
     @abstractmethod
     def _page(self, client: Any, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
         """Names, sizes and times of some objects, and what to pass as `more` for the next ones: None at the end."""
@@ -160,10 +156,6 @@ class RemoteStorage(Storage):
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         def request(client: Any) -> bytes:
-            if length and start >= 0:
-                quick = self._read_small(client, self._prefix + key, start, start + length - 1)
-                if quick is not None:
-                    return quick
             answer = self._answer(key, client, start, length)
             if answer is None:
                 return b""

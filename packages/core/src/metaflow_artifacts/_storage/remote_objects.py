@@ -13,7 +13,7 @@ from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.remote_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
 
-__all__ = ["Answer", "Body", "Described", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
+__all__ = ["Answer", "Body", "CopiedBody", "Described", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
 
 # One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
 # 50 kB/s is fast enough.
@@ -24,6 +24,8 @@ class Source(Protocol):
     """The body of an answer."""
 
     def read(self, size: int = -1, /) -> bytes: ...
+
+    def readinto(self, buffer: memoryview, /) -> int: ...
 
     def close(self) -> None: ...
 
@@ -66,20 +68,37 @@ class Described:
         return self.digest is not None and self.digest == source.digest
 
 
-class ResponseBody:
+class CopiedBody:
+    """A body of an SDK, which gives new bytes at each read."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def read(self, size: int = -1, /) -> bytes:
+        data: bytes = self._body.read() if size < 0 else self._body.read(size)
+        return data
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        # Not readinto: botocore's readinto copies as well, and old versions do not have it.
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class ResponseBody(CopiedBody):
     """The body of a response of the library requests, as the server sent it, read no further than asked for."""
 
     def __init__(self, response: Any) -> None:
-        self._response = response
+        super().__init__(response)
         # Older versions of urllib3 take a body that ends early for a whole one.
         response.raw.enforce_content_length = True
 
     def read(self, size: int = -1, /) -> bytes:
-        data: bytes = self._response.raw.read(None if size < 0 else size, decode_content=False)
+        data: bytes = self._body.raw.read(None if size < 0 else size, decode_content=False)
         return data
-
-    def close(self) -> None:
-        self._response.close()
 
 
 class ObjectReader:
@@ -129,10 +148,7 @@ class ObjectReader:
     def _read(self, buffer: memoryview) -> int:
         service = self._requests.service
         try:
-            # Not readinto: botocore's readinto copies as well, and old versions do not have it.
-            data = self._body.read(len(buffer))
-            count = len(data)
-            buffer[:count] = data
+            count: int = self._body.readinto(buffer)
         except service.faults() as error:
             raise service.explain(error, self._requests.context("read", self._key)) from error
         if not count:

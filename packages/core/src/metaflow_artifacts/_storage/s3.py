@@ -13,12 +13,12 @@ from metaflow_artifacts._storage.base import PATIENCE_S, ObjectInfo
 from metaflow_artifacts._storage.names import check_key
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
-from metaflow_artifacts._storage.remote_errors import understood
-from metaflow_artifacts._storage.remote_objects import Answer, Body, Described
+from metaflow_artifacts._storage.remote_errors import error_for, missing, understood
+from metaflow_artifacts._storage.remote_objects import Answer, Body, CopiedBody, Described
 from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client, takes
 from metaflow_artifacts._storage.s3_client import portable as portable_client
 from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
-from metaflow_artifacts._storage.s3_reads import QuickReads
+from metaflow_artifacts._storage.s3_quick import QuickRequests
 from metaflow_artifacts._storage.s3_service import S3Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
@@ -76,7 +76,7 @@ class S3Storage(RemoteStorage):
         self._connect = client or default_client
         super().__init__(whole, bucket, prefix, S3Service(self._connect), THREADS, patience)
         self._written: dict[str, str] = {}
-        self._quick: QuickReads | None = None
+        self._quick_requests: QuickRequests | None = None
         if sse:
             self._written["ServerSideEncryption"] = sse
         if sse_kms_key_id:
@@ -106,19 +106,28 @@ class S3Storage(RemoteStorage):
 
     def stat_before_write(self, key: str) -> ObjectInfo | None:
         check_key(key)
-        head = functools.partial(_head, {"Bucket": self.bucket, "Key": self._prefix + key})
+        head = functools.partial(self._head, key)
         try:
             try:
-                answer = self._requests.make("read", key, head)
+                return self._requests.make("read", key, head)
             except StorageError as error:
                 if code_of(error.__cause__) not in {"AccessDenied", "400"}:
                     raise
                 # The answer to HEAD has no body. The answer to GET has one, which says why it was refused.
                 self.get(key, 0, 1)
-                answer = self._requests.make("read", key, head)
+                return self._requests.make("read", key, head)
         except ArtifactNotFound:
             return None
-        return ObjectInfo(key, *answer)
+
+    def _head(self, key: str, client: Any) -> ObjectInfo:
+        quick = self._quick(client).head(self._prefix + key)
+        if quick is None:
+            answer = client.head_object(Bucket=self.bucket, Key=self._prefix + key)
+            with understood():
+                return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
+        if not quick.exists:
+            raise error_for(missing(), self._requests.context("read", key))
+        return ObjectInfo(key, quick.size, quick.modified)
 
     def _page(self, client: Any, prefix: str, more: Any) -> tuple[Iterable[tuple[str, int, float]], Any]:
         where = {"Bucket": self.bucket, "Prefix": prefix}
@@ -223,6 +232,9 @@ class S3Storage(RemoteStorage):
                 body.close()
 
     def _read(self, client: Any, name: str, first: int, last: int | None, ranged: bool, version: str | None) -> Answer:
+        quick = self._quick(client).open(name, first, last, version)
+        if quick is not None:
+            return Answer(quick, quick.length, quick.version, b"content-range" in quick.headers)
         fields = {"Bucket": self.bucket, "Key": name}
         if ranged:
             fields["Range"] = f"bytes={first}-" + ("" if last is None else str(last))
@@ -231,12 +243,13 @@ class S3Storage(RemoteStorage):
         answer = client.get_object(**fields)
         with understood():
             length = answer["ContentLength"]
-        return Answer(answer["Body"], length, answer.get("ETag"), "ContentRange" in answer)
+        return Answer(CopiedBody(answer["Body"]), length, answer.get("ETag"), "ContentRange" in answer)
 
-    def _read_small(self, client: Any, name: str, first: int, last: int) -> bytes | None:
-        if self._quick is None or self._quick.client is not client:
-            self._quick = QuickReads(client)
-        return self._quick.get(name, first, last)
+    def _quick(self, client: Any) -> QuickRequests:
+        quick = self._quick_requests
+        if quick is None or quick.client is not client:
+            quick = self._quick_requests = QuickRequests(client)
+        return quick
 
     def _demand_bucket(self, key: str) -> None:
         """Raise unless the bucket exists: the answer to HEAD does not say whether the key or the bucket is missing.
@@ -267,12 +280,6 @@ def _described(answer: Any, size: int | None) -> Described:
         tag.strip('"') if _MD5.fullmatch(tag.strip('"')) else None,
         answer["LastModified"].timestamp() if "LastModified" in answer else None,
     )
-
-
-def _head(where: dict[str, str], client: Any) -> tuple[int, float]:
-    answer = client.head_object(**where)
-    with understood():
-        return answer["ContentLength"], answer["LastModified"].timestamp()
 
 
 def _parse(root: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -37,6 +38,9 @@ __all__ = [
     "once",
     "small_disk",
 ]
+
+
+_HANDSHAKE_S = 20
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,19 @@ class FaultProxy:
 
     `plan` is called for each request, in the thread of its connection, and returns a fault or None. `requests` has the
     requests that arrived, and `connections` counts their connections. `received` and `sent` count the bytes of bodies
-    from and to the client. `keys`, access key and secret key of the server, are needed for Strip.
+    from and to the client. `keys`, access key and secret key of the server, are needed for Strip. With `certificate`,
+    files with a certificate and its key, clients have to use TLS.
     """
 
-    def __init__(self, upstream: str, keys: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, upstream: str, keys: tuple[str, str] | None = None, certificate: tuple[Path, Path] | None = None
+    ) -> None:
         parts = urlsplit(upstream)
         self._keys = keys
+        self._tls = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(*certificate)
         self._upstream = (parts.hostname or "", parts.port or 80)
         self.plan: Callable[[Request], Fault | None] = lambda request: None
         self.requests: list[Request] = []
@@ -139,7 +150,7 @@ class FaultProxy:
     def endpoint(self) -> str:
         """The URL to give to a client in place of the server's."""
         host, port = self._listener.getsockname()
-        return f"http://{host}:{port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{port}"
 
     def __enter__(self) -> FaultProxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -155,8 +166,7 @@ class FaultProxy:
         self._listener.close()
         with self._lock:
             for one in self._sockets:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+                _shut(one)
         for thread in self._threads:
             thread.join()
 
@@ -173,10 +183,21 @@ class FaultProxy:
                 return
             with self._lock:
                 self.connections += 1
-                self._sockets.add(client)
             self._start(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
+        if self._tls is not None:
+            client.settimeout(_HANDSHAKE_S)
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                # The client does not trust it; `wrap_socket` has closed the socket.
+                return
+            client.settimeout(None)
+        with self._lock:
+            self._sockets.add(client)
+            if self._stopped.is_set():
+                _shut(client)
         server = http.client.HTTPConnection(*self._upstream)
         try:
             with client, client.makefile("rb") as source:
@@ -299,6 +320,11 @@ def _ask(
         if not was_open:
             raise
         return _ask(server, method, path, lines, body)
+
+
+def _shut(client: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
 
 
 def _reset(client: socket.socket) -> bool:

@@ -1,10 +1,13 @@
-"""Many ranges of small objects in S3: read without boto3, and by boto3 wherever anything is out of the ordinary."""
+"""Reads in S3 without boto3, and by boto3 wherever anything is out of the ordinary."""
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +16,9 @@ from urllib3 import Timeout
 
 from metaflow_artifacts._storage import open_storage, remote_requests
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
-from metaflow_artifacts._storage.s3_reads import _Signer
+from metaflow_artifacts._storage.s3_wire import Signer
 from metaflow_artifacts.errors import ArtifactNotFound, StorageError, TransientStorageError
+from metaflow_artifacts.testing.certificates import make_certificate
 from metaflow_artifacts.testing.faults import Answer, Cut, Fault, FaultProxy, Lose, Refuse, Request, Stall, once
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -49,6 +53,50 @@ def test_many_ranges_are_read_without_boto3(storage: S3Storage, proxy: FaultProx
     assert proxy.connections == connections
 
 
+def test_whether_objects_exist_is_asked_without_boto3(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    for name in NAMES:
+        storage.put(name, CONTENT + name.encode())
+    found = {name: S3Storage.stat_before_write(S3Storage(storage.root, storage._connect), name) for name in NAMES}
+    proxy.requests.clear()
+    connections = proxy.connections
+    for name in NAMES:
+        assert storage.stat_before_write(name) == found[name]
+        assert storage.stat_before_write(f"{name}/missing") is None
+    assert len(proxy.requests) == 2 * len(NAMES)
+    assert not any(map(by_boto3, proxy.requests))
+    assert proxy.connections == connections
+
+
+@pytest.mark.parametrize("method", ["get", "stat_before_write"])
+def test_a_process_that_only_asks_needs_boto3_for_few_requests(
+    storage: S3Storage, direct: S3Storage, proxy: FaultProxy, method: str
+) -> None:
+    direct.put("a", CONTENT)
+    for _ in range(6):
+        assert getattr(storage, method)("a")
+    assert [by_boto3(request) for request in proxy.requests] == [True, True, True, False, False, False]
+
+
+def test_large_content_comes_as_it_is(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    content = os.urandom(5 << 20)
+    storage.put("large", content)
+    proxy.requests.clear()
+    buffer = memoryview(bytearray(700_001))
+    with storage.open("large") as reader:
+        for begin in range(0, len(content), len(buffer)):
+            count = reader.readinto(buffer)
+            assert buffer[:count] == content[begin : begin + len(buffer)]
+        assert reader.readinto(buffer) == 0
+    assert storage.get("large") == content
+    # One that is not read to its end, whose connection is not used again.
+    with storage.open("large") as reader:
+        reader.readinto(buffer[:10])
+    assert storage.get("large", 1 << 20) == content[1 << 20 :]
+    assert not any(map(by_boto3, proxy.requests))
+
+
 FAULTS = [
     Answer(503, "SlowDown"),
     Answer(500, "InternalError"),
@@ -56,9 +104,10 @@ FAULTS = [
     Answer(403, "AccessDenied"),
     Answer(301, "PermanentRedirect"),
     Answer(200, "", body="all of the object"),
-    Cut(0),
-    Cut(7),
-    Cut(7, reset=False),
+    Answer(206, "", body="the wrong range", headers=(("Content-Range", "bytes 4-18/100"),)),
+    Answer(206, "", body="x" * 101, headers=(("Content-Range", "bytes 3-103/200"),)),
+    Answer(206, "", body="no range"),
+    Answer(206, "", body="encoded", headers=(("Content-Range", "bytes 3-9/100"), ("Content-Encoding", "gzip"))),
     Lose(),
     Refuse(),
 ]
@@ -73,6 +122,26 @@ def test_boto3_asks_again_after_any_other_answer(storage: S3Storage, proxy: Faul
     assert [by_boto3(request) for request in proxy.requests] == [False, True]
     assert storage.get("a", 3, 100) == CONTENT[3:103]
     assert not by_boto3(proxy.requests[-1])
+
+
+ODD_HEADS = [
+    Answer(503, "SlowDown"),
+    Answer(403, "AccessDenied"),
+    Answer(200, "", headers=(("Last-Modified", "yesterday"),)),
+    Answer(200, "", headers=(("Last-Modified", "Thu, 26 Nov 2026 12:00:00 -0000"),)),
+    Answer(200, ""),
+    Lose(),
+]
+
+
+@pytest.mark.parametrize("fault", ODD_HEADS, ids=str)
+def test_boto3_asks_again_whether_an_object_exists(storage: S3Storage, proxy: FaultProxy, fault: Fault) -> None:
+    warm(storage)
+    proxy.requests.clear()
+    proxy.plan = once(fault, "HEAD")
+    info = storage.stat("a")
+    assert info is not None and info.size == len(CONTENT)
+    assert [by_boto3(request) for request in proxy.requests] == [False, True]
 
 
 def test_errors_are_those_of_boto3(storage: S3Storage, proxy: FaultProxy) -> None:
@@ -103,9 +172,27 @@ def test_a_server_that_stalls_is_an_error(
     assert not any(map(by_boto3, proxy.requests))
 
 
-def test_where_no_answer_can_be_used_only_boto3_asks(storage: S3Storage, proxy: FaultProxy) -> None:
+@pytest.mark.parametrize("fault", [Cut(0), Cut(7), Cut(7, reset=False)], ids=str)
+def test_what_breaks_off_is_read_again(storage: S3Storage, proxy: FaultProxy, fault: Fault) -> None:
     warm(storage)
-    proxy.plan = lambda request: None if by_boto3(request) else Cut(0)
+    proxy.plan = once(fault, "GET")
+    assert storage.get("a", 3, 100) == CONTENT[3:103]
+    proxy.requests.clear()
+    proxy.plan = once(fault, "GET")
+    buffer = memoryview(bytearray(100))
+    with storage.open("a", 3, 100) as reader:
+        assert reader.readinto(buffer) == 100
+    assert buffer == CONTENT[3:103]
+    assert not any(map(by_boto3, proxy.requests))
+    rest = fault.after if isinstance(fault, Cut) else 0
+    assert [request.headers["range"] for request in proxy.requests] == ["bytes=3-102", f"bytes={3 + rest}-102"]
+    assert "if-match" in proxy.requests[1].headers
+
+
+@pytest.mark.parametrize("fault", [Answer(500, "InternalError"), Refuse(), Cut(0), Cut(7)], ids=str)
+def test_where_no_answer_can_be_used_only_boto3_asks(storage: S3Storage, proxy: FaultProxy, fault: Fault) -> None:
+    warm(storage)
+    proxy.plan = lambda request: None if by_boto3(request) else fault
     for _ in range(8):
         assert storage.get("a", 0, 10) == CONTENT[:10]
     proxy.requests.clear()
@@ -164,6 +251,25 @@ def test_a_client_without_credentials_makes_its_own_requests(
     assert len(proxy.requests) == 12
 
 
+def test_certificates_are_verified_as_boto3_is_told(root: str, s3_server: SeaweedServer, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    with FaultProxy(s3_server.endpoint, certificate=(certificate, key)) as proxy:
+        storage = S3Storage(
+            root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint, verify=str(certificate))
+        )
+        warm(storage)
+        assert not by_boto3(proxy.requests[-1])
+        # Without the certificate, it is not trusted.
+        proxy.requests.clear()
+        unsure = S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint), patience=0.1)
+        for _ in range(10):
+            with pytest.raises(StorageError, match="certificate"):
+                unsure.get("a", 0, 10)
+        assert unsure._quick_requests is not None
+        assert unsure._quick_requests._expected is not None
+        assert not proxy.requests
+
+
 @pytest.mark.parametrize("token", [None, "a/token=="])
 def test_requests_are_signed_as_botocore_signs_them(token: str | None) -> None:
     from botocore import auth
@@ -172,9 +278,9 @@ def test_requests_are_signed_as_botocore_signs_them(token: str | None) -> None:
 
     credentials = Credentials("access", "secret", token)
     path = "/bucket/a%20dir/c%C3%A4~.0"
-    signer = _Signer(credentials, "host:8333", "eu-west-1")
+    signer = Signer(credentials, "host:8333", "eu-west-1")
     for _ in range(5):
-        made = signer.headers(path, "bytes=0-4095")
+        made = signer.headers("GET", path, {"range": "bytes=0-4095"})
         request = AWSRequest("GET", f"http://host:8333{path}", headers={"range": "bytes=0-4095"})
         request.context["payload_signing_enabled"] = True
         auth.S3SigV4Auth(credentials, "s3", "eu-west-1").add_auth(request)

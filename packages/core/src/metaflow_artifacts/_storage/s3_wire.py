@@ -1,0 +1,270 @@
+"""GET and HEAD requests for objects in one bucket, over the connections of a boto3 client, but not made by boto3.
+
+boto3 takes more than a millisecond of the processor for each request, for the rules of endpoints, events and headers,
+and copies what it reads three times. What is here signs the same request, and sends it over a connection of the
+client's own pool, so that certificates, time limits and interrupts are those of boto3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from metaflow_artifacts._storage import job
+
+__all__ = ["Reply", "Signer", "Wire", "learn"]
+
+_SENDING = "before-send.s3."
+_MOST_HEADERS = 100
+_DRAINED_BYTES = 64 << 10
+_SLOW_DOWN = (429, 503)
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_KNOWN_HEADERS = frozenset(
+    {
+        "amz-sdk-invocation-id",
+        "amz-sdk-request",
+        "authorization",
+        "expect",
+        "range",
+        "user-agent",
+        "x-amz-content-sha256",
+        "x-amz-date",
+        "x-amz-security-token",
+        "x-amzn-trace-id",
+    }
+)
+"""The headers that boto3 gives such a request. With others, somebody has changed it."""
+
+
+def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], name: str) -> Wire | None:
+    """Address, signature and connections of a request of boto3 for the object `name`, which is encoded.
+
+    None if they are of another kind than here. Raises AttributeError, KeyError or TypeError where botocore or urllib3
+    is made differently.
+    """
+    url = urlsplit(request.url)
+    headers = {header.lower(): value for header, value in request.headers.items()}
+    session = client._endpoint.http_session
+    pool = session._manager.connection_from_url(request.url)
+    # As boto3 does before each request.
+    session._setup_ssl_cert(pool, request.url, session._verify)
+    events = client.meta.events
+    credentials = client._request_signer._credentials
+    region = request.context.get("signing", {}).get("region") or signing["region_name"]
+    if (
+        signing["signature_version"] not in ("s3v4", "v4")
+        or signing["signing_name"] != "s3"
+        or credentials is None
+        or url.query
+        or not headers.keys() <= _KNOWN_HEADERS
+        or session._proxy_config.proxy_url_for(request.url)
+        # Something answers in place of the network.
+        or any(answer is not None for _, answer in events.emit(_SENDING + operation, request=request.prepare()))
+    ):
+        return None
+    agent = headers.get("user-agent", "")
+    agent = agent.decode() if isinstance(agent, bytes) else agent
+    return Wire(pool, url, url.path.removesuffix(name), agent, Signer(credentials, url.netloc, region))
+
+
+class Signer:
+    """Signs requests for objects, by AWS's Signature Version 4."""
+
+    def __init__(self, credentials: Any, host: str, region: str) -> None:
+        self._credentials = credentials
+        self._host = host
+        self._region = region
+        self._key: tuple[tuple[str, str], bytes] = (("", ""), b"")
+
+    def headers(self, method: str, path: str, asked: dict[str, str]) -> dict[str, str]:
+        """The headers of a request for what is at `path`, which is encoded, with those in `asked` (lower case)."""
+        credentials = self._credentials.get_frozen_credentials()
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        scope = f"{now[:8]}/{self._region}/s3/aws4_request"
+        signed = {
+            "host": self._host,
+            **asked,
+            "x-amz-content-sha256": _EMPTY_SHA256,
+            "x-amz-date": now,
+            **({"x-amz-security-token": credentials.token} if credentials.token else {}),
+        }
+        names = ";".join(sorted(signed))
+        lines = "".join(f"{name}:{signed[name]}\n" for name in sorted(signed))
+        request = hashlib.sha256(f"{method}\n{path}\n\n{lines}\n{names}\n{_EMPTY_SHA256}".encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{request}"
+        signature = hmac.new(self._key_of(credentials.secret_key, now[:8]), text.encode(), hashlib.sha256).hexdigest()
+        credential = f"{credentials.access_key}/{scope}"
+        signed["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={signature}"
+        )
+        return signed
+
+    def _key_of(self, secret: str, day: str) -> bytes:
+        held, key = self._key
+        if held != (secret, day):
+            key = f"AWS4{secret}".encode()
+            for part in (day, self._region, "s3", "aws4_request"):
+                key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+            self._key = (secret, day), key
+        return key
+
+
+class Wire:
+    """Sends requests over the connections of a pool of urllib3, and reads the answers itself."""
+
+    def __init__(self, pool: Any, url: SplitResult, path: str, agent: str, signer: Signer) -> None:
+        self._pool = pool
+        self._url = f"{url.scheme}://{url.netloc}"
+        self._path = path
+        self._agent = agent
+        self._signer = signer
+
+    def ask(self, method: str, name: str, asked: dict[str, str]) -> Reply | None:
+        """The answer to a request, which must be closed; None where there is none that can be used.
+
+        Raises botocore's ReadTimeoutError if the server does not answer in time.
+        """
+        from botocore.exceptions import ReadTimeoutError
+        from urllib3.exceptions import HTTPError
+
+        path = self._path + name
+        headers = self._signer.headers(method, path, asked)
+        lines = "".join(f"{header}: {value}\r\n" for header, value in headers.items())
+        message = f"{method} {path} HTTP/1.1\r\n{lines}user-agent: {self._agent}\r\naccept-encoding: identity\r\n\r\n"
+        connection = self._pool._get_conn()
+        reply = None
+        try:
+            self._open(connection)
+            connection.sock.sendall(message.encode())
+            reply = Reply(self._pool, self._url, connection, has_body=method == "GET")
+            return reply
+        except TimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=self._url, error=error) from error
+        except (OSError, ValueError, AttributeError, HTTPError):
+            # A connection that cannot be made, that broke off, or that an interrupt has closed (then it has no socket);
+            # an answer that is none. boto3 makes the request again, and finds out.
+            return None
+        finally:
+            if reply is None:
+                connection.close()
+                self._pool._put_conn(connection)
+
+    def _open(self, connection: Any) -> None:
+        """Connect where it is not, and let an interrupt of this thread's job close it."""
+        if connection.sock is None:
+            connection.timeout = self._pool.timeout.connect_timeout
+            connection.connect()
+        connection.sock.settimeout(self._pool.timeout.read_timeout)
+        connection.job = current = job.current()
+        if current is not None:
+            current.uses(connection)
+
+
+class Reply:
+    """An answer whose body is read from the connection straight into the caller's memory."""
+
+    def __init__(self, pool: Any, url: str, connection: Any, has_body: bool) -> None:
+        """Reads status and headers. Raises ValueError for an answer that is none, or that is encoded."""
+        self.on_close: Callable[[Reply], None] = lambda reply: None
+        self._pool = pool
+        self._url = url
+        self._connection = connection
+        self._stream = connection.sock.makefile("rb")
+        try:
+            self.status, self.headers, self._keep = _head_of(self._stream)
+            self.length = _number(self.headers.get(b"content-length", b"" if has_body else b"0"))
+        except BaseException:
+            self._stream.close()
+            raise
+        self._left = self.length if has_body else 0
+        self.broke = False
+        """Whether the body ended early."""
+        if self.status in _SLOW_DOWN:
+            job.slow_down()
+
+    @property
+    def version(self) -> str | None:
+        """What names this version of the object in a further request: its ETag."""
+        found = self.headers.get(b"etag")
+        return None if found is None else found.decode("latin-1")
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """The next bytes, as many as are there; none only where the body ends, or broke off.
+
+        Raises botocore's ReadTimeoutError and ResponseStreamingError, as `read` does.
+        """
+        try:
+            count: int = self._stream.readinto1(buffer[: self._left])
+        except (OSError, ValueError) as error:
+            raise self._broken(error) from error
+        self._left -= count
+        self.broke = not count and bool(self._left and buffer)
+        return count
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes of the body, all that is left where `size` is negative; fewer only where it broke off."""
+        wanted = self._left if size < 0 else min(size, self._left)
+        try:
+            data: bytes = self._stream.read(wanted)
+        except (OSError, ValueError) as error:
+            raise self._broken(error) from error
+        self._left -= len(data)
+        self.broke = len(data) < wanted
+        return data
+
+    def _broken(self, error: Exception) -> Exception:
+        from botocore.exceptions import ReadTimeoutError, ResponseStreamingError
+
+        self.broke = True
+        if isinstance(error, TimeoutError):
+            return ReadTimeoutError(endpoint_url=self._url, error=error)
+        return ResponseStreamingError(error=error)
+
+    def close(self) -> None:
+        """Give the connection back, for further requests if the body was read. `on_close` is called."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._stream.close()
+        self.on_close(self)
+        if self._left or not self._keep:
+            connection.close()
+        self._pool._put_conn(connection)
+
+    def drain(self) -> None:
+        """Read a short rest that nobody wants, so that the connection can be used again."""
+        if self._left <= _DRAINED_BYTES:
+            self.read()
+
+
+def _head_of(stream: Any) -> tuple[int, dict[bytes, bytes], bool]:
+    """Status and headers of an answer (lower case), and whether more may come over its connection.
+
+    Raises ValueError for what is no answer, or one whose body is encoded.
+    """
+    version, status, *_ = stream.readline(1 << 16).split(None, 2)
+    if not version.startswith(b"HTTP/1."):
+        raise ValueError("no HTTP")
+    headers = {}
+    for _ in range(_MOST_HEADERS):
+        line = stream.readline(1 << 16)
+        if line in (b"\r\n", b"\n"):
+            break
+        name, _, value = line.partition(b":")
+        headers[name.lower()] = value.strip()
+    else:
+        raise ValueError("too many headers")
+    if b"transfer-encoding" in headers or b"content-encoding" in headers:
+        raise ValueError("encoded")
+    keep = version == b"HTTP/1.1" and headers.get(b"connection", b"").lower() != b"close"
+    return _number(status), headers, keep
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit():
+        raise ValueError(text)
+    return int(text)
