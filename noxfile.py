@@ -150,7 +150,7 @@ def make_peer(session: nox.Session, *more: str) -> Path:
 @nox.session(python=PYTHONS)
 def core(session: nox.Session) -> None:
     """The tests of metaflow-artifacts, without Metaflow; on other Pythons than nox's own, without the slow ones."""
-    install(session, "metaflow-artifacts", groups=("test", "servers") if session.python == CURRENT else ("test",))
+    install(session, "metaflow-artifacts", groups=("test", "servers"))
     slow = ("--ignore=packages/core/tests/faults", "--ignore=packages/core/tests/storage", "-k", "not s3")
     chosen = session.posargs or (() if session.python == CURRENT else slow)
     session.run("pytest", *PARALLEL, "packages/core/tests", f"--ignore={MF_TESTS}", *chosen)
@@ -182,7 +182,7 @@ def hf(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Which lines of core its fast tests run: without S3, without the fault suite."""
-    install(session, "metaflow-artifacts", groups=("test",))
+    install(session, "metaflow-artifacts", groups=("test", "servers"))
     chosen = (f"--ignore={MF_TESTS}", "--ignore=packages/core/tests/faults", "-k", "not s3")
     report = ("--cov=metaflow_artifacts", "--cov-report=term:skip-covered")
     session.run("pytest", "packages/core/tests", *chosen, *report, *session.posargs)

@@ -140,7 +140,8 @@ def test_boto3_asks_again_whether_an_object_exists(storage: S3Storage, proxy: Fa
     proxy.requests.clear()
     proxy.plan = once(fault, "HEAD")
     info = storage.stat("a")
-    assert info is not None and info.size == len(CONTENT)
+    assert info is not None
+    assert info.size == len(CONTENT)
     assert [by_boto3(request) for request in proxy.requests] == [False, True]
 
 
