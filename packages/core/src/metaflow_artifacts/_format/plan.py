@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["INLINE_LIMIT", "Group", "Segment", "is_packed", "plan", "plan_groups", "segments"]
 
@@ -37,8 +38,7 @@ class Group:
     """Bytes of each chunk that holds them, in order; empty if all files are empty."""
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Part of one file within one chunk: `length` bytes from `start` of the file number `file`."""
 
     file: int
@@ -86,8 +86,11 @@ def _ends_pack(path: str, size: int, chunk_size: int) -> bool:
     return draw * (chunk_size // _PACK // 2) < size << 64
 
 
-def segments(file_sizes: Sequence[int], chunk_sizes: Sequence[int]) -> Iterator[list[Segment]]:
-    """For each chunk, the parts of files it holds, in order. Sizes in bytes; both sides add up to the same."""
+def segments(file_sizes: Sequence[int], chunk_sizes: Sequence[int], first: int = 0) -> Iterator[list[Segment]]:
+    """For each chunk, the parts of files it holds, in order. Sizes in bytes; both sides add up to the same.
+
+    `first` is the number of the first file.
+    """
     file, start = 0, 0
     for size in chunk_sizes:
         parts = []
@@ -95,7 +98,7 @@ def segments(file_sizes: Sequence[int], chunk_sizes: Sequence[int]) -> Iterator[
         while left:
             length = min(left, file_sizes[file] - start)
             if length:
-                parts.append(Segment(file, start, length))
+                parts.append(Segment(first + file, start, length))
             start += length
             left -= length
             if start == file_sizes[file]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metaflow_artifacts._format.paths import path_problem, tree_problem
@@ -61,9 +60,9 @@ def source_of(content: Content) -> Source:
 def _add_path(source: Source, path: str, value: str | os.PathLike[str]) -> None:
     found = scan(value)
     if len(found.files) == 1 and found.files[0].named:
-        source.files.append(replace(found.files[0], path=path))
+        source.files.append(found.files[0]._replace(path=path))
         return
-    source.files += [replace(file, path=f"{path}/{file.path}") for file in found.files]
+    source.files += [file._replace(path=f"{path}/{file.path}") for file in found.files]
     source.dirs += [f"{path}/{name}" for name in found.dirs]
     if not found.files and not found.dirs:
         source.dirs.append(path)

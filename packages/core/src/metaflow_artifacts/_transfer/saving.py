@@ -31,7 +31,7 @@ from metaflow_artifacts._transfer.source import (
     Changed,
     MemorySource,
     OpenSource,
-    is_young,
+    any_young,
     keeps_changing,
     opened_source,
     wait_for_tick,
@@ -173,7 +173,7 @@ class _Saver:
             yield 0, self.storage.connect
         young = []
         for save in saves:
-            if any(is_young(self.files[number]) for number in save.group.files):
+            if any_young(self.files[save.group.files.start : save.group.files.stop]):
                 young.append(save)
             else:
                 yield from self._jobs(save)
@@ -184,12 +184,11 @@ class _Saver:
     def _jobs(self, save: _GroupSave) -> Iterator[Call]:
         first = save.group.files.start
         sizes = [self.files[number].size for number in save.group.files]
-        for index, parts in enumerate(segments(sizes, save.group.sizes)):
-            here = [Segment(part.file + first, part.start, part.length) for part in parts]
+        for index, parts in enumerate(segments(sizes, save.group.sizes, first)):
             held = 0
             if self.storage.stages_in_memory and not save.sent:
                 held = save.group.sizes[index]
-            yield self._block_bytes + held, self._job(save, index, here)
+            yield self._block_bytes + held, self._job(save, index, parts)
 
     def _job(self, save: _GroupSave, index: int, parts: list[Segment]) -> Callable[[], None]:
         def run() -> None:

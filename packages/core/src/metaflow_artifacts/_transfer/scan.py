@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import FileIO
+from typing import NamedTuple
 
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 from metaflow_artifacts._transfer.target import is_path
@@ -17,9 +18,8 @@ _NAMED_ENTRIES = 5
 """How many of the entries that are left out the warning names."""
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One file to be saved."""
+class SourceFile(NamedTuple):
+    """One file to be saved. There may be 100,000, and Python makes a named tuple in a quarter of a dataclass's time."""
 
     path: str
     """Its name within the artifact, `/`-separated."""
@@ -109,13 +109,13 @@ def look_again(file: SourceFile) -> SourceFile:
     except FileNotFoundError as error:
         if not file.named:
             # As a temporary file that was renamed.
-            return replace(file, size=0, gone=True)
+            return file._replace(size=0, gone=True)
         raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
     except OSError as error:
         raise SourceError(f"{file.location!r} was removed while it was saved ({error.strerror}); save again") from error
     if not stat.S_ISREG(info.st_mode):
         raise SourceError(f"{file.location!r} became {_kind(info.st_mode)} while it was saved; save again")
-    return replace(_file(file.path, file.location, info, named=file.named), fd=file.fd)
+    return _file(file.path, file.location, info, named=file.named)._replace(fd=file.fd)
 
 
 def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from io import FileIO
 
 from metaflow_artifacts._transfer.free_memory import free_memory
@@ -43,12 +42,12 @@ def shared_content(source: Source, beside: int = 0) -> Iterator[None]:
         view, places = _copied(file, source, numbers)
         for number, at in zip(numbers, places, strict=True):
             found = source.files[number]
-            source.files[number] = replace(found, content=view[at : at + found.size], shared=(file, at))
+            source.files[number] = found._replace(content=view[at : at + found.size], shared=(file, at))
         try:
             yield
         finally:
             for number in numbers:
-                source.files[number] = replace(source.files[number], shared=None)
+                source.files[number] = source.files[number]._replace(shared=None)
 
 
 def _copied(file: FileIO, source: Source, numbers: list[int]) -> tuple[memoryview, list[int]]:

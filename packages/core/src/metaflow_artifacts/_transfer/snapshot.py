@@ -9,7 +9,6 @@ Where there are too many for descriptors, the smallest are together in one file,
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from metaflow_artifacts._transfer.content import Content, source_of
 from metaflow_artifacts._transfer.scan import Source
@@ -62,7 +61,7 @@ def _read(source: Source) -> Source | None:
     view, offset = memoryview(content), 0
     for file in on_disk.files:
         if not file.gone:
-            files.append(replace(file, content=view[offset : offset + file.size]))
+            files.append(file._replace(content=view[offset : offset + file.size]))
             offset += file.size
     files.sort(key=lambda file: os.fsencode(file.path))
     return Source(files, source.dirs)

@@ -12,7 +12,6 @@ import fcntl
 import mmap
 import os
 import tempfile
-from dataclasses import replace
 from io import FileIO
 
 from metaflow_artifacts._transfer.content import Content
@@ -109,7 +108,7 @@ class Cloner:
                 view = memoryview(mmap.mmap(self._shared.fileno(), self._shared_size, prot=mmap.PROT_READ))
             for place, at in shared.items():
                 content = view[at : at + files[place].size]
-                files[place] = replace(files[place], content=content, shared=(self._shared, at))
+                files[place] = files[place]._replace(content=content, shared=(self._shared, at))
         return Source(files, self._source.dirs)
 
     def _shared_file(self) -> FileIO:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from io import FileIO
 
 from metaflow_artifacts._transfer.content import Content
@@ -64,7 +63,7 @@ def _hold(files: list[SourceFile]) -> list[FileIO]:
         with contextlib.suppress(OSError, Changed, SourceError):
             fd = open_for_reading(files[number], number)
             opened.append(FileIO(fd))
-            files[number] = replace(files[number], fd=fd)
+            files[number] = files[number]._replace(fd=fd)
     return opened
 
 
@@ -92,5 +91,5 @@ def _found_again(name: str, original: str, there: Source, source: Source) -> lis
         below = f"{name}/{file.path}" if name else file.path
         path = (name or os.path.basename(original)) if file.named else below
         if (path, file.inode, file.size) in known:
-            found.append(replace(file, path=path, named=True))
+            found.append(file._replace(path=path, named=True))
     return found

@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -26,9 +26,9 @@ __all__ = [
     "Changed",
     "MemorySource",
     "OpenSource",
+    "any_young",
     "has_grown",
     "is_unchanged",
-    "is_young",
     "keeps_changing",
     "open_for_reading",
     "opened_source",
@@ -267,9 +267,10 @@ def _is_young(file: _Timed, now_ns: int) -> bool:
     return -_COARSE_NS < age < (_TICK_NS if file.mtime_ns % 1_000_000_000 else _COARSE_NS)
 
 
-def is_young(file: SourceFile) -> bool:
-    """Whether a further write might not change the file's time."""
-    return _is_young(file, time.time_ns())
+def any_young(files: Sequence[SourceFile]) -> bool:
+    """Whether a further write to one of these files might not change its time."""
+    now_ns = time.time_ns()
+    return any(_is_young(file, now_ns) for file in files)
 
 
 def wait_for_tick(files: Iterable[_Timed]) -> None:

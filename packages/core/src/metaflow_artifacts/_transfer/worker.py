@@ -20,7 +20,6 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from metaflow_artifacts._storage.base import Storage
@@ -138,7 +137,7 @@ class _Worker:
         found = store_chunks(storage, source, job.chunk_size, progress, job.refresh_after, job.cache)
         chunks = [(chunk.sha256, chunk.size) for chunk in found[0]]
         changed = {
-            number: replace(now, content=None, fd=None, shared=None)
+            number: now._replace(content=None, fd=None, shared=None)
             for number, now in enumerate(source.files)
             if now is not files[number]
         }
@@ -192,8 +191,8 @@ def _opened(job: Job, opened: list[int]) -> list[SourceFile]:
     for number, file in enumerate(job.files):
         if number in job.places:
             index, at = job.places[number]
-            file = replace(file, content=maps[index][at : at + file.size])
+            file = file._replace(content=maps[index][at : at + file.size])
         elif file.fd is not None:
-            file = replace(file, fd=opened[file.fd])
+            file = file._replace(fd=opened[file.fd])
         files.append(file)
     return files

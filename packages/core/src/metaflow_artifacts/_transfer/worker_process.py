@@ -18,7 +18,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk
@@ -387,7 +386,7 @@ def _sendable(source: Source) -> tuple[list[SourceFile], dict[int, tuple[int, in
         elif file.fd is not None:
             fd = opened.setdefault(file.fd, len(opened))
         content = b"" if file.content is not None and not file.size else None
-        files.append(replace(file, content=content, fd=fd, shared=None))
+        files.append(file._replace(content=content, fd=fd, shared=None))
     return files, places, list(opened)
 
 
@@ -411,7 +410,7 @@ def _count(progress: Progress, counted: Counted) -> None:
 def _taken(stored: Stored, source: Source, progress: Progress) -> Chunks:
     for number, now in stored.changed.items():
         before = source.files[number]
-        source.files[number] = replace(now, content=before.content, fd=before.fd, shared=before.shared)
+        source.files[number] = now._replace(content=before.content, fd=before.fd, shared=before.shared)
     size = sum(size for _, size in stored.chunks)
     if size != source.size:
         raise StorageError(f"the process that stores has stored {size} bytes of a save of {source.size}; save again")
