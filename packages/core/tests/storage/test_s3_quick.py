@@ -32,10 +32,11 @@ def by_boto3(request: Request) -> bool:
 
 
 def warm(storage: S3Storage) -> None:
-    """Read as often as it takes until boto3 is no longer asked."""
+    """Read and ask as often as it takes until boto3 is no longer asked."""
     storage.put("a", CONTENT)
     for _ in range(10):
         assert storage.get("a", 0, 10) == CONTENT[:10]
+        assert storage.stat("a")
 
 
 def test_many_ranges_are_read_without_boto3(storage: S3Storage, proxy: FaultProxy) -> None:
@@ -267,7 +268,7 @@ def test_certificates_are_verified_as_boto3_is_told(root: str, s3_server: Seawee
             with pytest.raises(StorageError, match="certificate"):
                 unsure.get("a", 0, 10)
         assert unsure._quick_requests is not None
-        assert unsure._quick_requests._expected is not None
+        assert unsure._quick_requests._ways["GetObject"]._expected is not None
         assert not proxy.requests
 
 
@@ -279,7 +280,7 @@ def test_requests_are_signed_as_botocore_signs_them(token: str | None) -> None:
 
     credentials = Credentials("access", "secret", token)
     path = "/bucket/a%20dir/c%C3%A4~.0"
-    signer = Signer(credentials, "host:8333", "eu-west-1")
+    signer = Signer(SimpleNamespace(_credentials=credentials), "host:8333", "eu-west-1")
     for _ in range(5):
         made = signer.headers("GET", path, {"range": "bytes=0-4095"})
         request = AWSRequest("GET", f"http://host:8333{path}", headers={"range": "bytes=0-4095"})

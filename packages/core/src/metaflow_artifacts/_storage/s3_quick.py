@@ -43,19 +43,15 @@ class Head:
 class QuickRequests:
     """Makes requests for objects in one bucket, with the connections and the credentials of a boto3 client.
 
-    Each method gives None where boto3 has to make the request, and raises botocore's ReadTimeoutError if the server
-    does not answer in time.
+    Each method gives None where boto3 has to make the request at once, in the same thread. It raises botocore's errors
+    if there is no connection, or no answer in time.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._lock = threading.Lock()
         self._seen = 0
-        self._failures = 0
-        self._off = False
-        self._expected: tuple[str, str] | None = None
-        self._example: tuple[Any, dict[str, Any]] | None = None
-        self._wire: Wire | None = None
+        # Somebody may have changed requests of one kind only, or a server may answer them in its own way.
+        self._ways = {operation: _Way(client, operation) for operation in (_GET, _HEAD)}
 
     def open(self, name: str, first: int, last: int | None, version: str | None = None) -> Reply | None:
         """The answer to a request for the bytes from `first` to `last`, both included, or to the object's end.
@@ -72,69 +68,94 @@ class QuickRequests:
 
     def head(self, name: str) -> Head | None:
         """Whether an object exists, its size and its time."""
-        reply = self._ask(_HEAD, name, {}, lambda reply: reply.status in (200, 404))
+        reply = self._ask(_HEAD, name, {}, lambda reply: _told(reply) is not None)
         if reply is None:
             return None
         reply.close()
-        if reply.status == 404:
-            return Head(False)
-        try:
-            modified = parsedate_to_datetime(reply.headers[b"last-modified"].decode("latin-1"))
-            return Head(True, int(reply.headers[b"content-length"]), modified.timestamp()) if modified.tzinfo else None
-        except (LookupError, TypeError, ValueError, OverflowError):
-            return None
+        return _told(reply)
 
     def _ask(
         self, operation: str, name: str, asked: dict[str, str], is_usable: Callable[[Reply], bool]
     ) -> Reply | None:
         name = quote(name, safe="/~")
-        wire = self._wire
+        way = self._ways[operation]
+        wire = way.wire
         if wire is None:
-            wire = None if self._off else self._prepared(operation, name)
+            # Threads may lose a count, which need not be exact.
+            self._seen += 1
+            wire = way.prepared(name) if self._seen >= _BEGIN_AFTER else None
             if wire is None:
                 return None
         reply = wire.ask("GET" if operation == _GET else "HEAD", name, asked)
-        if reply is not None and is_usable(reply):
-            reply.on_close = lambda reply: self._count(not reply.broke)
+        if reply is not None and reply.is_plain and is_usable(reply):
+            reply.on_close = lambda reply: way.count(not reply.broke)
             return reply
         if reply is not None:
             with closing(reply):
                 reply.drain()
         if reply is None or reply.status not in _REFUSALS:
-            self._count(False)
+            way.count(False)
         return None
 
-    def _count(self, was_used: bool) -> None:
-        # Threads may lose a count, which need not be exact.
+
+class _Way:
+    """How one kind of request is made."""
+
+    def __init__(self, client: Any, operation: str) -> None:
+        self._client = client
+        self._operation = operation
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._off = False
+        self._expected: tuple[int, str] | None = None
+        self._example: tuple[Any, dict[str, Any]] | None = None
+        self.wire: Wire | None = None
+
+    def count(self, was_used: bool) -> None:
+        """Note whether an answer could be used. Threads may lose a count."""
         self._failures = 0 if was_used else self._failures + 1
         if self._failures >= _GIVE_UP_AFTER:
-            self._off, self._wire = True, None
+            self._off, self.wire = True, None
 
-    def _prepared(self, operation: str, name: str) -> Wire | None:
+    def prepared(self, name: str) -> Wire | None:
+        """What makes the request for `name`, which is encoded; None where boto3 does."""
         with self._lock:
-            self._seen += 1
-            if self._seen < _BEGIN_AFTER or self._off or self._wire is not None:
-                return self._wire
-            events, handler = self.client.meta.events, f"quick-requests-{id(self)}"
+            if self._off or self.wire is not None:
+                return self.wire
+            events, handler = self._client.meta.events, f"quick-requests-{id(self)}"
+            event = f"before-sign.s3.{self._operation}"
             if self._expected is None:
                 # The request that boto3 makes this time shows the address, and how it is signed.
-                self._expected = operation, name
-                events.register_last(f"before-sign.s3.{operation}", self._look, unique_id=handler)
+                self._expected = threading.get_ident(), name
+                events.register_last(event, self._look, unique_id=handler)
             elif self._example is not None:
-                operation, name = self._expected
-                events.unregister(f"before-sign.s3.{operation}", unique_id=handler)
+                events.unregister(event, unique_id=handler)
                 try:
-                    self._wire = learn(self.client, operation, *self._example, name)
+                    self.wire = learn(self._client, self._operation, *self._example, self._expected[1])
                 except (AttributeError, KeyError, TypeError):
                     # A version of botocore or urllib3 that is made differently.
-                    self._wire = None
-                self._example, self._off = None, self._wire is None
-            return self._wire
+                    self.wire = None
+                self._example, self._off = None, self.wire is None
+            return self.wire
 
     def _look(self, request: Any, **signing: Any) -> None:
+        # Others may use the client too, for another bucket.
         assert self._expected is not None
-        if urlsplit(request.url).path.endswith(f"/{self._expected[1]}"):
+        thread, name = self._expected
+        is_mine = thread == threading.get_ident() and urlsplit(request.url).path.endswith(f"/{name}")
+        if self._example is None and is_mine:
             self._example = request, signing
+
+
+def _told(reply: Reply) -> Head | None:
+    """What an answer says about an object; None where that is not clear."""
+    if reply.status != 200:
+        return Head(False) if reply.status == 404 else None
+    try:
+        modified = parsedate_to_datetime(reply.headers[b"last-modified"].decode("latin-1"))
+        return Head(True, int(reply.headers[b"content-length"]), modified.timestamp()) if modified.tzinfo else None
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _has_range(reply: Reply, first: int, last: int | None) -> bool:

@@ -12,7 +12,7 @@ import hmac
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage import job
 
@@ -22,6 +22,7 @@ _SENDING = "before-send.s3."
 _MOST_HEADERS = 100
 _DRAINED_BYTES = 64 << 10
 _SLOW_DOWN = (429, 503)
+_ENCODED = frozenset({b"transfer-encoding", b"content-encoding"})
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _KNOWN_HEADERS = frozenset(
     {
@@ -46,43 +47,51 @@ def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], na
     None if they are of another kind than here. Raises AttributeError, KeyError or TypeError where botocore or urllib3
     is made differently.
     """
+    import botocore.auth
+
     url = urlsplit(request.url)
-    headers = {header.lower(): value for header, value in request.headers.items()}
     session = client._endpoint.http_session
     pool = session._manager.connection_from_url(request.url)
     # As boto3 does before each request.
     session._setup_ssl_cert(pool, request.url, session._verify)
-    events = client.meta.events
-    credentials = client._request_signer._credentials
-    region = request.context.get("signing", {}).get("region") or signing["region_name"]
+    context = request.context.get("signing", {})
+    # Whoever watches or changes what is sent does so here.
+    prepared = request.prepare()
+    answers = client.meta.events.emit(_SENDING + operation, request=prepared)
+    headers = {header.lower(): value for header, value in prepared.headers.items()}
     if (
         signing["signature_version"] not in ("s3v4", "v4")
-        or signing["signing_name"] != "s3"
-        or credentials is None
+        or context.get("signing_name", signing["signing_name"]) != "s3"
+        or context.get("request_credentials")
+        or client._request_signer._credentials is None
         or url.query
+        or prepared.url != request.url
         or not headers.keys() <= _KNOWN_HEADERS
         or session._proxy_config.proxy_url_for(request.url)
         # Something answers in place of the network.
-        or any(answer is not None for _, answer in events.emit(_SENDING + operation, request=request.prepare()))
+        or any(answer is not None for _, answer in answers)
     ):
         return None
     agent = headers.get("user-agent", "")
     agent = agent.decode() if isinstance(agent, bytes) else agent
-    return Wire(pool, url, url.path.removesuffix(name), agent, Signer(credentials, url.netloc, region))
+    host = botocore.auth._host_from_url(request.url)
+    signer = Signer(client._request_signer, host, context.get("region") or signing["region_name"])
+    return Wire(pool, f"{url.scheme}://{host}", url.path.removesuffix(name), agent, signer)
 
 
 class Signer:
-    """Signs requests for objects, by AWS's Signature Version 4."""
+    """Signs requests for objects, by AWS's Signature Version 4, with the credentials that `holder`, botocore's
+    RequestSigner, has at that time."""
 
-    def __init__(self, credentials: Any, host: str, region: str) -> None:
-        self._credentials = credentials
+    def __init__(self, holder: Any, host: str, region: str) -> None:
+        self._holder = holder
         self._host = host
         self._region = region
         self._key: tuple[tuple[str, str], bytes] = (("", ""), b"")
 
     def headers(self, method: str, path: str, asked: dict[str, str]) -> dict[str, str]:
         """The headers of a request for what is at `path`, which is encoded, with those in `asked` (lower case)."""
-        credentials = self._credentials.get_frozen_credentials()
+        credentials = self._holder._credentials.get_frozen_credentials()
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         scope = f"{now[:8]}/{self._region}/s3/aws4_request"
         signed = {
@@ -116,9 +125,9 @@ class Signer:
 class Wire:
     """Sends requests over the connections of a pool of urllib3, and reads the answers itself."""
 
-    def __init__(self, pool: Any, url: SplitResult, path: str, agent: str, signer: Signer) -> None:
+    def __init__(self, pool: Any, url: str, path: str, agent: str, signer: Signer) -> None:
         self._pool = pool
-        self._url = f"{url.scheme}://{url.netloc}"
+        self._url = url
         self._path = path
         self._agent = agent
         self._signer = signer
@@ -126,30 +135,35 @@ class Wire:
     def ask(self, method: str, name: str, asked: dict[str, str]) -> Reply | None:
         """The answer to a request, which must be closed; None where there is none that can be used.
 
-        Raises botocore's ReadTimeoutError if the server does not answer in time.
+        Raises botocore's EndpointConnectionError, ConnectTimeoutError or ReadTimeoutError if there is no connection,
+        or no answer in time: boto3 would wait as long for the same.
         """
-        from botocore.exceptions import ReadTimeoutError
-        from urllib3.exceptions import HTTPError
+        from botocore import exceptions as botocore
+        from urllib3 import exceptions as urllib3
 
         path = self._path + name
         headers = self._signer.headers(method, path, asked)
         lines = "".join(f"{header}: {value}\r\n" for header, value in headers.items())
         message = f"{method} {path} HTTP/1.1\r\n{lines}user-agent: {self._agent}\r\naccept-encoding: identity\r\n\r\n"
-        connection = self._pool._get_conn()
-        reply = None
+        connection = reply = None
         try:
+            connection = self._pool._get_conn()
             self._open(connection)
             connection.sock.sendall(message.encode())
             reply = Reply(self._pool, self._url, connection, has_body=method == "GET")
             return reply
         except TimeoutError as error:
-            raise ReadTimeoutError(endpoint_url=self._url, error=error) from error
-        except (OSError, ValueError, AttributeError, HTTPError):
-            # A connection that cannot be made, that broke off, or that an interrupt has closed (then it has no socket);
-            # an answer that is none. boto3 makes the request again, and finds out.
+            raise botocore.ReadTimeoutError(endpoint_url=self._url, error=error) from error
+        except urllib3.NewConnectionError as error:
+            raise botocore.EndpointConnectionError(endpoint_url=self._url + path, error=error) from error
+        except urllib3.ConnectTimeoutError as error:
+            raise botocore.ConnectTimeoutError(endpoint_url=self._url + path, error=error) from error
+        except (OSError, ValueError, AttributeError, urllib3.HTTPError):
+            # A pool that was closed, a connection that broke off, or that an interrupt has closed (then it has no
+            # socket), an answer that is none. boto3 makes the request again, and finds out.
             return None
         finally:
-            if reply is None:
+            if reply is None and connection is not None:
                 connection.close()
                 self._pool._put_conn(connection)
 
@@ -168,7 +182,7 @@ class Reply:
     """An answer whose body is read from the connection straight into the caller's memory."""
 
     def __init__(self, pool: Any, url: str, connection: Any, has_body: bool) -> None:
-        """Reads status and headers. Raises ValueError for an answer that is none, or that is encoded."""
+        """Reads status and headers. Raises ValueError for an answer that is none."""
         self.on_close: Callable[[Reply], None] = lambda reply: None
         self._pool = pool
         self._url = url
@@ -176,7 +190,12 @@ class Reply:
         self._stream = connection.sock.makefile("rb")
         try:
             self.status, self.headers, self._keep = _head_of(self._stream)
-            self.length = _number(self.headers.get(b"content-length", b"" if has_body else b"0"))
+            # S3 announces chunks even where an answer has no body.
+            self.is_plain = not has_body or not self.headers.keys() & _ENCODED
+            """Whether the body comes as it is. Else it cannot be read."""
+            self._keep = self._keep and self.is_plain
+            announced = self.headers.get(b"content-length", b"" if has_body else b"0")
+            self.length = _number(announced) if self.is_plain else 0
         except BaseException:
             self._stream.close()
             raise
@@ -244,22 +263,23 @@ class Reply:
 def _head_of(stream: Any) -> tuple[int, dict[bytes, bytes], bool]:
     """Status and headers of an answer (lower case), and whether more may come over its connection.
 
-    Raises ValueError for what is no answer, or one whose body is encoded.
+    Raises ValueError for what is no answer, or a preliminary one.
     """
     version, status, *_ = stream.readline(1 << 16).split(None, 2)
     if not version.startswith(b"HTTP/1."):
         raise ValueError("no HTTP")
-    headers = {}
+    headers: dict[bytes, bytes] = {}
     for _ in range(_MOST_HEADERS):
         line = stream.readline(1 << 16)
         if line in (b"\r\n", b"\n"):
             break
         name, _, value = line.partition(b":")
-        headers[name.lower()] = value.strip()
+        if headers.setdefault(name.lower(), value.strip()) != value.strip() and name.lower() == b"content-length":
+            raise ValueError("two lengths")
     else:
         raise ValueError("too many headers")
-    if b"transfer-encoding" in headers or b"content-encoding" in headers:
-        raise ValueError("encoded")
+    if _number(status) < 200:
+        raise ValueError("preliminary")
     keep = version == b"HTTP/1.1" and headers.get(b"connection", b"").lower() != b"close"
     return _number(status), headers, keep
 
