@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from urllib3 import HTTPConnectionPool, Timeout
 
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
 from metaflow_artifacts._storage.s3_wire import learn
-from metaflow_artifacts.errors import TransientStorageError
-from metaflow_artifacts.testing.faults import Answer, FaultProxy, Request
+from metaflow_artifacts.errors import StorageError, TransientStorageError
+from metaflow_artifacts.testing.faults import Answer, FaultProxy, Request, once
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CONTENT = b"0123456789"
@@ -108,6 +110,56 @@ def test_where_no_time_can_be_read_only_boto3_asks(storage: S3Storage, proxy: Fa
     proxy.requests.clear()
     assert storage.stat("a")
     assert len(proxy.requests) == 1
+
+
+ODD_ANSWERS = [
+    (Answer(304, "", body="", headers=(("Content-Length", "10"),)), "answered 304"),
+    (Answer(204, "", body="", headers=(("Content-Length", "10"),)), "bytes expected"),
+    (Answer(200, "", body="abc", headers=(("Content-Length", "9" * 30),)), "OverflowError"),
+    (Answer(200, "", body="abc", headers=(("Content-Length", "3"), ("Content-Length", "2"))), "multiple unmatching"),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), ODD_ANSWERS, ids=str)
+def test_odd_answers_are_errors_of_boto3(storage: S3Storage, proxy: FaultProxy, answer: Answer, message: str) -> None:
+    warm(storage)
+    storage._requests.patience = 0.0
+    proxy.plan = lambda request: answer
+    with pytest.raises(StorageError, match=message):
+        storage.get("a")
+
+
+def test_a_preliminary_answer_is_not_the_answer(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    proxy.plan = once(Answer(100, "", body=""), "HEAD")
+    proxy.requests.clear()
+    connections = proxy.connections
+    assert storage.stat("a")
+    assert [by_boto3(request) for request in proxy.requests] == [False, True]
+    # What comes later over the connection would be taken for another answer.
+    assert proxy.connections == connections + 1
+
+
+def test_a_connection_that_cannot_be_made_is_tried_once(storage: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage)
+    assert storage._quick_requests is not None
+    wire = storage._quick_requests._ways["GetObject"].wire
+    assert wire is not None
+    storage._requests.patience = 0.0
+    with socket.socket() as taken, socket.socket() as first:
+        taken.bind(("127.0.0.1", 0))
+        # One connection fits, and nobody takes it. The system does not answer another one.
+        taken.listen(0)
+        first.connect(taken.getsockname())
+        host, port = taken.getsockname()
+        wire._pool = HTTPConnectionPool(host, port, timeout=Timeout(connect=0.2))
+        proxy.requests.clear()
+        with pytest.raises(TransientStorageError, match="cannot connect to"):
+            storage.get("a")
+    wire._pool = HTTPConnectionPool(host, port)
+    with pytest.raises(TransientStorageError, match="cannot connect to"):
+        storage.get("a")
+    assert not proxy.requests
 
 
 def test_a_closed_client_goes_on(storage: S3Storage, client: Any) -> None:

@@ -20,8 +20,10 @@ __all__ = ["Reply", "Signer", "Wire", "learn"]
 
 _SENDING = "before-send.s3."
 _MOST_HEADERS = 100
+_MOST_DIGITS = 18
 _DRAINED_BYTES = 64 << 10
 _SLOW_DOWN = (429, 503)
+_WITHOUT_BODY = (204, 304)
 _ENCODED = frozenset({b"transfer-encoding", b"content-encoding"})
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _KNOWN_HEADERS = frozenset(
@@ -47,7 +49,7 @@ def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], na
     None if they are of another kind than here. Raises AttributeError, KeyError or TypeError where botocore or urllib3
     is made differently.
     """
-    import botocore.auth
+    from botocore import auth
 
     url = urlsplit(request.url)
     session = client._endpoint.http_session
@@ -74,7 +76,7 @@ def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], na
         return None
     agent = headers.get("user-agent", "")
     agent = agent.decode() if isinstance(agent, bytes) else agent
-    host = botocore.auth._host_from_url(request.url)
+    host = auth._host_from_url(request.url)  # type: ignore[attr-defined]  # Not public.
     signer = Signer(client._request_signer, host, context.get("region") or signing["region_name"])
     return Wire(pool, f"{url.scheme}://{host}", url.path.removesuffix(name), agent, signer)
 
@@ -190,6 +192,7 @@ class Reply:
         self._stream = connection.sock.makefile("rb")
         try:
             self.status, self.headers, self._keep = _head_of(self._stream)
+            has_body = has_body and self.status not in _WITHOUT_BODY
             # S3 announces chunks even where an answer has no body.
             self.is_plain = not has_body or not self.headers.keys() & _ENCODED
             """Whether the body comes as it is. Else it cannot be read."""
@@ -285,6 +288,6 @@ def _head_of(stream: Any) -> tuple[int, dict[bytes, bytes], bool]:
 
 
 def _number(text: bytes) -> int:
-    if not text.isdigit():
+    if not text.isdigit() or len(text) > _MOST_DIGITS:
         raise ValueError(text)
     return int(text)
