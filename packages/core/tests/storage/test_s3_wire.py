@@ -165,7 +165,10 @@ def test_a_connection_that_cannot_be_made_is_tried_once(storage: S3Storage, prox
 def test_a_closed_client_goes_on(storage: S3Storage, client: Any) -> None:
     storage = S3Storage(storage.root, lambda: client)
     warm(storage)
+    # Older versions of urllib3 close its pools too.
+    pool = client._endpoint.http_session._manager.connection_from_url(client.meta.endpoint_url)
     client.close()
+    pool.close()
     for _ in range(8):
         assert storage.get("a") == CONTENT
         assert storage.stat("a")
