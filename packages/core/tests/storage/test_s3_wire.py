@@ -247,7 +247,7 @@ def example(client: Any, bucket: str) -> tuple[Any, dict[str, Any]]:
 def aws(**options: Any) -> Any:
     from botocore.session import Session
 
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    keys: dict[str, Any] = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
     return Session().create_client("s3", "us-west-2", config=client_config(), **keys, **options)
 
 
