@@ -19,8 +19,6 @@ from metaflow_artifacts._storage.s3_wire import Reply, Wire, learn
 
 __all__ = ["Head", "QuickRequests"]
 
-_BEGIN_AFTER = 3
-"""How many requests boto3 makes first: some callers make few, and the preparation costs as much as two of them."""
 _GIVE_UP_AFTER = 5
 """After how many answers in a row that could not be used, or broke off, only boto3 is used."""
 _REFUSALS = frozenset({404, 412, 416})
@@ -49,7 +47,6 @@ class QuickRequests:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._seen = 0
         # Somebody may have changed requests of one kind only, or a server may answer them in its own way.
         self._ways = {operation: _Way(client, operation) for operation in (_GET, _HEAD)}
 
@@ -79,13 +76,9 @@ class QuickRequests:
     ) -> Reply | None:
         name = quote(name, safe="/~")
         way = self._ways[operation]
-        wire = way.wire
+        wire = way.wire or way.prepared(name)
         if wire is None:
-            # Threads may lose a count, which need not be exact.
-            self._seen += 1
-            wire = way.prepared(name) if self._seen >= _BEGIN_AFTER else None
-            if wire is None:
-                return None
+            return None
         reply = wire.ask("GET" if operation == _GET else "HEAD", name, asked)
         if reply is not None and reply.is_plain and is_usable(reply):
             reply.on_close = lambda reply: way.count(not reply.broke)
