@@ -48,6 +48,11 @@ MEASUREMENTS = [
         ("s3-raw-memory", "performance.md#s3", "nox -s benchmark -- s3 --mib 1024 --without-peer --data /dev/shm"),
         ("s3-raw-disk", "performance.md#s3", "nox -s benchmark -- s3 --mib 1024 --without-peer"),
         ("traffic", "performance.md#s3", f"{INSTALLED}traffic.py"),
+        (
+            "quick",
+            "decisions/0018-reads-from-s3-without-boto3.md#measured",
+            "TMPDIR=/dev/shm .venv/bin/python benchmarks/quick.py",
+        ),
         ("listings", "performance.md#listings", ".venv/bin/python benchmarks/listings.py"),
         ("cards", "performance.md#cards", f"{INSTALLED}cards.py --rounds 7"),
         ("link", LINK_PAGE, LINK),
