@@ -37,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PageCheck(config), PageCheck.__name__)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run long tests with a server one at a time: several that move 1 GiB make their servers stall on the disk."""
+    if item.get_closest_marker("long") and "s3_server" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("long with a server"))
+
+
 @pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store that cuts content into small chunks."""
