@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from metaflow_artifacts._transfer.holes import is_zero
@@ -130,7 +130,8 @@ class OpenSource:
         Raises Changed, or SourceError.
         """
         fits = length <= len(buffer)
-        with self._reading():
+        self._begin_reading()
+        try:
             at, end = start, start + length
             while at < end:
                 place = buffer[at - start : length] if fits else buffer[: end - at]
@@ -142,34 +143,36 @@ class OpenSource:
                     raise Changed(self._number)
                 yield place[:count]
                 at += count
+        finally:
+            self._end_reading()
 
     def fill(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start`. Raises as `blocks`."""
         for _ in self.blocks(start, len(buffer), buffer):
             pass
 
-    @contextmanager
-    def _reading(self) -> Generator[None, None, None]:
-        """The file stays open in the block."""
+    def _begin_reading(self) -> None:
+        """Open the file, until `_end_reading`. A context manager would take as long as a small read."""
         with self._lock:
             if self._fd < 0:
                 self._open()
             self._readers += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._readers -= 1
-                if self._closed and not self._readers:
-                    self._close()
+
+    def _end_reading(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._closed and not self._readers:
+                self._close()
 
     def is_zero(self, start: int, length: int) -> bool:
         """Whether the bytes of one part are zeros, as those of a hole. Raises as `blocks`."""
-        with self._reading():
-            try:
-                return is_zero(self._fd, start, length)
-            except OSError as error:
-                raise unreadable(self._file, error) from error
+        self._begin_reading()
+        try:
+            return is_zero(self._fd, start, length)
+        except OSError as error:
+            raise unreadable(self._file, error) from error
+        finally:
+            self._end_reading()
 
     def finish(self, start: int, length: int, sha256: str) -> None:
         """Record that a part was read and has this digest (hex).
