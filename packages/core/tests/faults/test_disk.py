@@ -166,6 +166,26 @@ def test_a_save_fails_where_the_store_vanishes(
     assert loading(local, again, tmp_path / "out", content(tree)) == RIGHT
 
 
+def test_a_save_fails_where_the_store_vanishes_while_a_chunk_is_written(
+    local: Store, tree: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    kept = local.save_model(tree / "small.txt")["key"]
+    root, elsewhere = Path(local.root), tmp_path / "elsewhere"
+
+    def before(operation: str, key: str) -> None:
+        if operation == "commit" and not elsewhere.exists():
+            os.rename(root, elsewhere)
+
+    # One thread: no other one notices it between two writes.
+    storage = Watched(local.storage, before)
+    storage.threads = storage.most_threads = 1
+    outcome = failing(lambda: Store(storage, chunk_size=CHUNK).save_model(tree), local)
+    outcomes.record(SECTION, "the store is moved away while something is written: save", outcome)
+    shutil.rmtree(root, ignore_errors=True)
+    os.rename(elsewhere, root)
+    assert list(local.list()) == [kept]
+
+
 @pytest.mark.parametrize("moment", range(0, 14, 2))
 def test_a_load_is_right_or_fails_where_the_store_vanishes(
     local: Store, tree: Path, tmp_path: Path, outcomes: Outcomes, moment: int
