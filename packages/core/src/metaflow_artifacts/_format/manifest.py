@@ -21,7 +21,7 @@ from itertools import accumulate
 from typing import Any, NoReturn, TypeGuard, cast
 
 from metaflow_artifacts._format.floats import with_floats, without_floats
-from metaflow_artifacts._format.paths import path_problem, tree_problem
+from metaflow_artifacts._format.paths import path_problem, stored_path, tree_problem
 from metaflow_artifacts._format.reference import MAX_DEPTH, ModelArtifact, depth, validate_reference
 from metaflow_artifacts.errors import CorruptArtifact, LaterFormat, SourceError, UnsupportedFormat
 
@@ -151,8 +151,8 @@ class Manifest:
         return {file.path: file for file in self.files}
 
     def file(self, path: str) -> FileEntry | None:
-        """The file at a path; None if there is none."""
-        return self._by_path.get(path)
+        """The file that this process calls `path`; None if there is none."""
+        return self._by_path.get(stored_path(path))
 
 
 def begins_of(chunks: Iterable[Chunk]) -> list[int]:

@@ -1,16 +1,44 @@
-"""Which paths the files of an artifact may have."""
+"""Which paths the files of an artifact may have, and what a process calls them.
+
+In an artifact, the bytes of a path are UTF-8, whatever encoding the process has for names of files.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-__all__ = ["path_problem", "tree_problem"]
+__all__ = ["NAMES_ARE_UTF8", "local_path", "path_bytes", "path_problem", "stored_path", "tree_problem"]
 
 _MAX_PATH = 4096
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+NAMES_ARE_UTF8 = sys.getfilesystemencoding() == "utf-8"
+"""Whether this process reads names of files as an artifact has them."""
+
+
+def path_bytes(path: str) -> bytes:
+    """The bytes of a path within an artifact, by which paths are ordered. Raises UnicodeEncodeError."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def stored_path(name: str) -> str:
+    """The path within an artifact of what this process calls `name`: the same bytes, read as UTF-8."""
+    if NAMES_ARE_UTF8 or name.isascii():
+        return name
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name  # no file can have this name here
+
+
+def local_path(path: str) -> str:
+    """What this process calls a file that has the bytes of `path`, a path within an artifact."""
+    return path if NAMES_ARE_UTF8 or path.isascii() else os.fsdecode(path_bytes(path))
 
 
 def path_problem(path: str) -> str | None:
@@ -21,7 +49,7 @@ def path_problem(path: str) -> str | None:
     if "" in parts or "." in parts or ".." in parts or "\0" in path:
         return f"{path!r} is not a relative, normalised path"
     try:
-        same = path.isascii() or os.fsdecode(os.fsencode(path)) == path
+        same = path.isascii() or path_bytes(path).decode("utf-8", "surrogateescape") == path
     except UnicodeEncodeError:
         same = False
     if not same:
@@ -35,7 +63,7 @@ def path_problem(path: str) -> str | None:
 
 def tree_problem(files: Sequence[str], dirs: Sequence[str]) -> str | None:
     """Why `files` and the empty directories `dirs` are no tree, in order; None if they are."""
-    ordered = [os.fsencode(path) for path in files]
+    ordered = [path_bytes(path) for path in files]
     if any(a >= b for a, b in pairwise(ordered)):
         return "files: not in the order of their paths, or twice the same"
     names = set(files)

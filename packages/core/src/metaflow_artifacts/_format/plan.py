@@ -13,10 +13,11 @@ and an added or removed file moves only the cuts near it:
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from metaflow_artifacts._format.paths import path_bytes
 
 __all__ = ["INLINE_LIMIT", "Group", "Segment", "is_packed", "plan", "plan_groups", "segments"]
 
@@ -82,7 +83,7 @@ def _pack(begin: int, end: int, size: int) -> Iterator[Group]:
 
 
 def _ends_pack(path: str, size: int, chunk_size: int) -> bool:
-    draw = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big")
+    draw = int.from_bytes(hashlib.sha256(path_bytes(path)).digest()[:8], "big")
     return draw * (chunk_size // _PACK // 2) < size << 64
 
 

@@ -7,13 +7,12 @@ out, duplicates and damage are errors for the whole archive; links out and devic
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from metaflow_artifacts._format.paths import path_problem, tree_problem
+from metaflow_artifacts._format.paths import path_bytes, path_problem, tree_problem
 
 __all__ = ["BLOCK", "BadTar", "TarFile", "TarTree", "is_tar", "read_tar"]
 
@@ -146,8 +145,8 @@ def _tree(files: dict[str, TarFile], dirs: set[str], refused: dict[str, str], si
     if total > _MAX_GROWTH * size:
         raise BadTar(f"its links make {total} bytes of {size}, more than {_MAX_GROWTH} times as much")
     full = {above for path in (*files, *dirs, *refused) for above in _above(path)}
-    ordered = sorted(files.values(), key=lambda file: os.fsencode(file.path))
-    empty = sorted((path for path in dirs - full), key=os.fsencode)
+    ordered = sorted(files.values(), key=lambda file: path_bytes(file.path))
+    empty = sorted((path for path in dirs - full), key=path_bytes)
     problem = tree_problem([file.path for file in ordered], empty)
     if problem is not None:
         raise BadTar(f"its members are no tree ({problem})")

@@ -26,7 +26,7 @@ from metaflow_artifacts._format.foreign import (
     task_prefix,
 )
 from metaflow_artifacts._format.manifest import FileEntry
-from metaflow_artifacts._format.paths import path_problem, tree_problem
+from metaflow_artifacts._format.paths import local_path, path_bytes, path_problem, tree_problem
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._format.tar import BadTar, TarFile, read_tar
 from metaflow_artifacts._layout import ARTIFACT_PREFIXES, CHECKPOINTS, checkpoint_prefix
@@ -36,7 +36,7 @@ from metaflow_artifacts._store.selection import Patterns, patterns_of, select
 from metaflow_artifacts._text import size_text
 from metaflow_artifacts._transfer.foreign import fetch_files
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.target import make_tree, open_target
+from metaflow_artifacts._transfer.target import local_files, make_tree, open_target
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact, InvalidReference, TargetError
 
@@ -156,7 +156,7 @@ def _manifest_of_tar(storage: Storage, found: ForeignArtifact) -> ForeignManifes
 
 def _manifest_of_files(storage: Storage, found: ForeignArtifact) -> ForeignManifest:
     below = found.key + "/"
-    objects = sorted(_objects(storage, found.key, found.artifact["size"]), key=lambda info: os.fsencode(info.key))
+    objects = sorted(_objects(storage, found.key, found.artifact["size"]), key=lambda info: path_bytes(info.key))
     refused = {}
     files = []
     for info in objects:
@@ -289,9 +289,11 @@ def load_foreign(
             raise TargetError(
                 f"cannot load into {target.path!r}: {size_text(size)} are needed, {size_text(room)} are free"
             )
-        files = target.stage.files
-        make_tree(files, (manifest.files[number].path for number in wanted), manifest.dirs if only is None else ())
-        fetch_files(storage, [(manifest.files[n], manifest.locations[n]) for n in wanted], files, progress)
+        files = local_files([manifest.files[number] for number in wanted])
+        dirs = map(local_path, manifest.dirs) if only is None else ()
+        make_tree(target.stage.files, (file.path for file in files), dirs)
+        locations = [manifest.locations[number] for number in wanted]
+        fetch_files(storage, [*zip(files, locations, strict=True)], target.stage.files, progress)
         demand_unchanged(storage, manifest, wanted)
 
 

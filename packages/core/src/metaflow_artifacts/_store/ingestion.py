@@ -17,6 +17,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
+from metaflow_artifacts._format.paths import local_path
 from metaflow_artifacts._format.plan import is_packed, plan, segments
 from metaflow_artifacts._store.dedupe_index import DedupeIndex
 from metaflow_artifacts._store.previous_snapshot import PreviousSnapshot
@@ -157,7 +158,7 @@ class _Ingestion(Generic[_F]):
         self.progress.start(sum(file.size for file in self.files))
         units = list(self._units())
         if self.target is not None:
-            make_tree(self.target, [file.path for file in self.files], ())
+            make_tree(self.target, [local_path(file.path) for file in self.files], ())
         with beside(_STORED_AT_ONCE) as self._putters:
             try:
                 in_threads(max(1, self.source.parallel), self._calls(units))
@@ -181,7 +182,7 @@ class _Ingestion(Generic[_F]):
         if self.deliver:
             for file in self.files:
                 if not file.size:
-                    create(os.path.join(target, file.path), _FILE_MODE).close()
+                    create(os.path.join(target, local_path(file.path)), _FILE_MODE).close()
             return
         with os.scandir(target) as entries:
             for entry in entries:
@@ -350,7 +351,11 @@ class _Ingestion(Generic[_F]):
         return content
 
     def _blocks(self, file: _F, stream: Stream) -> Iterator[bytes]:
-        with nullcontext() if self.target is None else create(os.path.join(self.target, file.path), _FILE_MODE) as copy:
+        with (
+            nullcontext()
+            if self.target is None
+            else create(os.path.join(self.target, local_path(file.path)), _FILE_MODE) as copy
+        ):
             for block in stream:
                 self._stop_if_failed()
                 with self._lock:

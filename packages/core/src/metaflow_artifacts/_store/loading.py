@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from metaflow_artifacts._format.foreign import ForeignManifest
 from metaflow_artifacts._format.manifest import Manifest
+from metaflow_artifacts._format.paths import local_path
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.foreign import load_foreign
 from metaflow_artifacts._store.selection import Patterns, patterns_of, select
@@ -16,7 +17,7 @@ from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.loading import fetch_chunks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import leftovers
-from metaflow_artifacts._transfer.target import make_tree, open_target, write_file
+from metaflow_artifacts._transfer.target import local_files, make_tree, open_target, write_file
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TargetError
 
 __all__ = ["load_files", "load_id", "naming"]
@@ -36,12 +37,13 @@ def load_files(
             load_foreign(storage, manifest, path, only, progress)
         return
     wanted = select(manifest, only)
-    files = manifest.files
+    files = local_files(manifest.files)
     progress.start(sum(files[number].size for number in wanted))
     load = load_id(manifest.artifact["key"], only)
     with naming(manifest), open_target(path, load) as target:
         stage = target.stage
-        make_tree(stage.files, (files[number].path for number in sorted(wanted)), manifest.dirs if only is None else ())
+        dirs = map(local_path, manifest.dirs) if only is None else ()
+        make_tree(stage.files, (files[number].path for number in sorted(wanted)), dirs)
         content = memoryview(manifest.inline or b"")
         for number in sorted(wanted):
             file = files[number]

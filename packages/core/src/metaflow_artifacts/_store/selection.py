@@ -9,6 +9,7 @@ from fnmatch import translate
 from unicodedata import normalize
 
 from metaflow_artifacts._format.manifest import Manifest
+from metaflow_artifacts._format.paths import stored_path
 from metaflow_artifacts._text import count_text
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput
 
@@ -50,12 +51,13 @@ def select(manifest: Manifest, only: Patterns | None) -> set[int]:
     vain = []
     paths = [file.path for file in manifest.files]
     numbers = {path: number for number, path in enumerate(paths)}
-    for pattern in patterns:
+    for given in patterns:
+        pattern = stored_path(given)
         # A path is a pattern for itself, also where it has brackets.
         found = {numbers[pattern]} if pattern in numbers else _matching(paths, pattern)
         wanted |= found
         if not found:
-            vain.append(pattern)
+            vain.append(given)
     if vain:
         raise ArtifactNotFound(
             f"{manifest.artifact['key']}: has no file that matches {' or '.join(map(repr, vain))}; {_files(manifest)} "

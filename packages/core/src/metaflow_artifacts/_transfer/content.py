@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from metaflow_artifacts._format.paths import path_problem, tree_problem
+from metaflow_artifacts._format.paths import path_bytes, path_problem, stored_path, tree_problem
 from metaflow_artifacts._transfer.scan import Source, SourceFile, scan
 from metaflow_artifacts.errors import InvalidInput
 
@@ -42,6 +42,7 @@ def source_of(content: Content) -> Source:
     for path, value in content.items():
         if not isinstance(path, str):
             raise InvalidInput(f"content to save: its keys are paths (str), found {path!r:.80} ({type(path).__name__})")
+        path = stored_path(path)
         problem = path_problem(path)
         if problem is not None:
             raise InvalidInput(f"content to save: {problem}; pass relative paths such as 'state.json' or 'a/b.bin'")
@@ -49,8 +50,8 @@ def source_of(content: Content) -> Source:
             _add_path(source, path, value)
         else:
             source.files.append(_in_memory(path, value))
-    source.files.sort(key=lambda file: os.fsencode(file.path))
-    source.dirs.sort(key=os.fsencode)
+    source.files.sort(key=lambda file: path_bytes(file.path))
+    source.dirs.sort(key=path_bytes)
     problem = tree_problem([file.path for file in source.files], source.dirs)
     if problem is not None:
         raise InvalidInput(f"content to save: {problem}")

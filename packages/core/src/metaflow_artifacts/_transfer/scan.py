@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from typing import NamedTuple
 
+from metaflow_artifacts._format.paths import path_bytes, stored_path
 from metaflow_artifacts._transfer.staging import STAGING_PREFIX
 from metaflow_artifacts._transfer.target import is_path
 from metaflow_artifacts.errors import InvalidInput, SourceError, SourceNotFound, warn
@@ -87,11 +88,11 @@ def scan(path: str | os.PathLike[str], *, warns: bool = True) -> Source:
         # A directory that is saved empty has no entry: an artifact without files is that directory.
         source.dirs = [name for name in source.dirs if name]
     elif stat.S_ISREG(info.st_mode):
-        source.files.append(_file(os.path.basename(os.path.abspath(location)), location, info, named=True))
+        source.files.append(_file(stored_path(os.path.basename(os.path.abspath(location))), location, info, named=True))
     else:
         raise SourceError(f"cannot save {location!r}: it is {_kind(info.st_mode)}, neither a file nor a directory")
-    source.files.sort(key=lambda file: os.fsencode(file.path))
-    source.dirs.sort(key=os.fsencode)
+    source.files.sort(key=lambda file: path_bytes(file.path))
+    source.dirs.sort(key=path_bytes)
     if warns:
         _warn(location, source.skipped)
     return source
@@ -132,7 +133,8 @@ def _walk(location: str, above: list[tuple[int, int]], source: Source) -> None:
         kept = 0
         below = os.path.join(location, "")
         for name in names:
-            child, child_path = below + name, f"{path}/{name}" if path else name
+            child, stored = below + name, stored_path(name)
+            child_path = f"{path}/{stored}" if path else stored
             info = _stat(child, source)
             if info is None:
                 continue

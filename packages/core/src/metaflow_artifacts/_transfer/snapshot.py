@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from metaflow_artifacts._format.paths import path_bytes
 from metaflow_artifacts._transfer.content import Content, source_of
 from metaflow_artifacts._transfer.scan import Source
 from metaflow_artifacts._transfer.snapshot_clones import Cloner, writable_directory
@@ -63,5 +64,5 @@ def _read(source: Source) -> Source | None:
         if not file.gone:
             files.append(file._replace(content=view[offset : offset + file.size]))
             offset += file.size
-    files.sort(key=lambda file: os.fsencode(file.path))
+    files.sort(key=lambda file: path_bytes(file.path))
     return Source(files, source.dirs)

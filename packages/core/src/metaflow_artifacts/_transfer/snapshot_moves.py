@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from io import FileIO
 
+from metaflow_artifacts._format.paths import path_bytes, stored_path
 from metaflow_artifacts._transfer.content import Content
 from metaflow_artifacts._transfer.hidden_files import HiddenDirectory
 from metaflow_artifacts._transfer.scan import Source, SourceFile, scan
@@ -21,7 +22,7 @@ def move_away(content: Content, source: Source) -> Snapshot:
     """Move what the caller named into a hidden directory beside it. Raises NoSnapshot where that cannot be."""
     named: list[tuple[str, str | os.PathLike[str]]]
     if isinstance(content, Mapping):
-        named = [(path, value) for path, value in content.items() if isinstance(value, (str, os.PathLike))]
+        named = [(stored_path(path), value) for path, value in content.items() if isinstance(value, (str, os.PathLike))]
     else:
         assert isinstance(content, (str, os.PathLike))
         named = [("", content)]
@@ -51,7 +52,7 @@ def move_away(content: Content, source: Source) -> Snapshot:
         if isinstance(error, OSError):
             raise NoSnapshot(f"{paths[0]!r} cannot be moved: {error}") from error
         raise
-    files.sort(key=lambda file: os.fsencode(file.path))
+    files.sort(key=lambda file: path_bytes(file.path))
     opened = _hold(files)
     return Snapshot(Source(files, source.dirs), directory, moved, opened)
 
@@ -89,7 +90,7 @@ def _found_again(name: str, original: str, there: Source, source: Source) -> lis
     found = []
     for file in there.files:
         below = f"{name}/{file.path}" if name else file.path
-        path = (name or os.path.basename(original)) if file.named else below
+        path = (name or stored_path(os.path.basename(original))) if file.named else below
         if (path, file.inode, file.size) in known:
             found.append(file._replace(path=path, named=True))
     return found

@@ -11,12 +11,13 @@ import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metaflow_artifacts._format.manifest import FileEntry
+from metaflow_artifacts._format.paths import NAMES_ARE_UTF8, local_path
 from metaflow_artifacts._transfer.staging import Stage, make_stage
 from metaflow_artifacts.errors import InvalidInput, StorageError, TargetError
 
@@ -25,6 +26,7 @@ __all__ = [
     "Target",
     "create",
     "is_path",
+    "local_files",
     "make_tree",
     "open_target",
     "seek",
@@ -132,30 +134,32 @@ def _make(target: str) -> list[str]:
 
 def _moves(stage: str, target: str) -> Iterator[tuple[str, str]]:
     """The renames that move all of `stage` into `target`: whole directories where the target does not have them."""
-    with os.scandir(stage) as entries:
-        ours = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in ours:
-        source, target_path = os.path.join(stage, name), os.path.join(target, name)
-        try:
-            there = os.lstat(target_path)
-        except FileNotFoundError:
-            yield source, target_path
-            continue
-        if is_directory:
-            if not stat.S_ISDIR(there.st_mode):
+    # No recursion: a path may have more directories than Python nests calls.
+    pending = [(stage, target)]
+    while pending:
+        ours, theirs = pending.pop()
+        with os.scandir(ours) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for name, is_directory in found:
+            source, target_path = os.path.join(ours, name), os.path.join(theirs, name)
+            try:
+                there = os.lstat(target_path)
+            except FileNotFoundError:
+                yield source, target_path
+                continue
+            if is_directory and stat.S_ISDIR(there.st_mode):
+                pending.append((source, target_path))
+            elif is_directory:
                 kind = "a link" if stat.S_ISLNK(there.st_mode) else "a file"
-                raise TargetError(
-                    f"cannot load into {target!r}: {target_path!r} is {kind} and the artifact has a directory there; "
-                    "remove it or choose another path"
-                )
-            yield from _moves(source, target_path)
-        elif stat.S_ISDIR(there.st_mode):
-            raise TargetError(
-                f"cannot load into {target!r}: {target_path!r} is a directory and the artifact has a file there; "
-                "remove it or choose another path"
-            )
-        else:
-            yield source, target_path
+                raise _conflict(theirs, f"{target_path!r} is {kind} and the artifact has a directory there")
+            elif stat.S_ISDIR(there.st_mode):
+                raise _conflict(theirs, f"{target_path!r} is a directory and the artifact has a file there")
+            else:
+                yield source, target_path
+
+
+def _conflict(target: str, found: str) -> TargetError:
+    return TargetError(f"cannot load into {target!r}: {found}; remove it or choose another path")
 
 
 def _move(source: str, target: str) -> None:
@@ -169,6 +173,11 @@ def _move(source: str, target: str) -> None:
             _move(*step)
 
 
+def local_files(files: Sequence[FileEntry]) -> Sequence[FileEntry]:
+    """The files of an artifact, under the names that this process has for them."""
+    return files if NAMES_ARE_UTF8 else [replace(file, path=local_path(file.path)) for file in files]
+
+
 def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
     """Make the directories that `files` lie in, and `dirs`, below `stage`.
 
@@ -178,10 +187,14 @@ def make_tree(stage: str, files: Iterable[str], dirs: Iterable[str]) -> None:
     names: dict[str, str] = {}
 
     def make(path: str) -> None:
-        if path in made:
-            return
-        parent, _, _ = path.rpartition("/")
-        make(parent)
+        missing = []
+        while path not in made:
+            missing.append(path)
+            path = path.rpartition("/")[0]
+        for directory in reversed(missing):
+            make_one(directory)
+
+    def make_one(path: str) -> None:
         try:
             os.mkdir(os.path.join(stage, path))
         except FileExistsError:
