@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
@@ -20,14 +21,19 @@ from metaflow_artifacts.testing.fake_gcs import anonymous
 
 
 class _Odd(BaseHTTPRequestHandler):
+    status = b"200 OK"
     header = b""
     content = b"hello"
 
     def do_GET(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + self.header + b"\r\n\r\n" + self.content)
+        self.wfile.write(b"HTTP/1.1 " + self.status + b"\r\n" + self.header + b"\r\n\r\n" + self.content)
         self.close_connection = True
 
     do_HEAD = do_GET
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -88,3 +94,26 @@ def test_a_listing_that_cannot_be_read(
     storage = _storage(kind, f"http://127.0.0.1:{server.server_port}")
     with pytest.raises(StorageError, match=r"cannot list \S+/bucket/p/.*: .*"):
         list(storage.list(""))
+
+
+@pytest.mark.parametrize("location", [b"", b"Location: https://example.test/\r\n"], ids=["nowhere", "https"])
+@pytest.mark.parametrize("status", [b"301 Moved Permanently", b"302 Found", b"307 Temporary Redirect", b"308 Redirect"])
+def test_s3_is_behind_a_server_that_redirects(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, status: bytes, location: bytes
+) -> None:
+    monkeypatch.setattr(_Odd, "status", status)
+    monkeypatch.setattr(_Odd, "header", location + b"Connection: close\r\nContent-Length: 0")
+    monkeypatch.setattr(_Odd, "content", b"")
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    storage = _storage("s3", endpoint)
+    to = "'https://example.test/'" if location else "another address"
+    expected = f"what answers at {endpoint} redirects to {to}; configure the address of the service itself"
+    actions: list[Callable[[], object]] = [
+        lambda: storage.get("key"),
+        lambda: storage.stat("key"),
+        lambda: storage.put("key", b"content"),
+        lambda: list(storage.list("")),
+    ]
+    for action in actions:
+        with pytest.raises(StorageError, match=re.escape(expected)):
+            action()

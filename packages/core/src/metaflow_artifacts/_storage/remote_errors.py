@@ -24,6 +24,7 @@ __all__ = [
     "missing",
     "not_understood",
     "one_line",
+    "redirected",
     "too_long",
     "understood",
     "unreachable",
@@ -89,6 +90,12 @@ def answered(code: object, message: object, passing: bool) -> Fault:
     said += literal(f" ({text})") if text and text != "Unknown" else ""
     said += "; try again" if passing else "; check the endpoint and the settings of the {place}"
     return Fault(said, passing)
+
+
+def redirected(location: str | None) -> Fault:
+    """For a redirect that is not the service's own."""
+    to = literal(repr(one_line(location)[:200])) if location else "another address"
+    return Fault(f"what answers at {{endpoint}} redirects to {to}; configure the address of the service itself")
 
 
 def certificate(text: str) -> Fault:

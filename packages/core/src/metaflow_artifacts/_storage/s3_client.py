@@ -87,6 +87,7 @@ def prepare(client: Any) -> Any:
         raise StorageError(f"boto3 {botocore.__version__} is too old for the s3 datastore: install boto3>={needed}")
     events = client.meta.events
     events.register("before-sign.s3.PutObject", _send_at_once, unique_id="metaflow-artifacts-put")
+    events.register("before-call.s3.HeadBucket", _never_redirect, unique_id="metaflow-artifacts-head")
     events.register("before-parse.s3.ListObjectsV2", _parse_page, unique_id="metaflow-artifacts-list")
     # Not public. Without it, an interrupted transfer leaves its requests to themselves.
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
@@ -105,6 +106,12 @@ def takes(client: Any, operation: str, *fields: str) -> bool:
 def _send_at_once(request: Any, **_: Any) -> None:
     # botocore sends `Expect: 100-continue` with a file-like body, which costs a round trip for each object.
     del request.headers["Expect"]
+
+
+def _never_redirect(params: dict[str, Any], **_: Any) -> None:
+    # After a redirect, botocore asks for the bucket's region by this request. If that is redirected too, as by a server
+    # that wants https, it would ask for ever.
+    params.get("context", {}).get("s3_redirect", {})["redirected"] = True
 
 
 def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

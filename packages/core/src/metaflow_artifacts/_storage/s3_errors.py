@@ -68,6 +68,7 @@ _PASSING = frozenset(
         "409",
     }
 )
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNSUPPORTED = frozenset({400, 405, 411, 501})
 _PERMANENT = frozenset({"NotImplemented", "InsufficientStorage"})
 
@@ -121,12 +122,22 @@ def _answer(error: Any) -> Fault:
         return words.missing()
     if code == "KeyTooLongError":
         return words.too_long()
+    if status in _REDIRECTS and code in {"", str(status), "PermanentRedirect"} and not _names_region(error):
+        where = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("location")
+        return words.redirected(where)
     passing = code in _PASSING or (status >= 500 and code not in _PERMANENT)
     if code.startswith("KMS"):
         return Fault(literal(f"the encryption key cannot be used: {one_line(details.get('Message'))}"))
     if code in _REASONS:
         return Fault(_REASONS[code], passing)
     return words.answered(code or status, details.get("Message"), passing)
+
+
+def _names_region(error: Any) -> bool:
+    """Whether a redirect is S3's own, to the region of the bucket."""
+    answer = error.response
+    said = str(answer.get("Error", {}).get("Code", ""))
+    return not said.isdecimal() or "x-amz-bucket-region" in answer["ResponseMetadata"].get("HTTPHeaders", {})
 
 
 def _failure(error: Exception) -> Fault:
