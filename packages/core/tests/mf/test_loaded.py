@@ -7,8 +7,10 @@ import gc
 import os
 import pickle
 import pickletools
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -17,10 +19,11 @@ from typing import Any, Literal
 
 import pytest
 
-from metaflow_artifacts import TargetError, UsageError
+from metaflow_artifacts import StorageError, TargetError, UsageError
 from metaflow_artifacts._mf import loaded
 from metaflow_artifacts._mf.loaded import Loaded, loaded_keys, note_loaded
 from metaflow_artifacts._mf.temporary import TemporaryDirectories
+from metaflow_artifacts._upkeep.spill import Spill
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,18 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TargetError, match=r"cannot make a temporary directory in .*file.*temp_dir_root"):
         TemporaryDirectories(tmp_path / "file").new("x_")
+
+
+def test_no_directory_for_temporary_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
+    tried = re.escape(f"[{str(tmp_path / 'missing')!r}]")
+    with pytest.raises(
+        TargetError, match=rf"cannot make a temporary directory: No usable .*{tried}; set temp_dir_root"
+    ):
+        TemporaryDirectories().new("x_")
+    with pytest.raises(StorageError, match=rf"cannot write a temporary file: No usable .*{tried}; .* in TMPDIR"):
+        Spill(in_memory=0).append(b"content")
 
 
 def test_directories_go_at_the_end_of_the_process_and_not_in_its_children(tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ class TemporaryDirectories:
                 os.makedirs(self._root, exist_ok=True)
             return made.new(self._root or tempfile.gettempdir(), safe)
         except OSError as error:
-            where = self._root or tempfile.gettempdir()
+            # Without any directory for temporary files, the error names those that were tried.
+            where = self._root or tempfile.tempdir
             raise TargetError(
-                f"cannot make a temporary directory in {where}: {error.strerror or error}; "
+                f"cannot make a temporary directory{f' in {where}' if where else ''}: {error.strerror or error}; "
                 "set temp_dir_root to a directory that can be written"
             ) from error
 

@@ -71,7 +71,9 @@ class Spill:
 
 
 def _failure(error: OSError, action: str) -> StorageError:
+    # Without any directory for temporary files, the error names those that were tried.
+    where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
     return StorageError(
-        f"cannot {action} a temporary file in {tempfile.gettempdir()}: {error.strerror}; make room "
-        "there, or name another directory in TMPDIR"
+        f"cannot {action} a temporary file{where}: {error.strerror}; make room there, or name another directory in "
+        "TMPDIR"
     )
