@@ -22,6 +22,7 @@ from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 from metaflow_artifacts._storage.job import SEND_BYTES, Cancelled, Job, current
+from metaflow_artifacts._transfer.waiting import Changes, Turn
 from metaflow_artifacts._transfer.width import Width
 
 __all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "Manners", "engine", "in_background"]
@@ -70,7 +71,7 @@ class Engine:
         self._threads = 0
         self._idle = 0
         self._held = 0
-        self._tickets: deque[threading.Condition] = deque()
+        self._tickets: deque[Turn] = deque()
         """Callers that wait for memory to make a call themselves."""
 
     def run(self, calls: Iterable[Call], width: Width) -> None:
@@ -120,24 +121,39 @@ class Engine:
     @contextmanager
     def _memory(self, need: int) -> Iterator[None]:
         """Memory for a caller that makes a call itself, and that holds none."""
-        turn = threading.Condition(self._lock)
-        with self._lock:
-            self._tickets.append(turn)
-            try:
-                while self._tickets[0] is not turn or not self._fits(need):
-                    turn.wait()
-                self._held += need
-            finally:
-                self._tickets.remove(turn)
-                starts = self._wake()
-        self._start(starts)
+        turn = Turn()
+        starts = False
         try:
+            with self._lock:
+                self._tickets.append(turn)
+            while not turn.has_come:
+                with self._lock:
+                    change = turn.changed.next()
+                    if self._tickets[0] is turn and self._fits(need):
+                        self._tickets.popleft()
+                        self._held += need
+                        turn.held, turn.has_come = need, True
+                        starts = self._wake()
+                if not turn.has_come:
+                    change.acquire()
+            self._start(starts)
             yield
         finally:
+            self._give_back(turn)
+
+    def _give_back(self, turn: Turn) -> None:
+        try:
             with self._lock:
-                self._held -= need
+                self._held -= turn.held
+                turn.held = 0
+                if turn in self._tickets:
+                    self._tickets.remove(turn)
                 starts = self._wake()
             self._start(starts)
+        except BaseException:
+            # An interrupt. What is not given back now would be missing for ever.
+            self._give_back(turn)
+            raise
 
     def _fits(self, need: int) -> bool:
         return not need or not self._held or self._held + need <= self._budget
@@ -154,7 +170,7 @@ class Engine:
     def _wake(self) -> bool:
         """See to it that somebody makes the next call. Returns whether a thread must be started for it."""
         if self._tickets:
-            self._tickets[0].notify()
+            self._tickets[0].changed.notify_all()
         elif self._choice() is not None:
             if self._idle:
                 self._work.notify()
@@ -177,22 +193,25 @@ class Engine:
                 # The interpreter ends, or the system has no thread left.
                 with self._lock:
                     self._threads -= 1
+                    # Those who have counted on this thread may have to make their calls themselves.
+                    for group in self._groups:
+                        group.changed.notify_all()
 
-    def _begin(self, group: Group, task: _Task | None = None) -> _Task:
-        if task is None:
-            task = group.waiting.popleft()
-        else:
-            group.waiting.remove(task)
+    def _begin(self, group: Group, task: _Task) -> None:
+        thread = threading.get_ident()
+        group.waiting.remove(task)
         self._groups.remove(group)
         if group.waiting:
             self._groups.append(group)
         group.running += 1
         group.width.running += 1
-        return task
+        task.thread = thread
 
-    def _end(self, group: Group) -> None:
-        group.running -= 1
-        group.width.running -= 1
+    def _end(self, group: Group, task: _Task) -> None:
+        if task.thread == threading.get_ident():
+            group.running -= 1
+            group.width.running -= 1
+            task.thread = None
         group.changed.notify_all()
 
     def _serve(self) -> None:
@@ -207,14 +226,15 @@ class Engine:
                     if not woken and self._choice() is None:
                         self._threads -= 1
                         return
-                task = self._begin(group)
+                task = group.waiting[0]
+                self._begin(group, task)
                 self._held += task.need
                 starts = self._wake()
             self._start(starts)
             group.make(task)
             with self._lock:
                 self._held -= task.need
-                self._end(group)
+                self._end(group, task)
                 if self._tickets:
                     self._wake()
             del group, task
@@ -231,32 +251,47 @@ class Engine:
         """Wait for calls of a group. Where there is no thread, this one makes them."""
         while True:
             with self._lock:
-                while not is_done() and (self._threads or not group.waiting):
-                    group.changed.wait()
                 if is_done():
                     return
-                task = self._begin(group)
-            self._make_here(group, task)
+                change = group.changed.next()
+                task = group.waiting[0] if group.waiting and not self._threads else None
+            if task is None:
+                change.acquire()
+            else:
+                self._make_here(group, task)
 
     def _make_here(self, group: Group, task: _Task) -> None:
-        """Make a call of a group in the caller's thread."""
+        """Make a call of a group in the caller's thread, if no other has begun it."""
         try:
-            with self._memory(task.need):
-                group.make(task)
-        finally:
             with self._lock:
-                self._end(group)
+                if task in group.waiting:
+                    self._begin(group, task)
+            if task.thread == threading.get_ident():
+                with self._memory(task.need):
+                    group.make(task)
+        finally:
+            self._end_here(group, task)
+
+    def _end_here(self, group: Group, task: _Task) -> None:
+        try:
+            with self._lock:
+                self._end(group, task)
                 starts = self._wake()
             self._start(starts)
+        except BaseException:
+            self._end_here(group, task)
+            raise
 
 
 class _Task:
-    __slots__ = ("call", "done", "need")
+    __slots__ = ("call", "done", "need", "thread")
 
     def __init__(self, need: int, call: Callable[[], Any]) -> None:
         self.need = need
         self.call = call
         self.done = False
+        self.thread: int | None = None
+        """The thread for which it is counted as running."""
 
 
 class Later(Generic[_R]):
@@ -290,7 +325,7 @@ class Group:
         self.width = width
         self.waiting: deque[_Task] = deque()
         self.running = 0
-        self.changed = threading.Condition(engine._lock)
+        self.changed = Changes()
         self._engine = engine
         self._job = Job(width.slow_down, engine.manners.send_bytes)
         self._error: BaseException | None = None
@@ -311,10 +346,8 @@ class Group:
         """Wait until the call is made; where it has not begun, this thread makes it. Raises the first error."""
         engine = self._engine
         with engine._lock:
-            mine = task in self.waiting
-            if mine:
-                engine._begin(self, task)
-        if mine:
+            waits = task in self.waiting
+        if waits:
             engine._make_here(self, task)
         engine._wait(self, lambda: task.done or self._error is not None)
         self._raise()
@@ -337,8 +370,8 @@ class Group:
         self._drop()
 
     def _drop(self) -> None:
-        if self.waiting:
-            self.waiting.clear()
+        self.waiting.clear()
+        if self in self._engine._groups:
             self._engine._groups.remove(self)
 
     def _raise(self) -> None:
@@ -375,9 +408,13 @@ class Group:
         if shuts:
             self._job.close()
             end = time.monotonic() + _GRACE_S
-        with self._engine._lock:
-            while self.running and (end is None or end > time.monotonic()):
-                self.changed.wait(None if end is None else end - time.monotonic())
+        while True:
+            with self._engine._lock:
+                left = -1.0 if end is None else max(0.0, end - time.monotonic())
+                if not self.running or not left:
+                    return
+                change = self.changed.next()
+            change.acquire(timeout=left)
 
 
 def _background_engine() -> Engine:
