@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator
+from itertools import accumulate
+from typing import Any
 
 import pytest
 
 from metaflow_artifacts._storage.job import Job
-from metaflow_artifacts._storage.outgoing import ContentChanged
+from metaflow_artifacts._storage.outgoing import ContentChanged, Outgoing
+from metaflow_artifacts._storage.remote_objects import Body
 from metaflow_artifacts._storage.s3 import S3Storage
 from metaflow_artifacts.testing.faults import Answer, Fault, FaultProxy, Lose, Refuse, once
 
@@ -69,6 +72,36 @@ def test_requests_that_break_again_and_again_are_a_sign_of_too_many(
     with Job(lambda: heard.append(1)).working():
         storage.put("a", b"content")
     assert heard == asked
+
+
+@pytest.mark.parametrize("source", ["a file", "memory"])
+def test_less_is_sent_at_once_after_requests_broke(
+    storage: S3Storage, proxy: FaultProxy, direct: S3Storage, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Over a slow link that many connections share, a large block takes longer than one call of send() may."""
+    kind = Outgoing if source == "a file" else Body
+    sent: list[int] = []
+    read = kind.read
+
+    def note(body: Any, size: int = -1) -> Any:
+        block = read(body, size)
+        sent.append(len(block))
+        return block
+
+    monkeypatch.setattr(kind, "read", note)
+    proxy.plan = once(Refuse(0), "PUT", 2)
+    digest = hashlib.sha256(DATA).digest()
+    with Job().working():
+        if source == "a file":
+            storage.send("a", len(DATA), digest, lambda: blocks_of(DATA))
+        else:
+            with storage.stage(len(DATA)) as staged:
+                staged.write(memoryview(DATA))
+                staged.commit("a", digest)
+    assert direct.get("a") == DATA
+    assert max(sent) == 256 << 10
+    last = sent[-1 - next(index for index, total in enumerate(accumulate(reversed(sent))) if total >= len(DATA)) :]
+    assert max(last) <= 16 << 10
 
 
 def test_a_server_that_answers_others_is_asked_again(storage: S3Storage) -> None:

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["SEND_BYTES", "Cancelled", "Job", "check", "current", "pause", "slow_down", "tracked"]
+__all__ = ["SEND_BYTES", "Cancelled", "Job", "check", "current", "pause", "send_bytes", "slow_down", "tracked"]
 
 
 SEND_BYTES = 256 << 10
-"""One call to send() must end within the connect timeout, however much it sends. With this size, a link of 50 kB/s is
-fast enough."""
+"""One call to send() must end within the connect timeout, however much it sends. With this size, 50 kB/s are enough for
+a connection."""
+_SMALL_SEND_BYTES = 8 << 10
+"""The same where requests have failed: 24 connections may share a link of 50 kB/s."""
 
 
 class Cancelled(Exception):
@@ -122,10 +124,17 @@ def pause(seconds: float) -> None:
 
 
 def slow_down() -> None:
-    """Note that the server asks for fewer requests."""
+    """Note that the server asks for fewer requests, or that requests fail again and again."""
     job = current()
     if job is not None:
+        job.send_bytes = min(job.send_bytes, _SMALL_SEND_BYTES)
         job.on_slow_down()
+
+
+def send_bytes() -> int:
+    """How much this thread gives to one call of send()."""
+    job = current()
+    return SEND_BYTES if job is None else job.send_bytes
 
 
 def tracked(pools: Mapping[str, type[Any]]) -> dict[str, type[Any]]:

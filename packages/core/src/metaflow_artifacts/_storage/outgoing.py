@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Generator
 
-from metaflow_artifacts._storage.job import SEND_BYTES, check, current
+from metaflow_artifacts._storage.job import check, send_bytes
 
 __all__ = ["Blocks", "ContentChanged", "Outgoing", "verified"]
 
@@ -62,7 +62,7 @@ class Outgoing:
         return self._size
 
     def read(self, size: int = -1) -> memoryview | bytes:
-        """The next bytes, about 256 KiB of them whatever `size` is; all that is left where it is negative."""
+        """The next bytes, as many as one call of send() is given, whatever `size` is; all if it is negative."""
         if size < 0:
             pieces = []
             while piece := self.read(1):
@@ -74,8 +74,7 @@ class Outgoing:
             except BaseException as error:
                 self.failure = error
                 raise
-        job = current()
-        count = SEND_BYTES if job is None else job.send_bytes
+        count = send_bytes()
         piece, self._block = self._block[:count], self._block[count:]
         self._position += len(piece)
         return piece

@@ -15,10 +15,6 @@ from metaflow_artifacts.errors import StorageError, TransientStorageError
 
 __all__ = ["Answer", "Body", "CopiedBody", "Described", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
 
-# One call to send() must end within the connect timeout, however much it sends. With blocks of this size, a link of
-# 50 kB/s is fast enough.
-_BLOCK_BYTES = 256 << 10
-
 
 class Source(Protocol):
     """The body of an answer."""
@@ -218,7 +214,7 @@ def memory(size: int) -> mmap.mmap:
 
 
 class Body:
-    """A buffer as a file that is read in blocks of at least 256 KiB, and not copied."""
+    """A buffer as a file that is read in blocks of the size that is sent at once, and not copied."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -228,7 +224,7 @@ class Body:
         return len(self._data)
 
     def read(self, size: int = -1) -> memoryview:
-        end = len(self._data) if size < 0 else self._position + max(size, _BLOCK_BYTES)
+        end = len(self._data) if size < 0 else self._position + job.send_bytes()
         block = self._data[self._position : end]
         self._position += len(block)
         return block
