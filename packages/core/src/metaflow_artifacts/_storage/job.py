@@ -21,7 +21,7 @@ SEND_BYTES = 256 << 10
 """One call to send() must end within the connect timeout, however much it sends. With this size, 50 kB/s are enough for
 a connection."""
 _SMALL_SEND_BYTES = 8 << 10
-"""The same where requests have failed: 24 connections may share a link of 50 kB/s."""
+"""The same where requests have failed: 24 connections may share a slow link."""
 
 
 class Cancelled(Exception):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from metaflow_artifacts._storage import job
 from metaflow_artifacts._storage.remote_errors import BadAnswer, RequestContext, error_for, not_understood
-from metaflow_artifacts.errors import ArtifactError, TransientStorageError
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, TransientStorageError
 
 __all__ = ["Requests", "Service", "named"]
 
@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 _SDKS = frozenset({"azure", "botocore", "dateutil", "google", "http", "requests", "urllib3"})
 """The modules that read answers."""
 _ATTEMPTS = 7
+"""For a server that has not answered yet, whose address may be wrong. For others twice as many, which takes some 35 s
+where each fails at once, as while a server is started anew."""
 _DIGEST_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
@@ -127,11 +129,13 @@ class Requests:
                 seconds = self.pause(attempt, began)
                 if seconds is None:
                     raise
-            except ArtifactError:
+            except ArtifactError as error:
                 # Before `faults`, which needs the SDK: it may be what is missing.
+                self._note(error)
                 raise
             except self.service.faults() as error:
                 failure = self.service.explain(error, self.context(action, key))
+                self._note(failure)
                 seconds = self.pause(attempt, began, self.service.asks_to_slow_down(error))
                 # A digest that is wrong again and again is rarely the network's fault: the buffer has changed.
                 futile = attempt >= _DIGEST_ATTEMPTS and self.service.is_changed(error)
@@ -147,6 +151,11 @@ class Requests:
                 return result
             job.pause(seconds)
         raise AssertionError("unreachable")
+
+    def _note(self, failure: ArtifactError) -> None:
+        if isinstance(failure, ArtifactNotFound):
+            # The server has answered.
+            self._answered_at = time.monotonic()
 
     def _once(self, action: str, key: str, request: Callable[[Any], _T]) -> _T:
         client = self.client(action, key)
@@ -173,7 +182,8 @@ class Requests:
         seconds = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
         # While a server answers other requests, it is slow, or has too many of them, and does not stall.
         late = time.monotonic() - max(began, self._answered_at) + seconds > self.patience
-        return None if attempt >= _ATTEMPTS or late else seconds
+        most = _ATTEMPTS if self._answered_at == float("-inf") else 2 * _ATTEMPTS
+        return None if attempt >= most or late else seconds
 
     def client(self, action: str, key: str) -> Any:
         """The client of this process. The error for one that cannot be made names `action` and `key`."""
