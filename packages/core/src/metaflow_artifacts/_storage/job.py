@@ -14,7 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["SEND_BYTES", "Cancelled", "Job", "check", "current", "pause", "send_bytes", "slow_down", "tracked"]
+__all__ = [
+    "SEND_BYTES",
+    "Cancelled",
+    "Job",
+    "check",
+    "current",
+    "pause",
+    "send_bytes",
+    "slow_down",
+    "tracked",
+    "work_again_for",
+]
 
 
 SEND_BYTES = 256 << 10
@@ -97,6 +108,11 @@ _local = threading.local()
 def current() -> Job | None:
     """The job that this thread works for."""
     return getattr(_local, "job", None)
+
+
+def work_again_for(job: Job | None) -> None:
+    """Have this thread work for this job, or for none. An interrupt may have come at the end of `Job.working`."""
+    _local.job = job
 
 
 def _forget() -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from metaflow_artifacts._storage.job import Job, current
+from metaflow_artifacts._storage.job import Job, current, work_again_for
 
 __all__ = ["for_each"]
 
@@ -21,7 +21,8 @@ def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) ->
     also shuts their sockets. The caller's thread makes calls too, so this also works where no thread can be started any
     more, such as at the interpreter's exit.
     """
-    job = current() or Job()
+    before = current()
+    job = before or Job()
     remaining = iter(items)
     errors: list[BaseException] = []
     lock = threading.Lock()
@@ -57,6 +58,7 @@ def for_each(call: Callable[[_T], object], items: Iterable[_T], threads: int) ->
             thread.join()
     except BaseException:
         job.close()
+        work_again_for(before)
         raise
     if errors:
         try:

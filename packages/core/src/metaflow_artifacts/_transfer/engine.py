@@ -7,11 +7,16 @@ the whole budget runs while no other one holds memory. Calls of a call are made 
 The threads are daemons, so that they never keep the interpreter from its end. They end when there was nothing to do for
 a while. Where no thread can be started any more, the thread that wants the calls makes them. A forked child begins with
 an engine of its own.
+
+An interrupt (KeyboardInterrupt) may come in the caller's thread at any moment, also before the first line of a
+function. So what must be given back is given back in two `finally`, one around the other; the second time does nothing
+where the first one came to its end.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -21,7 +26,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
-from metaflow_artifacts._storage.job import SEND_BYTES, Cancelled, Job, current
+from metaflow_artifacts._storage.job import SEND_BYTES, Cancelled, Job, current, work_again_for
 from metaflow_artifacts._transfer.waiting import Changes, Turn
 from metaflow_artifacts._transfer.width import Width
 
@@ -65,10 +70,14 @@ class Engine:
         self._most_threads = most_threads
         self.manners = manners or Manners()
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
+        self._work: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """An item for each idle thread that shall look for a call."""
         self._groups: deque[Group] = deque()
         """Those with calls that wait; the one that was served last comes last."""
         self._threads = 0
+        """Those that serve; each counts itself."""
+        self._is_alone = False
+        """Whether the last thread could not be started."""
         self._idle = 0
         self._held = 0
         self._tickets: deque[Turn] = deque()
@@ -90,9 +99,14 @@ class Engine:
             for need, call in first:
                 self._run_here(need, call, width)
             return
-        with Group(self, width) as group:
-            for need, call in chain(first, remaining):
-                group.add(need, call)
+        group = Group(self, width)
+        try:
+            with group:
+                for need, call in chain(first, remaining):
+                    group.add(need, call)
+        except BaseException as error:
+            group.leave(error)
+            raise
 
     def ordered(self, call: Callable[[_T], _R], items: Iterable[_T], width: Width) -> Iterator[_R]:
         """The results of the call for each item, in order; several items ahead are worked on.
@@ -104,56 +118,64 @@ class Engine:
         if current() is not None or len(first) < 2:
             yield from map(call, chain(first, remaining))
             return
-        with Group(self, width) as group:
-            ahead: deque[Later[_R]] = deque()
-            for item in chain(first, remaining):
-                ahead.append(group.later(lambda item=item: call(item)))  # type: ignore[misc]
-                if len(ahead) > 2 * width.now:
+        group, ahead = Group(self, width), deque[Later[_R]]()
+        try:
+            with group:
+                for item in chain(first, remaining):
+                    ahead.append(group.later(lambda item=item: call(item)))  # type: ignore[misc]
+                    if len(ahead) > 2 * width.now:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        except BaseException as error:
+            group.leave(error)
+            raise
 
     def _run_here(self, need: int, call: Callable[[], None], width: Width) -> None:
         """Make one call in the caller's thread."""
-        with self._memory(need), Job(width.slow_down, self.manners.send_bytes).working():
-            call()
-
-    @contextmanager
-    def _memory(self, need: int) -> Iterator[None]:
-        """Memory for a caller that makes a call itself, and that holds none."""
         turn = Turn()
-        starts = False
         try:
-            with self._lock:
-                self._tickets.append(turn)
-            while not turn.has_come:
-                with self._lock:
-                    change = turn.changed.next()
-                    if self._tickets[0] is turn and self._fits(need):
-                        self._tickets.popleft()
-                        self._held += need
-                        turn.held, turn.has_come = need, True
-                        starts = self._wake()
-                if not turn.has_come:
-                    change.acquire()
-            self._start(starts)
-            yield
+            try:
+                self._take(turn, need)
+                with Job(width.slow_down, self.manners.send_bytes).working():
+                    call()
+            finally:
+                self._give_back(turn)
         finally:
             self._give_back(turn)
 
-    def _give_back(self, turn: Turn) -> None:
-        try:
+    def _take(self, turn: Turn, need: int) -> None:
+        """Wait for memory for a caller that makes a call itself, and that holds none."""
+        with self._lock:
+            self._tickets.append(turn)
+        needed = False
+        while not turn.has_come:
             with self._lock:
-                self._held -= turn.held
-                turn.held = 0
-                if turn in self._tickets:
-                    self._tickets.remove(turn)
-                starts = self._wake()
-            self._start(starts)
-        except BaseException:
-            # An interrupt. What is not given back now would be missing for ever.
-            self._give_back(turn)
-            raise
+                change = turn.changed.next()
+                if self._tickets[0] is turn and self._fits(need):
+                    self._tickets.popleft()
+                    self._held += need
+                    turn.held, turn.has_come = need, True
+                    needed = self._wake()
+            if not turn.has_come:
+                change.acquire()
+        self._start(needed)
+
+    def _give_back(self, turn: Turn, group: Group | None = None, task: _Task | None = None) -> None:
+        """The end of a caller's turn, and of the call that it has made of a group."""
+        if turn.is_over:
+            return
+        work_again_for(turn.job)
+        with self._lock:
+            if group is not None and task is not None:
+                self._end(group, task)
+            self._held -= turn.held
+            turn.held = 0
+            if turn in self._tickets:
+                self._tickets.remove(turn)
+            needed = self._wake()
+        self._start(needed)
+        turn.is_over = True
 
     def _fits(self, need: int) -> bool:
         return not need or not self._held or self._held + need <= self._budget
@@ -172,35 +194,35 @@ class Engine:
         if self._tickets:
             self._tickets[0].changed.notify_all()
         elif self._choice() is not None:
-            if self._idle:
-                self._work.notify()
-            elif self._threads < self._most_threads:
-                self._threads += 1
-                return True
+            if not self._idle:
+                return self._threads < self._most_threads
+            if self._work.qsize() < self._idle:
+                self._work.put(None)
         return False
 
     def wake(self) -> None:
         """See to it that the calls are made which may run now that a width has grown."""
         with self._lock:
-            starts = self._wake()
-        self._start(starts)
+            needed = self._wake()
+        self._start(needed)
 
-    def _start(self, starts: bool) -> None:
-        if starts:
+    def _start(self, needed: bool) -> None:
+        if needed:
             try:
                 threading.Thread(target=self._serve, name="metaflow-artifacts", daemon=True).start()
             except RuntimeError:
                 # The interpreter ends, or the system has no thread left.
                 with self._lock:
-                    self._threads -= 1
+                    self._is_alone = True
                     # Those who have counted on this thread may have to make their calls themselves.
                     for group in self._groups:
                         group.changed.notify_all()
 
     def _begin(self, group: Group, task: _Task) -> None:
         thread = threading.get_ident()
-        group.waiting.remove(task)
+        # In this order, since other threads look for the first call that waits of each group in the queue.
         self._groups.remove(group)
+        group.waiting.remove(task)
         if group.waiting:
             self._groups.append(group)
         group.running += 1
@@ -217,35 +239,55 @@ class Engine:
     def _serve(self) -> None:
         """What each thread does."""
         _local.engine = self
-        while True:
-            with self._lock:
-                while (group := self._choice()) is None:
-                    self._idle += 1
-                    woken = self._work.wait(_IDLE_S)
-                    self._idle -= 1
-                    if not woken and self._choice() is None:
-                        self._threads -= 1
-                        return
-                task = group.waiting[0]
-                self._begin(group, task)
-                self._held += task.need
-                starts = self._wake()
-            self._start(starts)
+        with self._lock:
+            if self._threads >= self._most_threads:
+                return
+            self._threads += 1
+            self._is_alone = False
+        while (found := self._next()) is not None:
+            group, task, needed = found
+            self._start(needed)
             group.make(task)
             with self._lock:
                 self._held -= task.need
                 self._end(group, task)
                 if self._tickets:
                     self._wake()
-            del group, task
+            del found, group, task
+
+    def _next(self) -> tuple[Group, _Task, bool] | None:
+        """Begin the next call. Returns whether a thread must be started for the one after it, too.
+
+        None, where there was nothing to do for a while: the thread ends.
+        """
+        was_idle, was_woken = False, True
+        while True:
+            with self._lock:
+                self._idle -= was_idle
+                group = self._choice()
+                if group is not None:
+                    task = group.waiting[0]
+                    self._begin(group, task)
+                    self._held += task.need
+                    return group, task, self._wake()
+                if not was_woken:
+                    self._threads -= 1
+                    return None
+                self._idle += 1
+            was_idle = True
+            try:
+                self._work.get(timeout=_IDLE_S)
+            except queue.Empty:
+                was_woken = False
 
     def _add(self, group: Group, task: _Task) -> None:
         with self._lock:
-            if not group.waiting:
-                self._groups.append(group)
+            # In this order: see `_begin`.
             group.waiting.append(task)
-            starts = self._wake()
-        self._start(starts)
+            if len(group.waiting) == 1:
+                self._groups.append(group)
+            needed = self._wake()
+        self._start(needed)
 
     def _wait(self, group: Group, is_done: Callable[[], bool]) -> None:
         """Wait for calls of a group. Where there is no thread, this one makes them."""
@@ -254,7 +296,8 @@ class Engine:
                 if is_done():
                     return
                 change = group.changed.next()
-                task = group.waiting[0] if group.waiting and not self._threads else None
+                makes = group.waiting and self._is_alone and not self._threads
+                task = group.waiting[0] if makes else None
             if task is None:
                 change.acquire()
             else:
@@ -262,25 +305,19 @@ class Engine:
 
     def _make_here(self, group: Group, task: _Task) -> None:
         """Make a call of a group in the caller's thread, if no other has begun it."""
+        turn = Turn()
         try:
-            with self._lock:
-                if task in group.waiting:
-                    self._begin(group, task)
-            if task.thread == threading.get_ident():
-                with self._memory(task.need):
+            try:
+                with self._lock:
+                    if task in group.waiting:
+                        self._begin(group, task)
+                if task.thread == threading.get_ident():
+                    self._take(turn, task.need)
                     group.make(task)
+            finally:
+                self._give_back(turn, group, task)
         finally:
-            self._end_here(group, task)
-
-    def _end_here(self, group: Group, task: _Task) -> None:
-        try:
-            with self._lock:
-                self._end(group, task)
-                starts = self._wake()
-            self._start(starts)
-        except BaseException:
-            self._end_here(group, task)
-            raise
+            self._give_back(turn, group, task)
 
 
 class _Task:
@@ -329,11 +366,13 @@ class Group:
         self._engine = engine
         self._job = Job(width.slow_down, engine.manners.send_bytes)
         self._error: BaseException | None = None
+        self._is_dropped = False
+        self._is_left = False
 
     def add(self, need: int, call: Callable[[], None]) -> None:
         """Have a call made that needs so many bytes of memory. Waits while many wait. Raises the first error."""
         self._engine._add(self, _Task(need, call))
-        self._engine._wait(self, lambda: self._error is not None or len(self.waiting) < 2 * self.width.now)
+        self._engine._wait(self, lambda: self._is_dropped or len(self.waiting) < 2 * self.width.now)
         self._raise()
 
     def later(self, call: Callable[[], _R]) -> Later[_R]:
@@ -349,7 +388,7 @@ class Group:
             waits = task in self.waiting
         if waits:
             engine._make_here(self, task)
-        engine._wait(self, lambda: task.done or self._error is not None)
+        engine._wait(self, lambda: task.done or self._is_dropped)
         self._raise()
 
     def make(self, task: _Task) -> None:
@@ -370,17 +409,22 @@ class Group:
         self._drop()
 
     def _drop(self) -> None:
-        self.waiting.clear()
+        self._is_dropped = True
+        # In this order: see `_begin`.
         if self in self._engine._groups:
             self._engine._groups.remove(self)
+        self.waiting.clear()
+        self.changed.notify_all()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._is_dropped:
+            raise Cancelled
 
     def __enter__(self) -> Group:
         self.width.begin()
-        self.width.when_wider.append(self._engine.wake)
+        self.width.when_wider.add(self._engine.wake)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -388,16 +432,20 @@ class Group:
             if error is None:
                 self._engine._wait(self, lambda: not self.waiting and not self.running)
                 self._raise()
-            else:
-                self._abandon(shuts=not isinstance(error, Exception))
+            self.leave(error)
         except BaseException as second:
-            if error is None or not isinstance(second, Exception):
-                self._abandon(shuts=not isinstance(second, Exception))
+            self.leave(second)
             raise
-        finally:
-            self.width.when_wider.remove(self._engine.wake)
-            # Break the reference cycle of error, traceback, frame and group, which would keep buffers alive.
-            self._error = None
+
+    def leave(self, error: BaseException | None) -> None:
+        """Let nothing of the group go on after the block, which ends with this error."""
+        if self._is_left:
+            return
+        if error is not None:
+            self._abandon(shuts=not isinstance(error, Exception))
+        # Break the reference cycle of error, traceback, frame and group, which would keep buffers alive.
+        self._error = None
+        self._is_left = True
 
     def _abandon(self, shuts: bool) -> None:
         """Drop the calls that wait, and wait for those that run."""

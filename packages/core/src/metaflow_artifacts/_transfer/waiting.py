@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from metaflow_artifacts._storage.job import current
+
 __all__ = ["Changes", "Turn"]
 
 
@@ -26,15 +28,21 @@ class Changes:
         return change
 
     def notify_all(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for change in waiting:
-            change.release()
+        for change in self._waiting:
+            # An interrupt may have ended the last call here.
+            if change.locked():
+                change.release()
+        self._waiting.clear()
 
 
 class Turn:
-    """A caller that waits for memory, or holds some."""
+    """A caller that makes a call itself, and waits for memory or holds some."""
 
     def __init__(self) -> None:
         self.changed = Changes()
+        self.job = current()
+        """What the caller works for otherwise."""
         self.held = 0
         self.has_come = False
+        self.is_over = False
+        """Whether the memory was given back, and who waits for it knows."""

@@ -54,7 +54,7 @@ class Width:
     ) -> None:
         self.now = self._start = max(1, start)
         self.running = 0
-        self.when_wider: list[Callable[[], None]] = []
+        self.when_wider: set[Callable[[], None]] = set()
         """What to call when more calls may run at once."""
         self._most = most
         self._searches = most > start
