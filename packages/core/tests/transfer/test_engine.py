@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -225,6 +226,33 @@ def test_a_caller_takes_a_call_back_that_no_thread_has_begun() -> None:
     with Group(shared, Width(1)) as group:
         shared.run([(0, lambda: outer(group)) for _ in range(4)], Width(2))
     assert here == [True] * 4
+
+
+def test_a_call_that_holds_memory_gets_its_result_while_another_caller_waits_for_memory() -> None:
+    """So does a download from the Hub, whose calls have their chunks stored beside them."""
+    shared, holds, results = Engine(budget=100, most_threads=1), threading.Event(), []
+
+    def outer() -> None:
+        holds.set()
+        while not shared._tickets:
+            time.sleep(0.001)
+        results.append(group.later(lambda: "stored").result())
+
+    def transfer() -> None:
+        shared.run([(60, outer)] * 2, Width(1))
+
+    def save() -> None:
+        while len(results) < 2:
+            shared.run([(60, lambda: None)], Width(1))
+
+    group = Group(shared, Width(1))
+    threads = [threading.Thread(target=call, daemon=True) for call in (transfer, save)]
+    for thread in threads:
+        thread.start()
+        assert holds.wait(30)
+    for thread in threads:
+        thread.join(30)
+    assert results == ["stored"] * 2
 
 
 def test_a_thread_that_cannot_be_started_holds_up_nobody_who_has_counted_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,10 @@ class Engine:
             self._give_back(turn)
 
     def _take(self, turn: Turn, need: int) -> None:
-        """Wait for memory for a caller that makes a call itself, and that holds none."""
+        """Wait for memory for a caller that makes a call itself, and that holds none where it needs some."""
+        if not need:
+            # A call may want the result of another one while it holds memory that others wait for.
+            return
         with self._lock:
             self._tickets.append(turn)
         needed = False
