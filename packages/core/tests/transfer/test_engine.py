@@ -255,6 +255,39 @@ def test_a_call_that_holds_memory_gets_its_result_while_another_caller_waits_for
     assert results == ["stored"] * 2
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_transfers_of_all_kinds_at_once_come_to_their_end(seed: int) -> None:
+    numbers = random.Random(seed)
+    shared, done = Engine(budget=100, most_threads=numbers.choice((1, 2, 4, 64))), []
+
+    def nap() -> None:
+        time.sleep(0.0005)
+
+    def outer(group: Group) -> None:
+        for later in [group.later(nap) for _ in range(3)]:
+            later.result()
+
+    def transfers(numbers: random.Random) -> None:
+        for _ in range(8):
+            width, count = Width(numbers.choice((1, 2, 6, 24))), numbers.choice((1, 2, 5, 30))
+            shared.run([(numbers.randint(0, 120), nap) for _ in range(count)], width)
+            assert list(shared.ordered(lambda item: item, range(count), width)) == list(range(count))
+            with Group(shared, width) as group:
+                for _ in range(count):
+                    group.add(numbers.randint(0, 50), partial(outer, group))
+        done.append(1)
+
+    each = [random.Random(10 * seed + number) for number in range(4)]
+    threads = [threading.Thread(target=transfers, args=(numbers,), daemon=True) for numbers in each]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 60
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+    assert len(done) == 4
+    assert (shared._held, list(shared._tickets), list(shared._groups)) == (0, [], [])
+
+
 def test_a_thread_that_cannot_be_started_holds_up_nobody_who_has_counted_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shared, made, waits = Engine(most_threads=2), [], threading.Event()
     plain_start, plain_next = threading.Thread.start, Changes.next
