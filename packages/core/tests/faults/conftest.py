@@ -70,7 +70,7 @@ def direct(root: str, s3_server: SeaweedServer) -> Store:
 def connect(s3_server: SeaweedServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Makes a client that goes through the proxy, and does not wait long for an answer or before a retry."""
     monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
+    monkeypatch.setattr(chunks, "RETRY_WINDOW_S", 0.2)
     from metaflow_artifacts._storage.s3 import client_config
 
     config = client_config(read_timeout=0.7, connect_timeout=0.7)

@@ -22,6 +22,7 @@ __all__ = [
     "READ_ATTEMPTS",
     "READ_BYTES",
     "REFRESH_AFTER",
+    "RETRY_WINDOW_S",
     "Presence",
     "are_safe_from_gc",
     "chunk_key",
@@ -42,7 +43,7 @@ READ_ATTEMPTS = 4
 _BLOCK_BYTES = 512 << 10
 READ_BYTES = 2 * _BLOCK_BYTES
 """The memory of reading a chunk: a block, and what the storage has received of it."""
-_RETRY_WINDOW_S = 5.0
+RETRY_WINDOW_S = 5.0
 """A chunk is read again only if it failed within this time; the storage has already retried slower failures."""
 
 
@@ -148,7 +149,7 @@ def read_chunk(storage: Storage, chunk: Chunk, take: Callable[[memoryview], None
         except ArtifactNotFound as error:
             raise missing(storage, chunk) from error
         except TransientStorageError:
-            if not left or time.monotonic() - began > _RETRY_WINDOW_S:
+            if not left or time.monotonic() - began > RETRY_WINDOW_S:
                 raise
             pause(0.1 * (READ_ATTEMPTS - left))
             continue

@@ -83,11 +83,11 @@ class Engine:
         self._tickets: deque[Turn] = deque()
         """Callers that wait for memory to make a call themselves."""
 
-    def run(self, calls: Iterable[Call], width: Width) -> None:
+    def run(self, calls: Iterable[Call], width: Width, group: Group | None = None) -> None:
         """Make the calls, as many at once as `width` allows. Raises the first error.
 
-        After an error no further call begins, and those that have begun are waited for. An interrupt
-        (KeyboardInterrupt) also shuts their sockets.
+        `group` is a new one with this width, whose `later` the calls use. After an error no further call begins, and
+        those that have begun are waited for. An interrupt (KeyboardInterrupt) also shuts their sockets.
         """
         remaining = iter(calls)
         if current() is not None:
@@ -95,11 +95,11 @@ class Engine:
                 call()
             return
         first = list(islice(remaining, 2))
-        if len(first) < 2:
+        if group is None and len(first) < 2:
             for need, call in first:
                 self._run_here(need, call, width)
             return
-        group = Group(self, width)
+        group = group or Group(self, width)
         try:
             with group:
                 for need, call in chain(first, remaining):

@@ -15,14 +15,15 @@ from typing import Any
 from metaflow_artifacts._format.manifest import Chunk, FileEntry, begins_of
 from metaflow_artifacts._format.plan import Segment, segments
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts._storage.job import check, pause
+from metaflow_artifacts._storage.job import check, current, pause
 from metaflow_artifacts._transfer.cache import Cache, Filling, Patience
 from metaflow_artifacts._transfer.chunks import READ_BYTES, read_chunk
-from metaflow_artifacts._transfer.engine import engine
+from metaflow_artifacts._transfer.engine import Group, engine
 from metaflow_artifacts._transfer.holes import leave_hole, only_zeros, zero_sha256
 from metaflow_artifacts._transfer.packs import MAX_HELD_BYTES, Run, cached_run, read_run, runs
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import Leftovers
+from metaflow_artifacts._transfer.split_reads import SplitReads, ranges_of
 from metaflow_artifacts._transfer.staging import Stage
 from metaflow_artifacts._transfer.target import create, seek, write_all, write_file
 from metaflow_artifacts._transfer.width import Width, width_of
@@ -72,9 +73,10 @@ class _Piece:
     size: int
     """The bytes that are wanted."""
 
-    @property
-    def memory(self) -> int:
-        return READ_BYTES if self.runs is None else 2 * max(run.size for run in self.runs)
+    def memory(self, split: SplitReads | None) -> int:
+        if self.runs is not None:
+            return 2 * max(run.size for run in self.runs)
+        return READ_BYTES * (split.ranges(self.chunk) if split else 1)
 
 
 class _Load:
@@ -103,6 +105,8 @@ class _Load:
         self._locks = {number: threading.Lock() for number in wanted}
         self._left: list[_Piece] = []
         """What this round could not get."""
+        self._split: SplitReads | None = None
+        """What reads the chunks of this round, if they are few."""
 
     def run(self, pieces: Sequence[_Piece]) -> None:
         once, again, zeros, first = self._sorted(pieces)
@@ -151,9 +155,9 @@ class _Load:
         """Write a chunk again that was written elsewhere in the stage. It is hashed, since a disk may be damaged."""
         digest = hashlib.sha256()
         try:
-            with self._writer(piece, None) as writer:
+            with self._writer(piece.parts) as writer:
                 writer.restart()
-                for block in self._blocks(first):
+                for block in self._blocks(first.parts):
                     digest.update(block)
                     writer.take(block)
         except FileNotFoundError:
@@ -163,9 +167,10 @@ class _Load:
         else:
             self._from_storage(piece)
 
-    def _blocks(self, piece: _Piece) -> Iterator[memoryview]:
+    def _blocks(self, parts: Sequence[Segment]) -> Iterator[memoryview]:
+        """What the stage has of some parts."""
         buffer = memoryview(bytearray(len(_ZEROS)))
-        for part in piece.parts:
+        for part in parts:
             with open(os.path.join(self._stage.files, self._files[part.file].path), "rb", buffering=0) as file:
                 file.seek(part.start)
                 left = part.length
@@ -176,7 +181,7 @@ class _Load:
     def _run(self, pieces: Sequence[_Piece]) -> None:
         cache = self._cache
         if cache is None:
-            self._make(pieces, self._from_storage, self._width)
+            self._fetch(pieces, self._from_storage)
             return
         patience = Patience(cache)
         while pieces:
@@ -188,14 +193,31 @@ class _Load:
             self._make(there, lambda piece: self._from_cache(cache, piece), Width(os.cpu_count() or 1))
             rest += self._left
             self._left = []
-            self._make(rest, lambda piece: self._into_cache(cache, piece, patience), self._width)
+            self._fetch(rest, lambda piece: self._into_cache(cache, piece, patience))
             if len(self._left) == len(pieces):
                 pause(_ROUND_S)
             # What had been left in the target was looked for once.
             self._found = None
             pieces = self._left
 
-    def _make(self, pieces: Sequence[_Piece], get: Callable[[_Piece], None], width: Width) -> None:
+    def _fetch(self, pieces: Sequence[_Piece], get: Callable[[_Piece], None]) -> None:
+        """Get pieces from the storage: where they are few, their chunks over several connections each."""
+        wide, self._width, self._split = width_of(self._storage, "ranges"), width_of(self._storage, "load"), None
+        whole = [piece.chunk for piece in pieces if piece.runs is None]
+        most = wide.now // max(1, len(pieces)) if self._storage.most_threads else 1
+        # Calls of a call are made in its thread.
+        if any(ranges_of(chunk, most) > 1 for chunk in whole) and current() is None:
+            group = Group(engine(), wide)
+            self._width = wide
+            self._split = SplitReads(self._storage, group, most, self._counted_writer, self._blocks)
+        self._make(pieces, get, self._width, self._split)
+
+    def _counted_writer(self, parts: Sequence[Segment]) -> _Writer:
+        return self._writer(parts, self._width)
+
+    def _make(
+        self, pieces: Sequence[_Piece], get: Callable[[_Piece], None], width: Width, split: SplitReads | None = None
+    ) -> None:
         def call(piece: _Piece) -> None:
             with self._stage.used():
                 if self._found is not None and self._found.fill(piece.chunk, piece.parts, self._wanted):
@@ -204,7 +226,8 @@ class _Load:
                 else:
                     get(piece)
 
-        engine().run(((piece.memory, functools.partial(call, piece)) for piece in pieces), width)
+        calls = ((piece.memory(split), functools.partial(call, piece)) for piece in pieces)
+        engine().run(calls, width, None if split is None else split.group)
 
     def _from_cache(self, cache: Cache, piece: _Piece) -> None:
         if not self._take_cached(cache, piece):
@@ -212,7 +235,7 @@ class _Load:
 
     def _take_cached(self, cache: Cache, piece: _Piece) -> bool:
         if piece.runs is None:
-            with self._writer(piece, None) as writer:
+            with self._writer(piece.parts) as writer:
                 if not cache.read(piece.chunk, writer.take, writer.restart):
                     return False
         else:
@@ -240,8 +263,9 @@ class _Load:
 
     def _from_storage(self, piece: _Piece, filling: Filling | None = None) -> None:
         if piece.runs is None:
-            with self._writer(piece, self._width, filling) as writer:
-                read_chunk(self._storage, piece.chunk, writer.take, writer.restart)
+            with self._writer(piece.parts, self._width, filling) as writer:
+                if not self._from_ranges(piece, writer):
+                    read_chunk(self._storage, piece.chunk, writer.take, writer.restart)
             if filling is not None:
                 filling.commit(piece.chunk.sha256)
         else:
@@ -252,6 +276,16 @@ class _Load:
         self._stage.holds_content = True
         self._progress.add(piece.size)
 
+    def _from_ranges(self, piece: _Piece, writer: _Writer) -> bool:
+        """Whether a chunk was read in several ranges."""
+        split = self._split
+        if split is None or split.ranges(piece.chunk) == 1:
+            return False
+        # Ranges are read back, so all of them must be written.
+        if not all(part.file in self._wanted for part in piece.parts):
+            return False
+        return split.read(piece.chunk, piece.parts, writer, writer.fill)
+
     def _files_of(self, run: Run) -> list[FileEntry]:
         return [self._files[number] for number in run.files]
 
@@ -261,8 +295,8 @@ class _Load:
             write_file(self._stage.files, file, rest[: file.size], self._full)
             rest = rest[file.size :]
 
-    def _writer(self, piece: _Piece, width: Width | None, filling: Filling | None = None) -> _Writer:
-        return _Writer(self._files, piece.parts, self._stage.files, self._locks, width, filling, self._full)
+    def _writer(self, parts: Sequence[Segment], width: Width | None = None, filling: Filling | None = None) -> _Writer:
+        return _Writer(self._files, parts, self._stage.files, self._locks, width, filling, self._full)
 
 
 def read_range(
@@ -324,7 +358,7 @@ class _Writer:
     def __init__(
         self,
         files: Sequence[FileEntry],
-        parts: list[Segment],
+        parts: Sequence[Segment],
         directory: str,
         locks: dict[int, threading.Lock],
         width: Width | None,
@@ -365,13 +399,17 @@ class _Writer:
             self._file.close()
             self._file = None
 
+    def fill(self, block: memoryview) -> None:
+        """Give a block to the filling alone."""
+        if self.filling is not None:
+            self.filling.write(block)
+
     def take(self, block: memoryview) -> None:
         """Write a block."""
         check()
         if self.width is not None:
             self.width.moved(len(block))
-        if self.filling is not None:
-            self.filling.write(block)
+        self.fill(block)
         while block:
             if not self._left:
                 self._close()
