@@ -9,7 +9,7 @@
 Each connection passes --rate MB/s (2) each way, and each answer waits --latency seconds (0.02) for its first byte.
 --files (24) of --mib (8) are saved and loaded in --rounds (3) processes; medians are printed, with the most connections
 that were open at once. *bound* is what min(64, pieces) such connections would move, a piece being 16 MiB of a file or
-less; `free` is the same without a limit.
+less; loads of fewer than 25 pieces read ranges of 4 MiB, 48 at once. `free` is the same without a limit.
 
 For another server: --endpoint URL --root ROOT. The client finds the link in the environment variable --variable
 (METAFLOW_S3_ENDPOINT_URL), or in ROOT, where `{endpoint}` stands for its URL.
@@ -44,6 +44,7 @@ from metaflow_artifacts.testing.seaweedfs import seaweedfs
 from metaflow_artifacts.testing.servers import Server
 
 MOST, PIECE = 64, 16 << 20
+FEW, RANGES, RANGE = 24, 48, 4 << 20
 SERVERS: dict[str, Callable[[str], AbstractContextManager[Server]]] = {
     "s3": seaweedfs,
     "azure": azurite,
@@ -181,7 +182,6 @@ def step(service: str, root: str, sources: list[str]) -> None:
     def load(number: int) -> None:
         store.load(keys[number], sources[number] + ".loaded")
 
-    result: dict[str, float] = {}
     for name, action in (("save", save), ("load", load)):
         threads = [threading.Thread(target=action, args=(number,)) for number in range(len(sources))]
         begin = time.perf_counter()
@@ -189,11 +189,10 @@ def step(service: str, root: str, sources: list[str]) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        result[name] = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
         # Not ru_maxrss, which takes over what the parent had in memory when it started this process.
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        result[f"{name} peak"] = int(status["VmHWM"].split()[0]) / 1024
-    print(json.dumps(result))
+        print(json.dumps({name: seconds, f"{name} peak": int(status["VmHWM"].split()[0]) / 1024}), flush=True)
 
 
 def measure(options: argparse.Namespace, link: Link | None, endpoint: str, root: str, env: dict[str, str]) -> Any:
@@ -207,16 +206,31 @@ def measure(options: argparse.Namespace, link: Link | None, endpoint: str, root:
             sources.append(str(source))
         url = link.endpoint if link is not None else endpoint
         where = f"{root.replace('{endpoint}', url)}/{uuid4().hex}"
+        command = [sys.executable, __file__, "--service", options.service, "--step", where, *sources]
+        result: dict[str, float] = {}
         if link is not None:
             link.peak = link.open
-        done = subprocess.run(
-            [sys.executable, __file__, "--service", options.service, "--step", where, *sources],
-            env={**os.environ, **env, options.variable: url},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        return {**json.loads(done.stdout.splitlines()[-1]), "connections": link.peak if link is not None else 0}
+        with subprocess.Popen(
+            command, env={**os.environ, **env, options.variable: url}, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line, name in zip(process.stdout, ("save", "load"), strict=True):
+                result |= json.loads(line)
+                if link is not None:
+                    result[f"{name} connections"] = link.peak
+                    link.peak = link.open
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return result
+
+
+def bound(options: argparse.Namespace, action: str) -> float:
+    """In MB/s."""
+    files, size = options.jobs * options.files, options.mib << 20
+    pieces = files * -(-size // PIECE)
+    if action == "load" and pieces <= FEW:
+        return float(options.rate * min(RANGES, files * max(1, size // RANGE)))
+    return float(options.rate * min(MOST, pieces))
 
 
 def main() -> None:
@@ -253,8 +267,6 @@ def main() -> None:
             for name in list(results)[:: -1 if number % 2 else 1]:
                 results[name].append(measure(options, link if name == "limited" else None, endpoint, root, env))
     total = options.jobs * options.files * (options.mib << 20) / 1e6
-    pieces = options.jobs * options.files * -(-(options.mib << 20) // PIECE)
-    bound = options.rate * min(MOST, pieces)
 
     def median(name: str, metric: str) -> float:
         return statistics.median(result[metric] for result in results[name])
@@ -264,8 +276,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for action in ("save", "load"):
         seconds, free = median("limited", action), median("free", action)
-        cells = [f"{seconds:.2f}", f"{total / seconds:.0f}", f"{bound:.0f}"]
-        cells += [f"{median('limited', 'connections'):.0f}", f"{total / free:.0f}"]
+        cells = [f"{seconds:.2f}", f"{total / seconds:.0f}", f"{bound(options, action):.0f}"]
+        cells += [f"{median('limited', f'{action} connections'):.0f}", f"{total / free:.0f}"]
         print(f"| {action} | " + " | ".join(cells) + f" | {median('limited', f'{action} peak'):.0f} |")
 
 
