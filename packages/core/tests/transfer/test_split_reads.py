@@ -19,7 +19,7 @@ from metaflow_artifacts import Store
 from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._format.plan import Segment
 from metaflow_artifacts._storage import Reader, open_storage
-from metaflow_artifacts._transfer import chunks, split_reads
+from metaflow_artifacts._transfer import chunks, loading, split_reads, staging
 from metaflow_artifacts._transfer.engine import Engine, Group, engine
 from metaflow_artifacts._transfer.split_reads import SplitReads, cut
 from metaflow_artifacts._transfer.width import Width
@@ -222,6 +222,25 @@ def test_no_range_is_written_after_its_chunk_was_given_up() -> None:
     ends.set()
     thread.join(30)
     assert order == ["written", "read as a whole"]
+
+
+def test_a_range_keeps_the_lock_of_the_private_directory(
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted load may leave a thread behind, which must not write to what another load has taken over."""
+    key, users, plain = store.save_model(source / "large")["key"], [], loading._Writer.take
+
+    def take(writer: Any, block: memoryview) -> None:
+        if writer.parts[0].start % CHUNK:
+            (stage,) = (stage for stage in staging._stages if writer.directory == stage.files)
+            users.append(stage._users)
+        plain(writer, block)
+
+    monkeypatch.setattr(loading._Writer, "take", take)
+    store.load(key, tmp_path / "out")
+    # The load itself, the call that waits for the range, and the range.
+    assert len(users) == 6
+    assert min(users) >= 3
 
 
 PARTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 50)), min_size=1, max_size=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -209,11 +210,13 @@ class _Load:
         if any(ranges_of(chunk, most) > 1 for chunk in whole) and current() is None:
             group = Group(engine(), wide)
             self._width = wide
-            self._split = SplitReads(self._storage, group, most, self._counted_writer, self._blocks)
+            self._split = SplitReads(self._storage, group, most, self._range_writer, self._blocks)
         self._make(pieces, get, self._width, self._split)
 
-    def _counted_writer(self, parts: Sequence[Segment]) -> _Writer:
-        return self._writer(parts, self._width)
+    @contextlib.contextmanager
+    def _range_writer(self, parts: Sequence[Segment]) -> Iterator[_Writer]:
+        with self._stage.used(), self._writer(parts, self._width) as writer:
+            yield writer
 
     def _make(
         self, pieces: Sequence[_Piece], get: Callable[[_Piece], None], width: Width, split: SplitReads | None = None
