@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,9 +21,12 @@ from metaflow_artifacts import Store
 from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._format.plan import Segment
 from metaflow_artifacts._storage import Reader, open_storage
-from metaflow_artifacts._transfer import chunks, loading, split_reads, staging
+from metaflow_artifacts._transfer import chunks, loading, split_reads
+from metaflow_artifacts._transfer import engine as engines
 from metaflow_artifacts._transfer.engine import Engine, Group, engine
 from metaflow_artifacts._transfer.split_reads import SplitReads, cut
+from metaflow_artifacts._transfer.staging import left_stages
+from metaflow_artifacts._transfer.target import seek
 from metaflow_artifacts._transfer.width import Width
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TransientStorageError
 from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Request
@@ -224,25 +229,6 @@ def test_no_range_is_written_after_its_chunk_was_given_up() -> None:
     assert order == ["written", "read as a whole"]
 
 
-def test_a_range_keeps_the_lock_of_the_private_directory(
-    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An interrupted load may leave a thread behind, which must not write to what another load has taken over."""
-    key, users, plain = store.save_model(source / "large")["key"], [], loading._Writer.take
-
-    def take(writer: Any, block: memoryview) -> None:
-        if writer.parts[0].start % CHUNK:
-            (stage,) = (stage for stage in staging._stages if writer.directory == stage.files)
-            users.append(stage._users)
-        plain(writer, block)
-
-    monkeypatch.setattr(loading._Writer, "take", take)
-    store.load(key, tmp_path / "out")
-    # The load itself, the call that waits for the range, and the range.
-    assert len(users) == 6
-    assert min(users) >= 3
-
-
 PARTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 50)), min_size=1, max_size=8)
 
 
@@ -260,3 +246,37 @@ def test_ranges_are_all_bytes_in_order(found: list[tuple[int, int, int]], ranges
     sizes = [len(positions(piece)) for piece in pieces]
     assert len(sizes) == ranges
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_range_keeps_the_private_directory_while_it_writes(
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted load does not wait long for its threads. The same load, done again, takes what the first one has
+    left, and what a late thread then writes there would be verified by nobody."""
+    key = store.save_model(source / "large")["key"]
+    target, caller = tmp_path / "out", threading.get_ident()
+    target.mkdir()
+    late, ends, written = threading.Event(), threading.Event(), threading.Event()
+
+    def late_seek(file: Any, position: int) -> None:
+        if position == CHUNK // 4:
+            late.set()
+            assert ends.wait(60)
+            written.set()
+        seek(file, position)
+
+    def interrupt() -> None:
+        assert late.wait(60)
+        signal.pthread_kill(caller, signal.SIGINT)
+
+    monkeypatch.setattr(loading, "seek", late_seek)
+    monkeypatch.setattr(engines, "_GRACE_S", 0.5)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        store.load(key, target)
+    assert list(left_stages(str(target))) == []
+    ends.set()
+    assert written.wait(60)
+    end = time.monotonic() + 60
+    while not list(left_stages(str(target))):
+        assert time.monotonic() < end

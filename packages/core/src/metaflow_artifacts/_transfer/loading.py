@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -10,6 +9,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,8 +213,9 @@ class _Load:
             self._split = SplitReads(self._storage, group, most, self._range_writer, self._blocks)
         self._make(pieces, get, self._width, self._split)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _range_writer(self, parts: Sequence[Segment]) -> Iterator[_Writer]:
+        # After an interrupt, the thread of the chunk does not wait for this one.
         with self._stage.used(), self._writer(parts, self._width) as writer:
             yield writer
 
