@@ -24,6 +24,7 @@ from metaflow_artifacts._storage import Reader, open_storage
 from metaflow_artifacts._transfer import chunks, loading, split_reads
 from metaflow_artifacts._transfer import engine as engines
 from metaflow_artifacts._transfer.engine import Engine, Group, engine
+from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.split_reads import SplitReads, cut
 from metaflow_artifacts._transfer.staging import left_stages
 from metaflow_artifacts._transfer.target import seek
@@ -280,3 +281,22 @@ def test_a_range_keeps_the_private_directory_while_it_writes(
     end = time.monotonic() + 60
     while not list(left_stages(str(target))):
         assert time.monotonic() < end
+
+
+def test_a_chunk_that_the_stage_has_lost_is_read_as_a_whole(store: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    """The calls that read ranges have come to their end by then."""
+    content = os.urandom(CHUNK)
+    (tmp_path / "source").mkdir()
+    for name in "ab":
+        (tmp_path / "source" / name).write_bytes(content)
+    key = store.save_model(tmp_path / "source")["key"]
+    proxy.requests.clear()
+
+    def damage(progress: Progress) -> None:
+        if progress.done == CHUNK:
+            (file,) = (tmp_path / "out").glob(".metaflow_artifacts_*/files/?")
+            file.write_bytes(bytes(CHUNK))
+
+    store.load(key, tmp_path / "out", progress=Progress(damage))
+    assert (tmp_path / "out/b").read_bytes() == content
+    assert sorted(ranges_asked_for(proxy)) == sorted([*ranges_of(0, CHUNK), "all"])

@@ -203,7 +203,7 @@ class _Load:
 
     def _fetch(self, pieces: Sequence[_Piece], get: Callable[[_Piece], None]) -> None:
         """Get pieces from the storage: where they are few, their chunks over several connections each."""
-        wide, self._width, self._split = width_of(self._storage, "ranges"), width_of(self._storage, "load"), None
+        wide, self._width = width_of(self._storage, "ranges"), width_of(self._storage, "load")
         whole = [piece.chunk for piece in pieces if piece.runs is None]
         most = wide.now // max(1, len(pieces)) if self._storage.most_threads else 1
         # Calls of a call are made in its thread.
@@ -212,6 +212,8 @@ class _Load:
             self._width = wide
             self._split = SplitReads(self._storage, group, most, self._range_writer, self._blocks)
         self._make(pieces, get, self._width, self._split)
+        # Nobody waits any more for calls of its group, or stops them.
+        self._split = None
 
     @contextmanager
     def _range_writer(self, parts: Sequence[Segment]) -> Iterator[_Writer]:
