@@ -28,7 +28,7 @@ from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.split_reads import SplitReads, cut
 from metaflow_artifacts._transfer.staging import left_stages
 from metaflow_artifacts._transfer.target import seek
-from metaflow_artifacts._transfer.width import Width
+from metaflow_artifacts._transfer.width import Width, width_of
 from metaflow_artifacts.errors import CorruptArtifact, StorageError, TransientStorageError
 from metaflow_artifacts.testing.faults import Answer, Cut, Damage, Fault, FaultProxy, Request
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
@@ -300,3 +300,15 @@ def test_a_chunk_that_the_stage_has_lost_is_read_as_a_whole(store: Store, proxy:
     store.load(key, tmp_path / "out", progress=Progress(damage))
     assert (tmp_path / "out/b").read_bytes() == content
     assert sorted(ranges_asked_for(proxy)) == sorted([*ranges_of(0, CHUNK), "all"])
+
+
+def test_a_width_that_a_server_has_narrowed_is_forgotten_after_a_while(
+    store: Store, proxy: FaultProxy, source: Path, tmp_path: Path
+) -> None:
+    """A load whose chunks are not split for that reason is a transfer too; else none would ever be split again."""
+    key = store.save_model(source / "large")["key"]
+    width = width_of(store.storage, "ranges")
+    width.now, width._slowed = 1, time.monotonic() - 70
+    proxy.requests.clear()
+    store.load(key, tmp_path / "out")
+    assert sorted(ranges_asked_for(proxy)) == sorted([*2 * ranges_of(0, CHUNK), "all"])

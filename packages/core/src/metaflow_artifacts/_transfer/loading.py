@@ -204,6 +204,8 @@ class _Load:
     def _fetch(self, pieces: Sequence[_Piece], get: Callable[[_Piece], None]) -> None:
         """Get pieces from the storage: where they are few, their chunks over several connections each."""
         wide, self._width = width_of(self._storage, "ranges"), width_of(self._storage, "load")
+        # Also where nothing is split, which may be so since a server has asked to slow down long ago.
+        wide.begin()
         whole = [piece.chunk for piece in pieces if piece.runs is None]
         most = wide.now // max(1, len(pieces)) if self._storage.most_threads else 1
         # Calls of a call are made in its thread.
