@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -312,3 +313,19 @@ def test_a_width_that_a_server_has_narrowed_is_forgotten_after_a_while(
     proxy.requests.clear()
     store.load(key, tmp_path / "out")
     assert sorted(ranges_asked_for(proxy)) == sorted([*2 * ranges_of(0, CHUNK), "all"])
+
+
+def test_ranges_that_cannot_be_read_back(
+    store: Store, proxy: FaultProxy, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk as a whole need not be read back."""
+    key = store.save_model(source / "large")["key"]
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(loading, "open", fails, raising=False)
+    proxy.requests.clear()
+    store.load(key, tmp_path / "out")
+    assert tree(tmp_path / "out") == {"large": (source / "large").read_bytes()}
+    assert sorted(ranges_asked_for(proxy)) == sorted([*2 * ranges_of(0, CHUNK), *3 * ["all"]])
