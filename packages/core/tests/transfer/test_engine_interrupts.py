@@ -84,11 +84,24 @@ def calls_that_no_thread_makes(shared: Engine, width: Width) -> None:
     many_calls(shared, width)
 
 
+def calls_of_calls(shared: Engine, width: Width) -> None:
+    def outer() -> None:
+        assert [later.result() for later in [group.later(lambda: 1) for _ in range(3)]] == [1, 1, 1]
+
+    group = Group(shared, width)
+    shared.run([(60, outer)] * 2, width, group)
+
+
+def calls_of_calls_that_no_thread_makes(shared: Engine, width: Width) -> None:
+    calls_of_calls(shared, width)
+
+
 def cannot_start(thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-TRANSFERS = [one_call, many_calls, results_in_order, calls_beside, calls_that_no_thread_makes]
+WITHOUT_THREADS = [calls_that_no_thread_makes, calls_of_calls_that_no_thread_makes]
+TRANSFERS = [one_call, many_calls, results_in_order, calls_beside, calls_of_calls, *WITHOUT_THREADS]
 
 
 @pytest.mark.parametrize("beside", [0, 2])
@@ -110,7 +123,7 @@ def test_an_interrupt_at_any_moment_costs_other_transfers_nothing(
     threads = [threading.Thread(target=others, daemon=True) for _ in range(beside)]
     for thread in threads:
         thread.start()
-    if transfer is calls_that_no_thread_makes:
+    if transfer in WITHOUT_THREADS:
         monkeypatch.setattr(threading.Thread, "start", cannot_start)
     number = 0
     while True:

@@ -11,7 +11,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 __all__ = [
@@ -80,17 +81,26 @@ class Job:
         connection.close()
         raise Cancelled
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """The thread works for this job in the block."""
-        before = current()
-        _local.job = self
-        try:
-            yield
-        finally:
-            _local.job = before
-            with self._lock:
-                self._connections.pop(threading.get_ident(), None)
+        return _Working(self)
+
+
+class _Working:
+    """No generator: where an interrupt comes before its last part, that part is run when the traceback is dropped, and
+    the thread would work for the job of an outer block again."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __enter__(self) -> None:
+        self._before = current()
+        _local.job = self._job
+
+    def __exit__(self, *raised: object) -> None:
+        _local.job = self._before
+        with self._job._lock:
+            self._job._connections.pop(threading.get_ident(), None)
 
 
 def _shut(sock: Any) -> None:
