@@ -193,6 +193,29 @@ def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
     assert list(shared.ordered(str, range(50), Width(4))) == [str(number) for number in range(50)]
 
 
+def test_a_call_asks_for_no_other_one_after_an_error() -> None:
+    """Nobody would wait for it: it would be made after the transfer has ended."""
+    group, begun, made, found = Group(Engine(most_threads=2), Width(2)), threading.Event(), [], []
+
+    def asks() -> None:
+        begun.set()
+        while not group._is_dropped:
+            time.sleep(0.001)
+        later = group.later(lambda: made.append(1))
+        try:
+            later.result()
+        except ValueError as error:
+            found.append(error)
+
+    def fails() -> None:
+        assert begun.wait(30)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        group._engine.run([(0, asks), (0, fails)], group.width, group)
+    assert (len(found), made, list(group._engine._groups)) == (1, [], [])
+
+
 def test_an_error_ends_the_pauses_of_the_others() -> None:
     """A call that waits before its next attempt is told that nobody needs it any more."""
     shared, waiting, stopped = Engine(), threading.Barrier(2), []

@@ -285,6 +285,9 @@ class Engine:
 
     def _add(self, group: Group, task: _Task) -> None:
         with self._lock:
+            if group._is_dropped:
+                # Who waits for it is told so.
+                return
             # In this order: see `_begin`.
             group.waiting.append(task)
             if len(group.waiting) == 1:
