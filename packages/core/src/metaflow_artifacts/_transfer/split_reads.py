@@ -117,16 +117,16 @@ class _Reading:
     def pass_on(self, begin: int, size: int, take: Take) -> None:
         """Pass the blocks of a range on, and no byte more than its size."""
         try:
-            left = self._passed_on(begin, size, take)
+            if self._passed_on(begin, size, take):
+                self.has_failed = True
         except (ArtifactNotFound, StorageError) as error:
             self.has_failed = True
             lasted = time.monotonic() - self._began
             if isinstance(error, TransientStorageError) and lasted > chunks.RETRY_WINDOW_S:
                 raise
-        else:
-            self.has_failed = self.has_failed or left != 0
 
     def _passed_on(self, begin: int, size: int, take: Take) -> int:
+        """How many bytes were missing; fewer than none where there are more."""
         # Whether an object is too long shows at its end.
         more = begin + size == self._chunk.size
         with self._storage.open(chunks.chunk_key(self._chunk.sha256), begin, size + more) as reader:
