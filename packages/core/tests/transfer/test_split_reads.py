@@ -26,7 +26,7 @@ from metaflow_artifacts._transfer import chunks, loading, split_reads
 from metaflow_artifacts._transfer import engine as engines
 from metaflow_artifacts._transfer.engine import Engine, Group, engine
 from metaflow_artifacts._transfer.progress import Progress
-from metaflow_artifacts._transfer.split_reads import SplitReads, cut
+from metaflow_artifacts._transfer.split_reads import SplitReads, cut, most_ranges
 from metaflow_artifacts._transfer.staging import left_stages
 from metaflow_artifacts._transfer.target import seek
 from metaflow_artifacts._transfer.width import Width, width_of
@@ -229,6 +229,13 @@ def test_no_range_is_written_after_its_chunk_was_given_up() -> None:
     ends.set()
     thread.join(30)
     assert order == ["written", "read as a whole"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ranges"), [(0, 1), (1, 32), (2, 16), (12, 3), (16, 2), (24, 2), (25, 1), (48, 1), (49, 0)]
+)
+def test_few_pieces_are_read_over_many_connections(pieces: int, ranges: int) -> None:
+    assert most_ranges(pieces, 48) == ranges
 
 
 PARTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 50)), min_size=1, max_size=8)

@@ -24,7 +24,7 @@ from metaflow_artifacts._transfer.holes import leave_hole, only_zeros, zero_sha2
 from metaflow_artifacts._transfer.packs import MAX_HELD_BYTES, Run, cached_run, read_run, runs
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import Leftovers
-from metaflow_artifacts._transfer.split_reads import SplitReads, ranges_of
+from metaflow_artifacts._transfer.split_reads import SplitReads, most_ranges, ranges_of
 from metaflow_artifacts._transfer.staging import Stage
 from metaflow_artifacts._transfer.target import create, seek, write_all, write_file
 from metaflow_artifacts._transfer.width import Width, width_of
@@ -207,7 +207,7 @@ class _Load:
         # Also where nothing is split, which may be so since a server has asked to slow down long ago.
         wide.begin()
         whole = [piece.chunk for piece in pieces if piece.runs is None]
-        most = wide.now // max(1, len(pieces)) if self._storage.most_threads else 1
+        most = most_ranges(len(pieces), wide.now) if self._storage.most_threads else 1
         # Calls of a call are made in its thread.
         if any(ranges_of(chunk, most) > 1 for chunk in whole) and current() is None:
             group = Group(engine(), wide)

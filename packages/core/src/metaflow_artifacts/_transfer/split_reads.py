@@ -21,7 +21,7 @@ from metaflow_artifacts._transfer import chunks
 from metaflow_artifacts._transfer.engine import Group
 from metaflow_artifacts.errors import ArtifactNotFound, StorageError, TransientStorageError
 
-__all__ = ["SplitReads", "Take", "Writer", "cut", "ranges_of"]
+__all__ = ["SplitReads", "Take", "Writer", "cut", "most_ranges", "ranges_of"]
 
 _SMALLEST_BYTES = 4 << 20
 """The smallest range. A request takes as long as some 100 kB on one connection."""
@@ -138,6 +138,14 @@ class _Reading:
                 take(block[:count])
                 left -= count
             return left
+
+
+def most_ranges(pieces: int, connections: int) -> int:
+    """In how many ranges each of the pieces of a load is read at most.
+
+    Two thirds of the connections are enough: each further range costs more of the processor, since it is read back.
+    """
+    return min(connections // pieces, -(-2 * connections // (3 * pieces))) if pieces else 1
 
 
 def ranges_of(chunk: Chunk, most: int) -> int:
