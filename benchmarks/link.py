@@ -9,7 +9,7 @@
 Each connection passes --rate MB/s (2) each way, and each answer waits --latency seconds (0.02) for its first byte.
 --files (24) of --mib (8) are saved and loaded in --rounds (3) processes; medians are printed, with the most connections
 that were open at once. *bound* is what min(64, pieces) such connections would move, a piece being 16 MiB of a file or
-less; loads of fewer than 25 pieces read ranges of 4 MiB, 48 at once. `free` is the same without a limit.
+less; loads of fewer than 25 pieces read each in ranges. `free` is the same without a limit.
 
 For another server: --endpoint URL --root ROOT. The client finds the link in the environment variable --variable
 (METAFLOW_S3_ENDPOINT_URL), or in ROOT, where `{endpoint}` stands for its URL.
@@ -38,13 +38,14 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from metaflow_artifacts import Store, open_store
+from metaflow_artifacts._transfer.split_reads import most_ranges
 from metaflow_artifacts.testing.azurite import account_key, azurite
 from metaflow_artifacts.testing.fake_gcs import anonymous, fake_gcs
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
 from metaflow_artifacts.testing.servers import Server
 
 MOST, PIECE = 64, 16 << 20
-FEW, RANGES, RANGE = 24, 48, 4 << 20
+RANGES, RANGE = 48, 4 << 20
 SERVERS: dict[str, Callable[[str], AbstractContextManager[Server]]] = {
     "s3": seaweedfs,
     "azure": azurite,
@@ -226,11 +227,11 @@ def measure(options: argparse.Namespace, link: Link | None, endpoint: str, root:
 
 def bound(options: argparse.Namespace, action: str) -> float:
     """In MB/s."""
-    files, size = options.jobs * options.files, options.mib << 20
-    pieces = files * -(-size // PIECE)
-    if action == "load" and pieces <= FEW:
-        return float(options.rate * min(RANGES, files * max(1, size // RANGE)))
-    return float(options.rate * min(MOST, pieces))
+    size = options.mib << 20
+    pieces = options.files * -(-size // PIECE)
+    if action == "load" and most_ranges(pieces, RANGES) > 1:
+        pieces *= max(1, min(most_ranges(pieces, RANGES), min(size, PIECE) // RANGE))
+    return float(options.rate * min(MOST, options.jobs * pieces))
 
 
 def main() -> None:
