@@ -51,7 +51,7 @@ class Cloud:
 @pytest.fixture(params=["azure", "gcs"])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     monkeypatch.setattr(remote_requests, "_FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(chunks, "_RETRY_WINDOW_S", 0.2)
+    monkeypatch.setattr(chunks, "RETRY_WINDOW_S", 0.2)
     place = uuid4().hex
     server: AzuriteServer | FakeGcsServer
     if request.param == "azure":
