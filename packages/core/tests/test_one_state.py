@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faultlib.reading import after_reads, before_opening
 
 from metaflow_artifacts import SourceError, Store
 from metaflow_artifacts._transfer import source
 from metaflow_artifacts._transfer.scan import SourceFile
-from metaflow_artifacts._transfer.source import FILE_ATTEMPTS, OpenSource
+from metaflow_artifacts._transfer.source import FILE_ATTEMPTS
 
 CHUNK = 64 << 10  # of the fixture `store`
 SIZES = {"inline": 1000, "packed": 1000, "large": 10 * CHUNK}
@@ -39,19 +40,16 @@ def interfere(monkeypatch: pytest.MonkeyPatch, path: Path) -> Callable[..., None
     """Arrange for a call once a block of the file was read, in the first `times` passes over it."""
 
     def arrange(call: Callable[[], None], *, block: int = 0, times: int = 1) -> None:
-        real, left, lock = OpenSource.blocks, [times], threading.Lock()
+        left, lock = [times], threading.Lock()
 
-        def blocks(self: OpenSource, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-            mine = self._file.location == str(path) and start == block * CHUNK
-            for one in real(self, start, length, buffer[: CHUNK // 2]):
-                yield one
-                with lock:
-                    now, left[0] = mine and left[0] > 0, left[0] - mine
-                mine = False
-                if now:
-                    call()
+        def read(offset: int) -> None:
+            mine = offset == block * CHUNK
+            with lock:
+                now, left[0] = mine and left[0] > 0, left[0] - mine
+            if now:
+                call()
 
-        monkeypatch.setattr(OpenSource, "blocks", blocks)
+        after_reads(monkeypatch, path, read, CHUNK // 2)
 
     return arrange
 
@@ -246,15 +244,13 @@ def test_a_log_that_is_also_rewritten_all_the_time_is_an_error(
 def test_a_larger_file_that_replaces_it_is_not_mistaken_for_growth(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = OpenSource._open, [0]
+    count = [0]
 
-    def replace_and_open(self: OpenSource) -> None:
-        if self._file.location == str(path):
-            count[0] += 1
-            replace(path, bytes([count[0]]) * (path.stat().st_size + 1))
-        real(self)
+    def replace_it() -> None:
+        count[0] += 1
+        replace(path, bytes([count[0]]) * (path.stat().st_size + 1))
 
-    monkeypatch.setattr(OpenSource, "_open", replace_and_open)
+    before_opening(monkeypatch, path, replace_it)
     with pytest.raises(SourceError, match="was changed while it was saved"):
         store.save_model(path.parent)
     assert count[0] == FILE_ATTEMPTS
@@ -280,17 +276,15 @@ def test_a_log_that_grows_costs_no_other_file_its_tries(
     # In the same pack, before the other file.
     log = path.parent / "s.log"
     log.write_bytes(b"begin")
-    real, replaced = OpenSource.blocks, [False]
+    replaced = [False]
 
-    def blocks(self: OpenSource, *part: Any) -> Iterator[memoryview]:
-        yield from real(self, *part)
-        if self._file.location == str(log):
-            append(log, b"more")
-            if not replaced[0]:
-                replaced[0] = True
-                replace(path, b"B" * 500)
+    def read(offset: int) -> None:
+        append(log, b"more")
+        if not replaced[0]:
+            replaced[0] = True
+            replace(path, b"B" * 500)
 
-    monkeypatch.setattr(OpenSource, "blocks", blocks)
+    after_reads(monkeypatch, log, read)
     assert saved_state(store, path, tmp_path) == b"B" * 500
     assert (tmp_path / "out" / "s.log").read_bytes().startswith(b"begin")
 
@@ -376,14 +370,8 @@ def test_chunks_are_read_when_every_write_would_move_the_time(
     last = path.stat().st_mtime_ns
     clock = FakeTime(last + 1_000_000)
     monkeypatch.setattr(source, "time", clock)
-    real, begins = OpenSource.blocks, []
-
-    def blocks(self: OpenSource, *part: Any) -> Iterator[memoryview]:
-        if self._file.location == str(path):
-            begins.append(clock.now_ns)
-        return real(self, *part)
-
-    monkeypatch.setattr(OpenSource, "blocks", blocks)
+    begins: list[int] = []
+    before_opening(monkeypatch, path, lambda: begins.append(clock.now_ns))
     saved_state(store, path, tmp_path)
     assert begins
     assert min(begins) >= last + 10_000_000

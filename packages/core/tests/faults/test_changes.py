@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faultlib.outcomes import Outcomes, told
+from faultlib.reading import after_reads, before_opening
 
 from metaflow_artifacts import ArtifactError, ArtifactWarning, Store
-from metaflow_artifacts._transfer.source import OpenSource
 from metaflow_artifacts._upkeep.check import check
 
 CHUNK = 64 << 10
@@ -46,21 +46,17 @@ def whenever_it_is_read(
 ) -> list[int]:
     """Arrange for a call after the first half block of the file was read, so many times; a list of the calls."""
     calls: list[int] = []
-    real, lock = OpenSource.blocks, threading.Lock()
+    lock = threading.Lock()
 
-    def blocks(self: OpenSource, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        mine = self._file.location == str(path) and start == 0
-        for one in real(self, start, length, buffer[: CHUNK // 2]):
-            yield one
-            with lock:
-                now = mine and len(calls) < times
-                if now:
-                    calls.append(start)
-                mine = False
+    def read(offset: int) -> None:
+        with lock:
+            now = offset == 0 and len(calls) < times
             if now:
-                call(path)
+                calls.append(offset)
+        if now:
+            call(path)
 
-    monkeypatch.setattr(OpenSource, "blocks", blocks)
+    after_reads(monkeypatch, path, read, CHUNK // 2)
     return calls
 
 
@@ -133,13 +129,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
 def test_a_file_that_is_removed_before_it_is_read_is_an_error(
     store: Store, path: Path, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = OpenSource._open
-
-    def opened(self: OpenSource) -> None:
-        path.unlink(missing_ok=True)
-        real(self)
-
-    monkeypatch.setattr(OpenSource, "_open", opened)
+    before_opening(monkeypatch, path, lambda: path.unlink(missing_ok=True))
     with pytest.raises(ArtifactError) as caught:
         store.save_model(path)
     assert list(store.list()) == []

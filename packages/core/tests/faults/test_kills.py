@@ -80,7 +80,7 @@ def test_a_kill_before_a_request_to_s3_leaves_the_store_whole(
     scenario: str, moments: int, tmp_path: Path, root: str, s3_server: SeaweedServer, outcomes: Outcomes
 ) -> None:
     # Every one takes minutes: `python -m faultlib.kills` does that.
-    step = {"save": "2", "checkpoint": "4", "load": "1", "gc": "3", "delete": "1", "retain": "5", "copy": "6"}[scenario]
+    step = {"save": "2", "checkpoint": "3", "load": "1", "gc": "3", "delete": "1", "retain": "5", "copy": "6"}[scenario]
     result = campaign(tmp_path / "work", scenario, root, s3_server.environment(), "--step", step)
     assert result["kills"] >= moments
     assert result["finished"] > 0

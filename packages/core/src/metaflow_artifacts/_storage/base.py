@@ -161,6 +161,12 @@ class Storage(ABC):
     def stage(self, size: int) -> AbstractContextManager[Staged]:
         """Write an object of about `size` bytes, whose key is given at the commit. Without a commit nothing remains."""
 
+    def put_hashed(self, key: str, data: memoryview, sha256: bytes) -> None:
+        """Write an object from memory, whose digest is known, atomically, replacing what is there."""
+        with self.stage(len(data)) as staged:
+            staged.write(data)
+            staged.commit(key, sha256)
+
     def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
         """Write an object of `size` bytes with this digest, atomically, replacing what is there.
 

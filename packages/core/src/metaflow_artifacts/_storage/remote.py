@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from metaflow_artifacts._storage.base import CopyOutcome, ObjectInfo, Storage
+from metaflow_artifacts._storage.memory import memory
 from metaflow_artifacts._storage.names import TEMPORARY, check_key, check_prefix, is_key
 from metaflow_artifacts._storage.outgoing import Blocks, Outgoing
 from metaflow_artifacts._storage.remote_deletes import Deletes
-from metaflow_artifacts._storage.remote_objects import Answer, Described, ObjectReader, StagedObject, memory
+from metaflow_artifacts._storage.remote_objects import Answer, Described, ObjectReader, StagedObject
 from metaflow_artifacts._storage.remote_requests import Requests, Service
 from metaflow_artifacts._text import has_credentials, public_url
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
@@ -187,6 +188,9 @@ class RemoteStorage(Storage):
     @contextlib.contextmanager
     def stage(self, size: int) -> Iterator[StagedObject]:
         yield StagedObject(memory(size), self._send)
+
+    def put_hashed(self, key: str, data: memoryview, sha256: bytes) -> None:
+        self._send(key, data, sha256)
 
     def send(self, key: str, size: int, sha256: bytes, blocks: Blocks) -> None:
         self._send(key, Outgoing(size, sha256, blocks), sha256)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import time
 from collections.abc import Callable
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from metaflow_artifacts._storage import job
+from metaflow_artifacts._storage.memory import memory
 from metaflow_artifacts._storage.remote_requests import Requests
 from metaflow_artifacts.errors import StorageError, TransientStorageError
 
-__all__ = ["Answer", "Body", "CopiedBody", "Described", "ObjectReader", "ResponseBody", "StagedObject", "memory"]
+__all__ = ["Answer", "Body", "CopiedBody", "Described", "ObjectReader", "ResponseBody", "StagedObject"]
 
 
 class Source(Protocol):
@@ -201,16 +201,6 @@ class StagedObject:
     def commit(self, key: str, sha256: bytes) -> None:
         data = memoryview(self._buffer)[: self._size]
         self._put(key, data, sha256)
-
-
-def memory(size: int) -> mmap.mmap:
-    """A buffer whose memory goes back to the system when it is freed; malloc would keep some for each thread."""
-    buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # Advice only: kernels without huge pages refuse it.
-        with contextlib.suppress(OSError):
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer
 
 
 class Body:

@@ -126,9 +126,7 @@ def put_chunk(storage: Storage, data: bytes | memoryview, refresh_after: float =
     chunk = Chunk(digest.hexdigest(), len(data))
     if is_stored(storage, chunk, refresh_after):
         return chunk, False
-    with storage.stage(len(data)) as staged:
-        staged.write(memoryview(data))
-        staged.commit(chunk_key(chunk.sha256), digest.digest())
+    storage.put_hashed(chunk_key(chunk.sha256), memoryview(data), digest.digest())
     return chunk, True
 
 

@@ -1,18 +1,17 @@
 """Saving: from files into chunks of a storage, in parallel.
 
 To a storage on a server, a chunk of one file is read twice: to hash it, and to send it. So a connection needs no more
-memory than a block. Packs of small files are held in memory.
+memory than a block. A pack of small files is read once, into memory, and sent from there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 from metaflow_artifacts._format.manifest import Chunk, FileEntry
 from metaflow_artifacts._format.plan import Group, Segment, plan_groups, segments
@@ -22,8 +21,9 @@ from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._transfer.cache import Cache, Filling
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
 from metaflow_artifacts._transfer.engine import Call, engine
-from metaflow_artifacts._transfer.first_reads import FirstReads
+from metaflow_artifacts._transfer.few_readers import FewReaders
 from metaflow_artifacts._transfer.holes import zero_sha256
+from metaflow_artifacts._transfer.pack_content import PackContents, digests
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.scan import Source, SourceFile, look_again
 from metaflow_artifacts._transfer.source import (
@@ -34,14 +34,12 @@ from metaflow_artifacts._transfer.source import (
     any_young,
     keeps_changing,
     opened_source,
+    read_whole,
     wait_for_tick,
 )
 from metaflow_artifacts._transfer.width import width_of
 
 __all__ = ["file_entries", "save_chunks"]
-
-_SMALL_FILE_BYTES = 64 << 10
-"""Packs of files that are smaller than this on average are read by one thread at a time."""
 
 
 def save_chunks(
@@ -112,16 +110,17 @@ class _Saver:
         self._written: set[str] = set()
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._small_files_lock = threading.Lock()
-        self._first_reads = FirstReads()
+        self._packs = PackContents(self._read_packed)
+        self._first_reads = FewReaders((os.cpu_count() or 1) - 1)
         self._width = width_of(storage, "save")
         self._block_bytes = engine().manners.block_bytes
         # Optimistic: write while hashing. After the first duplicate, hash first, until a chunk is new again.
-        self._expect_new = expects_new or storage.stages_in_memory
+        self._expect_new = expects_new
 
     def run(self) -> tuple[list[Chunk], dict[int, str]]:
         done: list[_GroupSave] = []
         groups = self._plan(range(len(self.files)))
+        self._packs.largest = max((sum(group.sizes) for group in groups if len(group.files) > 1), default=0)
         while groups:
             saves = [self._begin(group) for group in groups]
             try:
@@ -157,7 +156,10 @@ class _Saver:
         return groups
 
     def _open(self, number: int, parts: int = 1) -> OpenSource | MemorySource:
-        return opened_source(self.files[number], number, parts, may_grow=self._rounds[number] == FILE_ATTEMPTS - 1)
+        return opened_source(self.files[number], number, parts, may_grow=self._may_grow(number))
+
+    def _may_grow(self, number: int) -> bool:
+        return self._rounds[number] == FILE_ATTEMPTS - 1
 
     def _begin(self, group: Group) -> _GroupSave:
         chunks = len(group.sizes)
@@ -185,9 +187,7 @@ class _Saver:
         first = save.group.files.start
         sizes = [self.files[number].size for number in save.group.files]
         for index, parts in enumerate(segments(sizes, save.group.sizes, first)):
-            held = 0
-            if self.storage.stages_in_memory and not save.sent:
-                held = save.group.sizes[index]
+            held = max(self._packs.largest, save.group.sizes[index]) if len(save.group.files) > 1 else 0
             yield self._block_bytes + held, self._job(save, index, parts)
 
     def _job(self, save: _GroupSave, index: int, parts: list[Segment]) -> Callable[[], None]:
@@ -203,36 +203,61 @@ class _Saver:
         return run
 
     def _save(self, save: _GroupSave, parts: list[Segment], size: int) -> Chunk:
-        zeros = save.shared is not None and save.shared.is_zero(parts[0].start, size)
+        if len(save.group.files) > 1:
+            return self._save_pack(save, parts, size)
+        part = parts[0]
+        zeros = save.shared is not None and save.shared.is_zero(part.start, size)
         if save.sent or zeros:
-            return self._send(save, parts[0], size, zeros)
+            return self._send(save, part, size, zeros)
         if not self._expect_new:
-            chunk = self._read(save, parts, size, lambda block: None)
+            chunk = self._read(save, part, lambda block: None)
             if self._is_stored(chunk):
-                self._finish(save, parts, chunk)
+                self._finish(save, part, chunk)
                 self.progress.add(size)
                 return chunk
             self._expect_new = True
         with self.storage.stage(size) as staged, self._filling(size) as filling:
             filling.restart()
-            chunk = self._read(save, parts, size, filling.beside(staged.write))
-            self._finish(save, parts, chunk)
+            chunk = self._read(save, part, filling.beside(staged.write))
+            self._finish(save, part, chunk)
             if self._is_stored(chunk):
-                self._expect_new = self.storage.stages_in_memory
+                self._expect_new = False
                 self.progress.add(size)
             else:
                 staged.commit(chunk_key(chunk.sha256), bytes.fromhex(chunk.sha256))
                 filling.commit(chunk.sha256)
-                self._width.moved(size)
-                with self._lock:
-                    self._written.add(chunk.sha256)
-                self.progress.add(size, stored=size)
+                self._is_written(chunk)
         return chunk
+
+    def _save_pack(self, save: _GroupSave, parts: list[Segment], size: int) -> Chunk:
+        """Read small files into memory, and write them from there if their chunk is new."""
+        with self._packs.content(parts) as content:
+            chunk, found = digests(parts, content, self._block_bytes)
+            save.digests.update(found)
+            if self._is_stored(chunk):
+                self.progress.add(size)
+                return chunk
+            with self._filling(size) as filling:
+                filling.restart()
+                filling.write(content)
+                self.storage.put_hashed(chunk_key(chunk.sha256), content, bytes.fromhex(chunk.sha256))
+                filling.commit(chunk.sha256)
+        self._is_written(chunk)
+        return chunk
+
+    def _read_packed(self, number: int, buffer: memoryview) -> None:
+        read_whole(self.files[number], number, buffer, may_grow=self._may_grow(number))
+
+    def _is_written(self, chunk: Chunk) -> None:
+        self._width.moved(chunk.size)
+        with self._lock:
+            self._written.add(chunk.sha256)
+        self.progress.add(chunk.size, stored=chunk.size)
 
     def _send(self, save: _GroupSave, part: Segment, size: int, zeros: bool) -> Chunk:
         """Hash a part of a file, and send it from the file if its chunk is new. Zeros are not hashed each time."""
         with self._first_reads.turn():
-            chunk = Chunk(zero_sha256(size), size) if zeros else self._read(save, [part], size, lambda block: None)
+            chunk = Chunk(zero_sha256(size), size) if zeros else self._read(save, part, lambda block: None)
         with self._lock:
             turn = self._turns.setdefault(chunk.sha256, threading.Lock())
         # Equal chunks, as of a file of zeros, are sent once.
@@ -241,7 +266,7 @@ class _Saver:
             self._first_reads.found(new)
             if new:
                 self._send_part(save, part, chunk)
-        self._finish(save, [part], chunk)
+        self._finish(save, part, chunk)
         self.progress.add(size, stored=size if new else 0)
         return chunk
 
@@ -280,20 +305,10 @@ class _Saver:
                 self._written.add(chunk.sha256)
         return found
 
-    def _read(self, save: _GroupSave, parts: list[Segment], size: int, take: Callable[[memoryview], None]) -> Chunk:
-        """Read the content of one chunk."""
+    def _read(self, save: _GroupSave, part: Segment, take: Callable[[memoryview], None]) -> Chunk:
+        """Read one chunk of a file."""
         digest = hashlib.sha256()
-        buffer = memoryview(bytearray(min(size, self._block_bytes)))
-        if len(parts) > 1:
-            with closing(self._pack_blocks(save, parts, buffer)) as blocks:
-                # Several threads that read small files would mostly wait for the interpreter's lock. While one reads,
-                # another one hashes and writes what it has read.
-                lock = self._small_files_lock if size < _SMALL_FILE_BYTES * len(parts) else nullcontext()
-                while block := _next(blocks, lock):
-                    digest.update(block)
-                    take(block)
-            return Chunk(digest.hexdigest(), size)
-        part = parts[0]
+        buffer = memoryview(bytearray(min(part.length, self._block_bytes)))
         opened = save.shared or self._open(part.file)
         try:
             for block in opened.blocks(part.start, part.length, buffer):
@@ -305,39 +320,8 @@ class _Saver:
         finally:
             if save.shared is None:
                 opened.close()
-        return Chunk(digest.hexdigest(), size)
+        return Chunk(digest.hexdigest(), part.length)
 
-    def _pack_blocks(
-        self, save: _GroupSave, parts: list[Segment], buffer: memoryview
-    ) -> Generator[memoryview, None, None]:
-        """The content of several files in blocks, each of which fills `buffer`, except for the last one."""
-        filled = 0
-        for part in parts:
-            check()
-            opened = self._open(part.file)
-            digest = hashlib.sha256()
-            try:
-                at, end = part.start, part.start + part.length
-                while at < end:
-                    if filled == len(buffer):
-                        yield buffer
-                        filled = 0
-                    room = buffer[filled : filled + end - at]
-                    opened.fill(at, room)
-                    digest.update(room)
-                    at += len(room)
-                    filled += len(room)
-                save.digests[part.file] = digest.hexdigest()
-                opened.finish(part.start, part.length, save.digests[part.file])
-            finally:
-                opened.close()
-        yield buffer[:filled]
-
-    def _finish(self, save: _GroupSave, parts: list[Segment], chunk: Chunk) -> None:
+    def _finish(self, save: _GroupSave, part: Segment, chunk: Chunk) -> None:
         if save.shared is not None:
-            save.shared.finish(parts[0].start, chunk.size, chunk.sha256)
-
-
-def _next(blocks: Iterator[memoryview], lock: AbstractContextManager[Any]) -> memoryview | None:
-    with lock:
-        return next(blocks, None)
+            save.shared.finish(part.start, chunk.size, chunk.sha256)

@@ -33,6 +33,7 @@ __all__ = [
     "open_for_reading",
     "opened_source",
     "read_inline",
+    "read_whole",
     "unreadable",
     "wait_for_tick",
 ]
@@ -146,11 +147,6 @@ class OpenSource:
         finally:
             self._end_reading()
 
-    def fill(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes from `start`. Raises as `blocks`."""
-        for _ in self.blocks(start, len(buffer), buffer):
-            pass
-
     def _begin_reading(self) -> None:
         """Open the file, until `_end_reading`. A context manager would take as long as a small read."""
         with self._lock:
@@ -241,10 +237,6 @@ class MemorySource:
         for at in range(start, start + length, step):
             yield self._content[at : min(at + step, start + length)]
 
-    def fill(self, start: int, buffer: memoryview) -> None:
-        """As that of `OpenSource`."""
-        buffer[:] = self._content[start : start + len(buffer)]
-
     def is_zero(self, start: int, length: int) -> bool:
         """As that of `OpenSource`."""
         return False
@@ -263,6 +255,44 @@ def opened_source(
     if file.content is not None:
         return MemorySource(file.content)
     return OpenSource(file, number, parts, may_grow=may_grow)
+
+
+def read_whole(file: SourceFile, number: int, buffer: memoryview, *, may_grow: bool = False) -> None:
+    """Read a small file into a buffer of its size.
+
+    It does what an `OpenSource` with one part does, in a third of the time, since there may be 100,000 of them. Raises
+    Changed, or SourceError.
+    """
+    if file.content is not None:
+        buffer[:] = file.content
+        return
+    if may_grow:
+        _read_growing(file, number, buffer)
+        return
+    fd = open_for_reading(file, number)
+    try:
+        count = 0
+        while count < len(buffer):
+            some = os.preadv(fd, [buffer[count:]], count)
+            if not some:
+                raise Changed(number)
+            count += some
+        if not is_unchanged(file, os.fstat(fd)):
+            raise Changed(number)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    finally:
+        os.close(fd)
+
+
+def _read_growing(file: SourceFile, number: int, buffer: memoryview) -> None:
+    opened = OpenSource(file, number, may_grow=True)
+    try:
+        for _ in opened.blocks(0, len(buffer), buffer):
+            pass
+        opened.finish(0, len(buffer), hashlib.sha256(buffer).hexdigest())
+    finally:
+        opened.close()
 
 
 def _is_young(file: _Timed, now_ns: int) -> bool:

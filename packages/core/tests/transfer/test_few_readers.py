@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from metaflow_artifacts._transfer import first_reads
-from metaflow_artifacts._transfer.first_reads import FirstReads
+from metaflow_artifacts._transfer import few_readers
+from metaflow_artifacts._transfer.few_readers import FewReaders
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ from metaflow_artifacts._transfer.first_reads import FirstReads
 def test_a_thread_waits_for_its_turn(
     monkeypatch: pytest.MonkeyPatch, threads: int, found: list[bool], reads: bool
 ) -> None:
-    monkeypatch.setattr(first_reads, "_LONGEST_S", 600)
-    turns, is_reading = FirstReads(threads), threading.Event()
+    monkeypatch.setattr(few_readers, "_LONGEST_S", 600)
+    turns, is_reading = FewReaders(threads), threading.Event()
     for is_new in found:
         turns.found(is_new)
 
@@ -35,7 +35,7 @@ def test_a_thread_waits_for_its_turn(
 
 
 def test_a_read_that_takes_long_holds_nobody_up() -> None:
-    turns = FirstReads(1)
+    turns = FewReaders(1)
     with turns.turn(), turns.turn():
         pass
     with turns.turn():
@@ -43,8 +43,8 @@ def test_a_read_that_takes_long_holds_nobody_up() -> None:
 
 
 def test_all_threads_read_where_nothing_has_to_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_reads, "_LONGEST_S", 600)
-    turns, together = FirstReads(1), threading.Barrier(3)
+    monkeypatch.setattr(few_readers, "_LONGEST_S", 600)
+    turns, together = FewReaders(1), threading.Barrier(3)
 
     def read() -> None:
         with turns.turn():

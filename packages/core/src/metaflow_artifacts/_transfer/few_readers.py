@@ -1,27 +1,27 @@
-"""How many threads of a save hash chunks that are not on their way yet.
+"""How many threads of a save read files at a time.
 
 A chunk is sent when its digest is known. Where all threads hash at the same time, all chunks are ready late and
 together, and the client, which takes a processor for some 0.2 s to be made, is late too. What turns out to be stored
-is not sent: then all threads hash.
+is not sent: then all threads hash. And small files are read by Python more than by the system: more than two threads
+would mostly wait for the interpreter's lock.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["FirstReads"]
+__all__ = ["FewReaders"]
 
 _LONGEST_S = 0.3
 
 
-class FirstReads:
-    """Lets as many threads at a time read and hash as there are processors but one, and at least one."""
+class FewReaders:
+    """Lets so many threads read at a time, at least one."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._free = threads or max(1, (os.cpu_count() or 1) - 1)
+    def __init__(self, threads: int) -> None:
+        self._free = max(1, threads)
         self._expects_new = True
         self._changed = threading.Condition()
 
@@ -39,7 +39,7 @@ class FirstReads:
                 self._changed.notify()
 
     def found(self, is_new: bool) -> None:
-        """Say whether a chunk that was read has to be sent. The next ones are expected to be like it."""
+        """Say whether what was read has to be sent. The next is expected to be like it: all may read what is not."""
         with self._changed:
             self._expects_new = is_new
             if not is_new:
