@@ -6,6 +6,7 @@ import functools
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -17,8 +18,8 @@ from metaflow_artifacts._storage.remote_errors import error_for, missing, unders
 from metaflow_artifacts._storage.remote_objects import Answer, Body, CopiedBody, Described
 from metaflow_artifacts._storage.s3_client import THREADS, client_config, default_client, takes
 from metaflow_artifacts._storage.s3_client import portable as portable_client
-from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported
-from metaflow_artifacts._storage.s3_quick import QuickRequests
+from metaflow_artifacts._storage.s3_errors import code_of, is_unsupported, told_as_retried
+from metaflow_artifacts._storage.s3_quick import QuickRequests, Written
 from metaflow_artifacts._storage.s3_service import S3Service
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageError, TransientStorageError
 
@@ -219,11 +220,16 @@ class S3Storage(RemoteStorage):
     def _write(self, client: Any, name: str, data: memoryview | Outgoing, sha256: bytes, new: bool) -> None:
         """Write an object and send its digest, which most servers compare with the bytes that arrive."""
         fields = {"Bucket": self.bucket, "Key": name, **self._written, **({"IfNoneMatch": "*"} if new else {})}
-        body: bytes | memoryview | Body | Outgoing = data
-        if isinstance(data, memoryview):
-            body = Body(data) if len(data) > _WHOLE_BODY_BYTES else bytes(data)
+        checksum = b64encode(sha256).decode()
+        body = Body(data) if isinstance(data, memoryview) else data
         try:
-            answer = client.put_object(Body=body, ChecksumSHA256=b64encode(sha256).decode(), **fields)
+            written = self._quick(client).put(name, body, checksum, new=new)
+            if written is Written.YES:
+                return
+            body.seek(0)
+            whole = bytes(data) if isinstance(data, memoryview) and len(data) <= _WHOLE_BODY_BYTES else body
+            with told_as_retried() if written is Written.MAYBE else nullcontext():
+                answer = client.put_object(Body=whole, ChecksumSHA256=checksum, **fields)
             with understood():
                 # Without it, it is not S3 that has answered, and nothing may be stored.
                 answer["ETag"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from metaflow_artifacts._storage import remote_errors as words
 from metaflow_artifacts._storage.remote_errors import Fault, RequestContext, literal, one_line
 from metaflow_artifacts.errors import ArtifactError, InvalidInput
 
-__all__ = ["code_of", "explain", "faults", "is_unsupported", "was_retried"]
+__all__ = ["code_of", "explain", "faults", "is_unsupported", "told_as_retried", "was_retried"]
 
 _CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or the role"
 
@@ -93,6 +95,19 @@ def was_retried(error: BaseException) -> bool:
     """Whether botocore itself made the request more than once."""
     answer: dict[str, Any] = getattr(error, "response", None) or {}
     return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+@contextmanager
+def told_as_retried() -> Iterator[None]:
+    """In the block, botocore makes a request that was made before in another way: its error says so."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        answer: dict[str, Any] = error.response  # type: ignore[assignment]  # Servers leave parts out.
+        answer.setdefault("ResponseMetadata", {})["RetryAttempts"] = 1
+        raise
 
 
 def is_unsupported(error: BaseException | None) -> bool:

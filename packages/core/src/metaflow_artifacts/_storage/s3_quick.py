@@ -1,8 +1,8 @@
-"""Reads of objects and of what is known of them, with a fraction of the processor's time that boto3 takes for each.
+"""Reads and writes of objects, with a fraction of the processor's time that boto3 takes for each.
 
-A listing of a store reads thousands of heads, a save asks for each chunk whether it is there, and many threads that
-load chunks share one interpreter. Only answers that are right are used. After anything else, boto3 makes the same
-request again, so that errors, redirects and retries are its own.
+A listing of a store reads thousands of heads, a save asks for each chunk whether it is there, many threads that move
+chunks share one interpreter, and a training loop waits for each small checkpoint. Only answers that are right are used.
+After anything else, boto3 makes the same request again, so that errors, redirects and retries are its own.
 """
 
 from __future__ import annotations
@@ -12,19 +12,27 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from typing import Any
 from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree
 
+from metaflow_artifacts._storage.outgoing import Outgoing
+from metaflow_artifacts._storage.remote_objects import Body
 from metaflow_artifacts._storage.s3_wire import Reply, Wire, learn
 
-__all__ = ["Head", "QuickRequests"]
+__all__ = ["Head", "QuickRequests", "Written"]
 
 _GIVE_UP_AFTER = 5
 """After how many answers in a row that could not be used, or broke off, only boto3 is used."""
 _REFUSALS = frozenset({404, 412, 416})
 """Right answers that boto3 puts into words."""
+_ERRORS_OF_PUT = frozenset({409, 412, 500, 503})
+"""Those after which nothing else is to be tried at once. With others, boto3 may find another region, or other keys."""
+_MOST_ERROR_BYTES = 16 << 10
 _GET = "GetObject"
 _HEAD = "HeadObject"
+_PUT = "PutObject"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,15 @@ class Head:
     """In seconds since the epoch."""
 
 
+class Written(Enum):
+    """What a write has done. After all but YES, boto3 has to write the object."""
+
+    YES = "yes"
+    NO = "no"
+    MAYBE = "maybe"
+    """The answer is not the one that S3 gives."""
+
+
 class QuickRequests:
     """Makes requests for objects in one bucket, with the connections and the credentials of a boto3 client.
 
@@ -48,7 +65,7 @@ class QuickRequests:
     def __init__(self, client: Any) -> None:
         self.client = client
         # Somebody may have changed requests of one kind only, or a server may answer them in its own way.
-        self._ways = {operation: _Way(client, operation) for operation in (_GET, _HEAD)}
+        self._ways = {operation: _Way(client, operation) for operation in (_GET, _HEAD, _PUT)}
 
     def open(self, name: str, first: int, last: int | None, version: str | None = None) -> Reply | None:
         """The answer to a request for the bytes from `first` to `last`, both included, or to the object's end.
@@ -70,6 +87,35 @@ class QuickRequests:
             return None
         reply.close()
         return _told(reply)
+
+    def put(self, name: str, body: Body | Outgoing, sha256: str, *, new: bool) -> Written:
+        """Write an object, if `new` only where there is none. `sha256` is the digest of `body`, in Base64.
+
+        Raises what reading the body raises, and botocore's ClientError where the server refuses or fails.
+        """
+        name = quote(name, safe="/~")
+        way = self._ways[_PUT]
+        wire = way.wire or way.prepared(name)
+        if wire is None:
+            return Written.NO
+        asked = {"x-amz-checksum-sha256": sha256, **({"if-none-match": "*"} if new else {})}
+        reply = None
+        try:
+            reply = wire.send(name, asked, body)
+        finally:
+            if reply is None:
+                way.count(False)
+        if reply is None:
+            return Written.NO
+        with closing(reply):
+            error = _error_of(reply)
+            reply.drain()
+        if error is not None:
+            raise error
+        # Without an ETag, it is not S3 that has answered.
+        is_written = reply.status == 200 and b"etag" in reply.headers and not reply.is_last
+        way.count(is_written)
+        return Written.YES if is_written else Written.MAYBE
 
     def _ask(
         self, operation: str, name: str, asked: dict[str, str], is_usable: Callable[[Reply], bool]
@@ -138,6 +184,26 @@ class _Way:
         is_mine = thread == threading.get_ident() and urlsplit(request.url).path.endswith(f"/{name}")
         if self._example is None and is_mine:
             self._example = request, signing
+
+
+def _error_of(reply: Reply) -> Exception | None:
+    """The error that boto3 would raise for the answer to a write; None where boto3 has to look."""
+    from botocore.exceptions import ClientError
+
+    if reply.status not in _ERRORS_OF_PUT or not reply.is_plain or reply.length > _MOST_ERROR_BYTES:
+        return None
+    try:
+        page = ElementTree.fromstring(reply.read())
+    except (ElementTree.ParseError, LookupError, ValueError):
+        return None
+    code = page.findtext("{*}Code")
+    if not code:
+        return None
+    details: Any = {
+        "Error": {"Code": code, "Message": page.findtext("{*}Message") or ""},
+        "ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": {}, "RetryAttempts": 0},
+    }
+    return ClientError(details, _PUT)
 
 
 def _told(reply: Reply) -> Head | None:

@@ -1,4 +1,4 @@
-"""GET and HEAD requests for objects in one bucket, over the connections of a boto3 client, but not made by boto3.
+"""GET, HEAD and PUT requests for objects in one bucket, over the connections of a boto3 client, but not made by boto3.
 
 boto3 takes more than a millisecond of the processor for each request, for the rules of endpoints, events and headers,
 and copies what it reads three times. What is here signs the same request, and sends it over a connection of the
@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from metaflow_artifacts._storage import job
+from metaflow_artifacts._storage.outgoing import Outgoing
+from metaflow_artifacts._storage.remote_objects import Body
 
 __all__ = ["Reply", "Signer", "Wire", "learn"]
 
@@ -25,7 +27,10 @@ _DRAINED_BYTES = 64 << 10
 _SLOW_DOWN = (429, 503)
 _WITHOUT_BODY = (204, 304)
 _ENCODED = frozenset({b"transfer-encoding", b"content-encoding"})
+_SENT_AT_ONCE_BYTES = 64 << 10
+"""Content up to this size is sent together with the headers."""
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_UNSIGNED = "UNSIGNED-PAYLOAD"
 _KNOWN_HEADERS = frozenset(
     {
         "amz-sdk-invocation-id",
@@ -41,6 +46,9 @@ _KNOWN_HEADERS = frozenset(
     }
 )
 """The headers that boto3 gives such a request. With others, somebody has changed it."""
+_KNOWN_OF_PUT = frozenset({"content-length", "if-none-match", "x-amz-checksum-sha256"})
+_KEPT_OF_PUT = frozenset({"x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id"})
+"""Those that all writes of one storage have alike."""
 
 
 def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], name: str) -> Wire | None:
@@ -60,7 +68,8 @@ def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], na
     # Whoever watches or changes what is sent does so here.
     prepared = request.prepare()
     answers = client.meta.events.emit(_SENDING + operation, request=prepared)
-    headers = {header.lower(): value for header, value in prepared.headers.items()}
+    headers = {header.lower(): _text(value) for header, value in prepared.headers.items()}
+    is_put = request.method == "PUT"
     if (
         signing["signature_version"] not in ("s3v4", "v4")
         or context.get("signing_name", signing["signing_name"]) != "s3"
@@ -68,17 +77,23 @@ def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], na
         or client._request_signer._credentials is None
         or url.query
         or prepared.url != request.url
-        or not headers.keys() <= _KNOWN_HEADERS
+        or not headers.keys() <= (_KNOWN_HEADERS | _KNOWN_OF_PUT | _KEPT_OF_PUT if is_put else _KNOWN_HEADERS)
+        or (is_put and headers.get("x-amz-content-sha256") != _UNSIGNED)
         or session._proxy_config.proxy_url_for(request.url)
         # Something answers in place of the network.
         or any(answer is not None for _, answer in answers)
     ):
         return None
-    agent = headers.get("user-agent", "")
-    agent = agent.decode() if isinstance(agent, bytes) else agent
+    kept = {header: headers[header] for header in _KEPT_OF_PUT & headers.keys()}
     host = auth._host_from_url(request.url)  # type: ignore[attr-defined]  # Not public.
     signer = Signer(client._request_signer, host, context.get("region") or signing["region_name"])
-    return Wire(pool, f"{url.scheme}://{host}", url.path.removesuffix(name), agent, signer)
+    return Wire(
+        pool, f"{url.scheme}://{host}", url.path.removesuffix(name), headers.get("user-agent", ""), kept, signer
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 class Signer:
@@ -91,21 +106,24 @@ class Signer:
         self._region = region
         self._key: tuple[tuple[str, str], bytes] = (("", ""), b"")
 
-    def headers(self, method: str, path: str, asked: dict[str, str]) -> dict[str, str]:
-        """The headers of a request for what is at `path`, which is encoded, with those in `asked` (lower case)."""
+    def headers(self, method: str, path: str, asked: dict[str, str], payload: str = _EMPTY_SHA256) -> dict[str, str]:
+        """The headers of a request for what is at `path`, which is encoded, with those in `asked` (lower case).
+
+        `payload` is the digest of what is sent, or the word for content that is not signed.
+        """
         credentials = self._holder._credentials.get_frozen_credentials()
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         scope = f"{now[:8]}/{self._region}/s3/aws4_request"
         signed = {
             "host": self._host,
             **asked,
-            "x-amz-content-sha256": _EMPTY_SHA256,
+            "x-amz-content-sha256": payload,
             "x-amz-date": now,
             **({"x-amz-security-token": credentials.token} if credentials.token else {}),
         }
         names = ";".join(sorted(signed))
         lines = "".join(f"{name}:{signed[name]}\n" for name in sorted(signed))
-        request = hashlib.sha256(f"{method}\n{path}\n\n{lines}\n{names}\n{_EMPTY_SHA256}".encode()).hexdigest()
+        request = hashlib.sha256(f"{method}\n{path}\n\n{lines}\n{names}\n{payload}".encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{request}"
         signature = hmac.new(self._key_of(credentials.secret_key, now[:8]), text.encode(), hashlib.sha256).hexdigest()
         credential = f"{credentials.access_key}/{scope}"
@@ -127,11 +145,12 @@ class Signer:
 class Wire:
     """Sends requests over the connections of a pool of urllib3, and reads the answers itself."""
 
-    def __init__(self, pool: Any, url: str, path: str, agent: str, signer: Signer) -> None:
+    def __init__(self, pool: Any, url: str, path: str, agent: str, kept: dict[str, str], signer: Signer) -> None:
         self._pool = pool
         self._url = url
         self._path = path
         self._agent = agent
+        self._kept = kept
         self._signer = signer
 
     def ask(self, method: str, name: str, asked: dict[str, str]) -> Reply | None:
@@ -140,19 +159,34 @@ class Wire:
         Raises botocore's EndpointConnectionError, ConnectTimeoutError or ReadTimeoutError if there is no connection,
         or no answer in time: boto3 would wait as long for the same.
         """
+        headers = self._signer.headers(method, self._path + name, asked)
+        reply = self._exchange(method, name, headers, None)
+        if reply is not None and reply.status in _SLOW_DOWN:
+            job.slow_down()
+        return reply
+
+    def send(self, name: str, asked: dict[str, str], body: Body | Outgoing) -> Reply | None:
+        """The answer to a request that writes an object, which must be closed; None where none was sent.
+
+        Raises as `ask`, ConnectionClosedError where the connection broke off, and what reading the body raises.
+        """
+        headers = self._signer.headers("PUT", self._path + name, {**asked, **self._kept}, _UNSIGNED)
+        headers["content-length"] = str(len(body))
+        return self._exchange("PUT", name, headers, body)
+
+    def _exchange(self, method: str, name: str, headers: dict[str, str], body: Body | Outgoing | None) -> Reply | None:
         from botocore import exceptions as botocore
         from urllib3 import exceptions as urllib3
 
         path = self._path + name
-        headers = self._signer.headers(method, path, asked)
         lines = "".join(f"{header}: {value}\r\n" for header, value in headers.items())
         message = f"{method} {path} HTTP/1.1\r\n{lines}user-agent: {self._agent}\r\naccept-encoding: identity\r\n\r\n"
         connection = reply = None
         try:
             connection = self._pool._get_conn()
             self._open(connection)
-            connection.sock.sendall(message.encode())
-            reply = Reply(self._pool, self._url, connection, has_body=method == "GET")
+            is_whole = _deliver(connection, message.encode(), body)
+            reply = Reply(self._pool, self._url, connection, has_body=method != "HEAD", is_last=not is_whole)
             return reply
         except TimeoutError as error:
             raise botocore.ReadTimeoutError(endpoint_url=self._url, error=error) from error
@@ -160,9 +194,13 @@ class Wire:
             raise botocore.EndpointConnectionError(endpoint_url=self._url + path, error=error) from error
         except urllib3.ConnectTimeoutError as error:
             raise botocore.ConnectTimeoutError(endpoint_url=self._url + path, error=error) from error
-        except (OSError, ValueError, AttributeError, urllib3.HTTPError):
-            # A pool that was closed, a connection that broke off, or that an interrupt has closed (then it has no
-            # socket), an answer that is none. boto3 makes the request again, and finds out.
+        except urllib3.ClosedPoolError:
+            return None
+        except (OSError, ValueError, AttributeError, urllib3.HTTPError) as error:
+            # A connection that broke off, or that an interrupt has closed (then it has no socket), an answer that is
+            # none. boto3 reads again, and finds out. What may be written counts as one attempt, as it would by boto3.
+            if body is not None:
+                raise botocore.ConnectionClosedError(endpoint_url=self._url + path, error=error) from error
             return None
         finally:
             if reply is None and connection is not None:
@@ -183,8 +221,11 @@ class Wire:
 class Reply:
     """An answer whose body is read from the connection straight into the caller's memory."""
 
-    def __init__(self, pool: Any, url: str, connection: Any, has_body: bool) -> None:
-        """Reads status and headers. Raises ValueError for an answer that is none."""
+    def __init__(self, pool: Any, url: str, connection: Any, has_body: bool, is_last: bool = False) -> None:
+        """Reads status and headers. After the last one, the connection is closed.
+
+        Raises ValueError for an answer that is none.
+        """
         self.on_close: Callable[[Reply], None] = lambda reply: None
         self._pool = pool
         self._url = url
@@ -196,17 +237,16 @@ class Reply:
             # S3 announces chunks even where an answer has no body.
             self.is_plain = not has_body or not self.headers.keys() & _ENCODED
             """Whether the body comes as it is. Else it cannot be read."""
-            self._keep = self._keep and self.is_plain
+            self._keep = self._keep and self.is_plain and not is_last
             announced = self.headers.get(b"content-length", b"" if has_body else b"0")
             self.length = _number(announced) if self.is_plain else 0
         except BaseException:
             self._stream.close()
             raise
         self._left = self.length if has_body else 0
+        self.is_last = is_last
         self.broke = False
         """Whether the body ended early."""
-        if self.status in _SLOW_DOWN:
-            job.slow_down()
 
     @property
     def version(self) -> str | None:
@@ -261,6 +301,19 @@ class Reply:
         """Read a short rest that nobody wants, so that the connection can be used again."""
         if self._left <= _DRAINED_BYTES:
             self.read()
+
+
+def _deliver(connection: Any, head: bytes, body: Body | Outgoing | None) -> bool:
+    """Send a request. False where the server took only a part of it: it may have answered before."""
+    if body is not None and len(body) <= _SENT_AT_ONCE_BYTES:
+        head, body = b"".join((head, body.read(-1))), None
+    try:
+        connection.sock.sendall(head)
+        while body is not None and (piece := body.read(1)):
+            connection.sock.sendall(piece)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
 
 
 def _head_of(stream: Any) -> tuple[int, dict[bytes, bytes], bool]:
