@@ -1,4 +1,4 @@
-"""What reads from S3 cost the client's processor, with and without boto3 making each request: `.venv/bin/python
+"""What requests to S3 cost the client's processor, with and without boto3 making each: `.venv/bin/python
 benchmarks/quick.py` (TMPDIR=/dev/shm keeps the server's data in memory). 24 threads share one client, as in a load.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from metaflow_artifacts._storage.s3 import S3Storage
-from metaflow_artifacts._storage.s3_quick import QuickRequests
+from metaflow_artifacts._storage.s3_quick import QuickRequests, Written
 from metaflow_artifacts.testing.seaweedfs import seaweedfs
 
 ROUNDS, THREADS, MIB, BLOCK = 5, 24, 8, 512 << 10
@@ -24,6 +24,9 @@ class ByBoto3(QuickRequests):
 
     def _ask(self, *arguments: object) -> None:
         return None
+
+    def put(self, *arguments: object, new: bool) -> Written:
+        return Written.NO
 
 
 def read(storage: S3Storage, key: str) -> None:
@@ -54,10 +57,23 @@ def main() -> None:
         def chunks(storage: S3Storage, number: int) -> None:
             read(storage, f"chunk{number}")
 
+        def states(storage: S3Storage, number: int) -> None:
+            for turn in range(40):
+                storage.put(f"state{number}.{turn}", bytes(4096))
+
+        content = memoryview(bytes(2 << 20))
+        digest = hashlib.sha256(content).digest()
+
+        def packs(storage: S3Storage, number: int) -> None:
+            for turn in range(4):
+                storage.put_hashed(f"pack{number}.{turn}", content, digest)
+
         actions: dict[str, tuple[Callable[[S3Storage, int], None], float, str]] = {
             "HEAD": (heads, 1e3 / (40 * THREADS), "ms a request"),
             "GET of 4 KiB": (starts, 1e3 / (40 * THREADS), "ms a request"),
             "GET of 8 MiB and hash": (chunks, 1e9 / (THREADS * MIB << 20), "s a GB"),
+            "PUT of 4 KiB": (states, 1e3 / (40 * THREADS), "ms a request"),
+            "PUT of 2 MiB": (packs, 1e3 / (4 * THREADS), "ms a request"),
         }
         print("| of the processor | boto3 | without it | |\n| --- | --- | --- | --- |")
         with ThreadPoolExecutor(THREADS) as pool:

@@ -268,6 +268,22 @@ def test_encryption_is_asked_for_in_each_write(root: str, s3_server: SeaweedServ
     assert head["ServerSideEncryption"] == "AES256"
 
 
+def test_two_storages_of_one_client_have_their_own_encryption(
+    root: str, s3_server: SeaweedServer, proxy: FaultProxy
+) -> None:
+    made = s3_server.client(endpoint_url=proxy.endpoint)
+    encrypted, plain = (open_storage(root, client=lambda: made, sse=sse) for sse in ("AES256", None))
+    assert isinstance(encrypted, S3Storage)
+    # The write that shows how it is done is another's: of the same key, in the same thread.
+    encrypted._quick(encrypted._requests.client("write", "a"))._ways["PutObject"].prepared(encrypted._prefix + "a")
+    plain.put("a", b"content")
+    for _ in range(5):
+        encrypted.put("a", b"content")
+        plain.put("b", b"content")
+    found = [request.headers.get("x-amz-server-side-encryption") for request in proxy.requests]
+    assert found == [None, *["AES256", None] * 5]
+
+
 def _add_header(request: Any, **_: Any) -> None:
     request.headers["x-amz-tagging"] = "team=vision"
 

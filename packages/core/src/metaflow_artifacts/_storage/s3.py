@@ -45,6 +45,10 @@ _AWS_HOSTS = (
 _SHA256 = re.compile(r"[A-Za-z0-9+/]{43}=")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
+_WRITTEN_HEADERS = {
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+}
 _IF_FREE = {"IfNoneMatch": "*"}
 _NOT_TO_COPY = frozenset({"AccessDenied", "InvalidObjectState"})
 """Answers for an object with another's key, or in an archive, which can be replaced all the same."""
@@ -254,7 +258,8 @@ class S3Storage(RemoteStorage):
     def _quick(self, client: Any) -> QuickRequests:
         quick = self._quick_requests
         if quick is None or quick.client is not client:
-            quick = self._quick_requests = QuickRequests(client)
+            written = {_WRITTEN_HEADERS[field]: value for field, value in self._written.items()}
+            quick = self._quick_requests = QuickRequests(client, written)
         return quick
 
     def _demand_bucket(self, key: str) -> None:

@@ -62,10 +62,12 @@ class QuickRequests:
     if there is no connection, or no answer in time.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, written: dict[str, str] | None = None) -> None:
+        """`written` are headers that all writes have (lower case)."""
         self.client = client
         # Somebody may have changed requests of one kind only, or a server may answer them in its own way.
-        self._ways = {operation: _Way(client, operation) for operation in (_GET, _HEAD, _PUT)}
+        kept = {_GET: {}, _HEAD: {}, _PUT: written or {}}
+        self._ways = {operation: _Way(client, operation, headers) for operation, headers in kept.items()}
 
     def open(self, name: str, first: int, last: int | None, version: str | None = None) -> Reply | None:
         """The answer to a request for the bytes from `first` to `last`, both included, or to the object's end.
@@ -140,9 +142,10 @@ class QuickRequests:
 class _Way:
     """How one kind of request is made."""
 
-    def __init__(self, client: Any, operation: str) -> None:
+    def __init__(self, client: Any, operation: str, kept: dict[str, str]) -> None:
         self._client = client
         self._operation = operation
+        self._kept = kept
         self._lock = threading.Lock()
         self._failures = 0
         self._off = False
@@ -170,7 +173,7 @@ class _Way:
             elif self._example is not None:
                 events.unregister(event, unique_id=handler)
                 try:
-                    self.wire = learn(self._client, self._operation, *self._example, self._expected[1])
+                    self.wire = learn(self._client, self._operation, *self._example, self._expected[1], self._kept)
                 except (AttributeError, KeyError, TypeError):
                     # A version of botocore or urllib3 that is made differently.
                     self.wire = None

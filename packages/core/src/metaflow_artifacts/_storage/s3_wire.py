@@ -47,18 +47,19 @@ _KNOWN_HEADERS = frozenset(
 )
 """The headers that boto3 gives such a request. With others, somebody has changed it."""
 _KNOWN_OF_PUT = frozenset({"content-length", "if-none-match", "x-amz-checksum-sha256"})
-_KEPT_OF_PUT = frozenset({"x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id"})
-"""Those that all writes of one storage have alike."""
 
 
-def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], name: str) -> Wire | None:
+def learn(
+    client: Any, operation: str, request: Any, signing: dict[str, Any], name: str, kept: dict[str, str] | None = None
+) -> Wire | None:
     """Address, signature and connections of a request of boto3 for the object `name`, which is encoded.
 
-    None if they are of another kind than here. Raises AttributeError, KeyError or TypeError where botocore or urllib3
-    is made differently.
+    `kept` are headers that the storage gives all these requests (lower case). None if the request is of another kind
+    than here. Raises AttributeError, KeyError or TypeError where botocore or urllib3 is made differently.
     """
     from botocore import auth
 
+    kept = kept or {}
     url = urlsplit(request.url)
     session = client._endpoint.http_session
     pool = session._manager.connection_from_url(request.url)
@@ -77,14 +78,14 @@ def learn(client: Any, operation: str, request: Any, signing: dict[str, Any], na
         or client._request_signer._credentials is None
         or url.query
         or prepared.url != request.url
-        or not headers.keys() <= (_KNOWN_HEADERS | _KNOWN_OF_PUT | _KEPT_OF_PUT if is_put else _KNOWN_HEADERS)
+        or not headers.keys() - kept.keys() <= (_KNOWN_HEADERS | _KNOWN_OF_PUT if is_put else _KNOWN_HEADERS)
+        or any(headers.get(header) != value for header, value in kept.items())
         or (is_put and headers.get("x-amz-content-sha256") != _UNSIGNED)
         or session._proxy_config.proxy_url_for(request.url)
         # Something answers in place of the network.
         or any(answer is not None for _, answer in answers)
     ):
         return None
-    kept = {header: headers[header] for header in _KEPT_OF_PUT & headers.keys()}
     host = auth._host_from_url(request.url)  # type: ignore[attr-defined]  # Not public.
     signer = Signer(client._request_signer, host, context.get("region") or signing["region_name"])
     return Wire(
