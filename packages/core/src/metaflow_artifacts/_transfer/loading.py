@@ -213,7 +213,7 @@ class _Load:
             group = Group(engine(), wide)
             self._width = wide
             self._split = SplitReads(self._storage, group, most, self._range_writer, self._blocks)
-        self._make(pieces, get, self._width, self._split)
+        self._make(pieces, get, self._width)
         # Nobody waits any more for calls of its group, or stops them.
         self._split = None
 
@@ -223,9 +223,9 @@ class _Load:
         with self._stage.used(), self._writer(parts, self._width) as writer:
             yield writer
 
-    def _make(
-        self, pieces: Sequence[_Piece], get: Callable[[_Piece], None], width: Width, split: SplitReads | None = None
-    ) -> None:
+    def _make(self, pieces: Sequence[_Piece], get: Callable[[_Piece], None], width: Width) -> None:
+        split = self._split
+
         def call(piece: _Piece) -> None:
             with self._stage.used():
                 if self._found is not None and self._found.fill(piece.chunk, piece.parts, self._wanted):
