@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts import Store
-from metaflow_artifacts.errors import ArtifactWarning
+from metaflow_artifacts.errors import ArtifactWarning, SourceError
 
 
 def test_pipes_and_other_non_files_are_left_out_with_one_warning(store: Store, tmp_path: Path) -> None:
@@ -80,3 +80,32 @@ def test_links_that_lead_up_are_an_error_and_a_file_may_have_many_names(store: S
     os.link(root / "a", root / "b")
     store.load(store.save_model(root), tmp_path / "out")
     assert (tmp_path / "out" / "a").read_bytes() == (tmp_path / "out" / "b").read_bytes() == b"x" * 1000
+
+
+@pytest.mark.parametrize("place", ["a file", "in a directory", "in a mapping"])
+def test_a_file_that_only_seems_to_be_empty_is_an_error(store: Store, tmp_path: Path, place: str) -> None:
+    source: object = "/proc/self/status"
+    if place == "in a directory":
+        (tmp_path / "link").symlink_to("/proc/self/status")
+        source = tmp_path
+    elif place == "in a mapping":
+        source = {"weights": b"w", "status": Path("/proc/self/status")}
+    with pytest.raises(SourceError, match=r"says that it is empty, but it has content.*; save a copy of it"):
+        store.save_model(source)  # type: ignore[arg-type]
+    assert list(store.list()) == []
+
+
+def test_a_file_that_grows_after_it_was_found_is_no_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    real = os.open
+
+    def append_and_open(path: object, *options: object) -> int:
+        if path == str(log) and not log.stat().st_size:
+            log.write_bytes(b"begin")
+        return real(path, *options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", append_and_open)
+    assert [file.size for file in store.manifest(store.save_model(tmp_path)).files] == [5]

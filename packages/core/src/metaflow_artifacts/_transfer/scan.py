@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from typing import NamedTuple
@@ -176,9 +177,30 @@ def _stat(location: str, source: Source) -> os.stat_result | None:
 
 
 def _file(path: str, location: str, info: os.stat_result, *, named: bool = False) -> SourceFile:
+    if not info.st_size:
+        _demand_empty(location)
     mode = stat.S_IMODE(info.st_mode)
     times = info.st_mtime_ns, info.st_ctime_ns
     return SourceFile(path, location, info.st_size, mode, *times, info.st_ino, info.st_nlink, named=named)
+
+
+def _demand_empty(location: str) -> None:
+    """Raise SourceError for a file that is said to be empty and is not, as those that a kernel makes at each read.
+
+    Nothing is raised for one that cannot be read, or that has grown meanwhile.
+    """
+    has_content = False
+    with suppress(OSError):
+        fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            has_content = bool(os.read(fd, 1)) and not os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+    if has_content:
+        raise SourceError(
+            f"cannot save {location!r}: its file system says that it is empty, but it has content, as files in /proc "
+            "do; save a copy of it"
+        )
 
 
 def _kind(mode: int) -> str:
