@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -304,4 +305,16 @@ def test_a_client_that_makes_other_requests_makes_its_own(
     for _ in range(5):
         storage.put("a", b"content")
     assert len(proxy.requests) == 5
+    assert all(map(by_boto3, proxy.requests))
+
+
+def test_a_hook_that_may_answer_sees_each_write_once(root: str, s3_server: SeaweedServer, proxy: FaultProxy) -> None:
+    seen: list[str] = []
+    client = s3_server.client(endpoint_url=proxy.endpoint)
+    # As moto does, which carries out what it sees.
+    client.meta.events.register("before-send", lambda request, **_: seen.append(urlsplit(request.url).path))
+    storage = S3Storage(root, lambda: client)
+    for key in ("a", "b", "c"):
+        storage.put(key, b"content")
+    assert [path.rpartition("/")[2] for path in seen] == ["a", "b", "c"]
     assert all(map(by_boto3, proxy.requests))
