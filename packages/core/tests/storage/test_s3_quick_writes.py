@@ -7,16 +7,20 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Generator
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from metaflow_artifacts._storage import open_storage
+from metaflow_artifacts._storage import job, open_storage, s3_wire
 from metaflow_artifacts._storage.job import Cancelled, Job
 from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
+from metaflow_artifacts._storage.s3_wire import _head_of
 from metaflow_artifacts.errors import StorageError
+from metaflow_artifacts.testing.certificates import make_certificate
 from metaflow_artifacts.testing.faults import Answer, Damage, Fault, FaultProxy, Lose, Refuse, Request, once
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
@@ -55,6 +59,17 @@ def send(storage: S3Storage, key: str, data: bytes) -> None:
             yield memoryview(data)[begin : begin + 500_000]
 
     storage.send(key, len(data), hashlib.sha256(data).digest(), blocks)
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    """Have all answers begin like this, and have no body, whatever the server says."""
+    monkeypatch.setattr(s3_wire, "_head_of", lambda stream: _head_of(_changed(stream, head)))
+
+
+def _changed(stream: Any, head: str) -> BytesIO:
+    while stream.readline() != b"\r\n":
+        pass
+    return BytesIO(f"{head}\r\n\r\n".encode())
 
 
 WAYS = [put, put_new, put_hashed, send]
@@ -231,17 +246,17 @@ def test_what_reading_raises_is_raised(storage: S3Storage, direct: S3Storage, pr
 
 def test_a_job_that_is_closed_ends_a_write(storage: S3Storage, direct: S3Storage, proxy: FaultProxy) -> None:
     warm(storage, proxy)
-    job, is_sending = Job(), threading.Event()
+    mine, is_sending = Job(), threading.Event()
     outcome: list[Any] = []
 
     def blocks() -> Generator[memoryview, None, None]:
         yield memoryview(LARGE)[: 1 << 20]
         is_sending.set()
-        assert job._stopped.wait(60)
+        assert mine._stopped.wait(60)
         yield memoryview(LARGE)[1 << 20 :]
 
     def write() -> None:
-        with job.working():
+        with mine.working():
             try:
                 storage.send("a", len(LARGE), hashlib.sha256(LARGE).digest(), blocks)
             except BaseException as error:
@@ -250,7 +265,7 @@ def test_a_job_that_is_closed_ends_a_write(storage: S3Storage, direct: S3Storage
     thread = threading.Thread(target=write)
     thread.start()
     assert is_sending.wait(60)
-    job.close()
+    mine.close()
     thread.join(60)
     assert isinstance(outcome[0], Cancelled)
     assert direct.stat("a") is None
@@ -318,3 +333,51 @@ def test_a_hook_that_may_answer_sees_each_write_once(root: str, s3_server: Seawe
         storage.put(key, b"content")
     assert [path.rpartition("/")[2] for path in seen] == ["a", "b", "c"]
     assert all(map(by_boto3, proxy.requests))
+
+
+def test_a_certificate_that_is_not_trusted_is_named_at_once(
+    root: str, s3_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "pause", lambda seconds: pytest.fail("it tries again"))
+    with FaultProxy(s3_server.endpoint, certificate=make_certificate(tmp_path)) as proxy:
+        unsure = S3Storage(root, functools.partial(s3_server.client, endpoint_url=proxy.endpoint))
+        for _ in range(3):
+            with pytest.raises(StorageError, match="certificate"):
+                unsure.put("a", b"content")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0",
+        "HTTP/1.1 412 Precondition Failed\r\nTransfer-Encoding: chunked",
+        "HTTP/1.1 412 Precondition Failed\r\nConnection: close",
+    ],
+)
+def test_a_refusal_without_words_is_one(
+    storage: S3Storage, direct: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    warm(storage, proxy)
+    direct.put("a", b"content")
+    answer_with(monkeypatch, head)
+    # The same bytes as those that are there, which somebody else wrote.
+    assert not storage.put_if_absent("a", b"content")
+    assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'HTTP/1.1 200 OK\r\nETag: "x"\r\nConnection: close',
+        'HTTP/1.1 200 OK\r\nETag: "x"\r\nTransfer-Encoding: chunked',
+        'HTTP/1.0 200 OK\r\nETag: "x"',
+    ],
+)
+def test_an_answer_of_unknown_length_is_one(
+    storage: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    warm(storage, proxy)
+    answer_with(monkeypatch, head)
+    for _ in range(3):
+        storage.put("a", b"content")
+    assert [by_boto3(request) for request in proxy.requests] == [False] * 3

@@ -110,7 +110,7 @@ class QuickRequests:
         if reply is None:
             return Written.NO
         with closing(reply):
-            error = _error_of(reply)
+            error = _error_of(reply, new)
             reply.drain()
         if error is not None:
             raise error
@@ -189,24 +189,32 @@ class _Way:
             self._example = request, signing
 
 
-def _error_of(reply: Reply) -> Exception | None:
+def _error_of(reply: Reply, new: bool) -> Exception | None:
     """The error that boto3 would raise for the answer to a write; None where boto3 has to look."""
     from botocore.exceptions import ClientError
 
-    if reply.status not in _ERRORS_OF_PUT or not reply.is_plain or reply.length > _MOST_ERROR_BYTES:
-        return None
-    try:
-        page = ElementTree.fromstring(reply.read())
-    except (ElementTree.ParseError, LookupError, ValueError):
-        return None
-    code = page.findtext("{*}Code")
+    code, message = _words_of(reply) if reply.status in _ERRORS_OF_PUT else ("", "")
+    if not code and new and reply.status == 412:
+        # S3 sends its words in chunks. A second request could not tell any more whose object is there.
+        code = "412"
     if not code:
         return None
     details: Any = {
-        "Error": {"Code": code, "Message": page.findtext("{*}Message") or ""},
+        "Error": {"Code": code, "Message": message},
         "ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": {}, "RetryAttempts": 0},
     }
     return ClientError(details, _PUT)
+
+
+def _words_of(reply: Reply) -> tuple[str, str]:
+    """Code and message of an error; empty where they cannot be read."""
+    if not reply.is_plain or reply.length > _MOST_ERROR_BYTES:
+        return "", ""
+    try:
+        page = ElementTree.fromstring(reply.read())
+    except (ElementTree.ParseError, LookupError, ValueError):
+        return "", ""
+    return page.findtext("{*}Code") or "", page.findtext("{*}Message") or ""
 
 
 def _told(reply: Reply) -> Head | None:

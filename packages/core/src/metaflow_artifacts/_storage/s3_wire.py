@@ -170,7 +170,7 @@ class Wire:
         return reply
 
     def send(self, name: str, asked: dict[str, str], body: Body | Outgoing) -> Reply | None:
-        """The answer to a request that writes an object, which must be closed; None where none was sent.
+        """The answer to a request that writes an object, which must be closed; None where nothing was sent.
 
         Raises as `ask`, ConnectionClosedError where the connection broke off, and what reading the body raises.
         """
@@ -186,9 +186,11 @@ class Wire:
         lines = "".join(f"{header}: {value}\r\n" for header, value in headers.items())
         message = f"{method} {path} HTTP/1.1\r\n{lines}user-agent: {self._agent}\r\naccept-encoding: identity\r\n\r\n"
         connection = reply = None
+        is_begun = False
         try:
             connection = self._pool._get_conn()
             self._open(connection)
+            is_begun = body is not None
             is_whole = _deliver(connection, message.encode(), body)
             reply = Reply(self._pool, self._url, connection, has_body=method != "HEAD", is_last=not is_whole)
             return reply
@@ -198,12 +200,11 @@ class Wire:
             raise botocore.EndpointConnectionError(endpoint_url=self._url + path, error=error) from error
         except urllib3.ConnectTimeoutError as error:
             raise botocore.ConnectTimeoutError(endpoint_url=self._url + path, error=error) from error
-        except urllib3.ClosedPoolError:
-            return None
         except (OSError, ValueError, AttributeError, urllib3.HTTPError) as error:
-            # A connection that broke off, or that an interrupt has closed (then it has no socket), an answer that is
-            # none. boto3 reads again, and finds out. What may be written counts as one attempt, as it would by boto3.
-            if body is not None:
+            # A pool that was closed, a certificate that is not trusted, a connection that broke off, or that an
+            # interrupt has closed (then it has no socket), an answer that is none. boto3 makes the request again, and
+            # finds out. A write that was begun counts as one attempt, as it would by boto3.
+            if is_begun:
                 raise botocore.ConnectionClosedError(endpoint_url=self._url + path, error=error) from error
             return None
         finally:
@@ -239,11 +240,11 @@ class Reply:
             self.status, self.headers, self._keep = _head_of(self._stream)
             has_body = has_body and self.status not in _WITHOUT_BODY
             # S3 announces chunks even where an answer has no body.
-            self.is_plain = not has_body or not self.headers.keys() & _ENCODED
-            """Whether the body comes as it is. Else it cannot be read."""
+            is_announced = b"content-length" in self.headers and not self.headers.keys() & _ENCODED
+            self.is_plain = not has_body or is_announced
+            """Whether the body comes as it is, and its length is known. Else it cannot be read."""
             self._keep = self._keep and self.is_plain and not is_last
-            announced = self.headers.get(b"content-length", b"" if has_body else b"0")
-            self.length = _number(announced) if self.is_plain else 0
+            self.length = _number(self.headers.get(b"content-length", b"0")) if self.is_plain else 0
         except BaseException:
             self._stream.close()
             raise
