@@ -62,6 +62,30 @@ def test_storages_of_two_buckets_share_a_client(s3_server: SeaweedServer, proxy:
         ours.delete(["a"])
 
 
+@pytest.mark.parametrize("operation", ["PutObject", "GetObject"])
+def test_a_request_that_was_interrupted_shows_no_other_bucket(
+    s3_server: SeaweedServer, client: Any, operation: str
+) -> None:
+    def interrupt(**_: Any) -> None:
+        client.meta.events.unregister(f"before-call.s3.{operation}", interrupt)
+        raise KeyboardInterrupt
+
+    with other_bucket(client) as name:
+        ours, theirs = S3Storage(s3_server.root, lambda: client), S3Storage(f"s3://{name}", lambda: client)
+        if operation == "GetObject":
+            ours.put("a", CONTENT)
+            theirs.put("a", b"theirs")
+        client.meta.events.register(f"before-call.s3.{operation}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ours.put("a", CONTENT) if operation == "PutObject" else ours.get("a")
+        theirs.put("a", b"theirs")
+        for _ in range(4):
+            ours.put("a", CONTENT)
+            assert theirs.get("a") == b"theirs"
+            assert ours.get("a") == CONTENT
+        ours.delete(["a"])
+
+
 def test_another_thread_asks_for_an_object_whose_name_ends_alike(
     s3_server: SeaweedServer, proxy: FaultProxy, client: Any
 ) -> None:

@@ -259,7 +259,7 @@ class S3Storage(RemoteStorage):
         quick = self._quick_requests
         if quick is None or quick.client is not client:
             written = {_WRITTEN_HEADERS[field]: value for field, value in self._written.items()}
-            quick = self._quick_requests = QuickRequests(client, written)
+            quick = self._quick_requests = QuickRequests(client, self.bucket, written)
         return quick
 
     def _demand_bucket(self, key: str) -> None:

@@ -62,12 +62,12 @@ class QuickRequests:
     if there is no connection, or no answer in time.
     """
 
-    def __init__(self, client: Any, written: dict[str, str] | None = None) -> None:
+    def __init__(self, client: Any, bucket: str, written: dict[str, str] | None = None) -> None:
         """`written` are headers that all writes have (lower case)."""
         self.client = client
         # Somebody may have changed requests of one kind only, or a server may answer them in its own way.
         kept = {_GET: {}, _HEAD: {}, _PUT: written or {}}
-        self._ways = {operation: _Way(client, operation, headers) for operation, headers in kept.items()}
+        self._ways = {operation: _Way(client, bucket, operation, headers) for operation, headers in kept.items()}
 
     def open(self, name: str, first: int, last: int | None, version: str | None = None) -> Reply | None:
         """The answer to a request for the bytes from `first` to `last`, both included, or to the object's end.
@@ -142,8 +142,9 @@ class QuickRequests:
 class _Way:
     """How one kind of request is made."""
 
-    def __init__(self, client: Any, operation: str, kept: dict[str, str]) -> None:
+    def __init__(self, client: Any, bucket: str, operation: str, kept: dict[str, str]) -> None:
         self._client = client
+        self._bucket = bucket
         self._operation = operation
         self._kept = kept
         self._lock = threading.Lock()
@@ -181,10 +182,17 @@ class _Way:
             return self.wire
 
     def _look(self, request: Any, **signing: Any) -> None:
-        # Others may use the client too, for another bucket.
+        # Others may use the client too, for another bucket; also in this thread, where an interrupt has ended the
+        # request before it was signed.
         assert self._expected is not None
         thread, name = self._expected
-        is_mine = thread == threading.get_ident() and urlsplit(request.url).path.endswith(f"/{name}")
+        asked = request.context.get("s3_redirect", {}).get("params", {})
+        is_mine = (
+            thread == threading.get_ident()
+            and urlsplit(request.url).path.endswith(f"/{name}")
+            and asked.get("Bucket") == self._bucket
+            and quote(asked.get("Key", ""), safe="/~") == name
+        )
         if self._example is None and is_mine:
             self._example = request, signing
 
