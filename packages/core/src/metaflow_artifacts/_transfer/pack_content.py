@@ -53,13 +53,17 @@ class PackContents:
 
 
 def digests(parts: Sequence[Segment], content: memoryview, block_bytes: int) -> tuple[Chunk, dict[int, str]]:
-    """The chunk of a pack, and the SHA-256 (hex) of each of its files by the file's number."""
+    """The chunk of a pack, and the SHA-256 (hex) of each of its files by the file's number.
+
+    A file that has the chunk for itself, as beside empty files, has the chunk's digest and needs none.
+    """
     whole = hashlib.sha256()
     found = {}
     hashed = begin = 0
     for part in parts:
         end = begin + part.length
-        found[part.file] = hashlib.sha256(content[begin:end]).hexdigest()
+        if len(parts) > 1:
+            found[part.file] = hashlib.sha256(content[begin:end]).hexdigest()
         begin = end
         # While the processor's cache has it.
         if begin - hashed >= block_bytes:
