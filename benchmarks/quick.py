@@ -42,7 +42,7 @@ def main() -> None:
         storages = {name: S3Storage(f"{server.root}/requests", server.client) for name in ("quick", "boto3")}
         for name, storage in storages.items():
             kind = QuickRequests if name == "quick" else ByBoto3
-            storage._quick_requests = kind(storage._requests.client("reach", ""))
+            storage._quick_requests = kind(storage._requests.client("reach", ""), storage.bucket)
         for number in range(THREADS):
             storages["quick"].put(f"chunk{number}", os.urandom(MIB << 20))
 

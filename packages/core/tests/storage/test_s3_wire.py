@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -84,6 +85,25 @@ def test_a_request_that_was_interrupted_shows_no_other_bucket(
             assert theirs.get("a") == b"theirs"
             assert ours.get("a") == CONTENT
         ours.delete(["a"])
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "GetObject"])
+def test_the_request_after_one_that_was_interrupted_shows_the_way(
+    storage: S3Storage, client: Any, proxy: FaultProxy, operation: str
+) -> None:
+    def interrupt(**_: Any) -> None:
+        client.meta.events.unregister(f"before-call.s3.{operation}", interrupt)
+        raise KeyboardInterrupt
+
+    storage = S3Storage(storage.root, lambda: client)
+    client.put_object(Bucket=storage.bucket, Key=storage._prefix + "b", Body=CONTENT)
+    client.meta.events.register(f"before-call.s3.{operation}", interrupt)
+    call = functools.partial(storage.put, data=CONTENT) if operation == "PutObject" else storage.get
+    with pytest.raises(KeyboardInterrupt):
+        call("a")
+    for _ in range(2):
+        call("b")
+    assert not by_boto3(proxy.requests[-1])
 
 
 def test_another_thread_asks_for_an_object_whose_name_ends_alike(

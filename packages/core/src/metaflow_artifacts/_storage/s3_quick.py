@@ -151,7 +151,7 @@ class _Way:
         self._failures = 0
         self._off = False
         self._expected: tuple[int, str] | None = None
-        self._example: tuple[Any, dict[str, Any]] | None = None
+        self._example: tuple[Any, dict[str, Any], str] | None = None
         self.wire: Wire | None = None
 
     def count(self, was_used: bool) -> None:
@@ -167,14 +167,16 @@ class _Way:
                 return self.wire
             events, handler = self._client.meta.events, f"quick-requests-{id(self)}"
             event = f"before-sign.s3.{self._operation}"
-            if self._expected is None:
-                # The request that boto3 makes this time shows the address, and how it is signed.
-                self._expected = threading.get_ident(), name
-                events.register_last(event, self._look, unique_id=handler)
-            elif self._example is not None:
+            if self._example is None:
+                # The request that boto3 makes this time shows the address, and how it is signed. An interrupt may have
+                # ended the one before too early.
+                is_first, self._expected = self._expected is None, (threading.get_ident(), name)
+                if is_first:
+                    events.register_last(event, self._look, unique_id=handler)
+            else:
                 events.unregister(event, unique_id=handler)
                 try:
-                    self.wire = learn(self._client, self._operation, *self._example, self._expected[1], self._kept)
+                    self.wire = learn(self._client, self._operation, *self._example, self._kept)
                 except (AttributeError, KeyError, TypeError):
                     # A version of botocore or urllib3 that is made differently.
                     self.wire = None
@@ -194,7 +196,7 @@ class _Way:
             and quote(asked.get("Key", ""), safe="/~") == name
         )
         if self._example is None and is_mine:
-            self._example = request, signing
+            self._example = request, signing, name
 
 
 def _error_of(reply: Reply, new: bool) -> Exception | None:
