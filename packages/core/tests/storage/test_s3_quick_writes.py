@@ -6,15 +6,17 @@ import functools
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Generator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from metaflow_artifacts._storage import job, open_storage, s3_wire
+from metaflow_artifacts._storage import job, open_storage, s3_quick, s3_wire
 from metaflow_artifacts._storage.job import Cancelled, Job
 from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
@@ -112,13 +114,13 @@ def test_a_key_that_is_taken_is_refused_with_one_request(
 BY_BOTO3 = [
     Answer(403, "AccessDenied"),
     Answer(429, "SlowDown"),
-    Answer(503, "", body="a gateway's page"),
     Answer(200, ""),
     Answer(200, "", body="a gateway's page"),
 ]
 """After these, boto3 makes the same request at once."""
 AGAIN = [
     Answer(503, "SlowDown"),
+    Answer(503, "", body="a gateway's page"),
     Answer(500, "InternalError"),
     Answer(409, "ConditionalRequestConflict"),
     Lose(),
@@ -187,6 +189,46 @@ def test_a_server_whose_answers_cannot_be_used_is_left_to_boto3(
     proxy.requests.clear()
     storage.put("a", b"content")
     assert len(proxy.requests) == 1
+
+
+def test_the_quick_way_is_taken_again_after_a_while(
+    storage: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr(s3_quick, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    warm(storage, proxy)
+
+    def asked() -> list[bool]:
+        proxy.requests.clear()
+        storage.put("a", b"content")
+        return [by_boto3(request) for request in proxy.requests]
+
+    proxy.plan = lambda request: None if by_boto3(request) else Answer(200, "")
+    assert [asked() for _ in range(6)] == [[False, True]] * 5 + [[True]]
+    now[0] += s3_quick._OFF_S + 1
+    assert [asked() for _ in range(2)] == [[False, True], [True]]
+    proxy.plan = lambda request: None
+    now[0] += s3_quick._OFF_S + 1
+    assert [asked() for _ in range(2)] == [[False]] * 2
+
+
+def test_content_that_changes_says_nothing_about_the_server(storage: S3Storage, proxy: FaultProxy) -> None:
+    def blocks() -> Generator[memoryview, None, None]:
+        yield memoryview(b"other")
+
+    warm(storage, proxy)
+    for _ in range(6):
+        with pytest.raises(ContentChanged):
+            storage.send("a", 5, bytes(32), blocks)
+    storage.put("a", b"content")
+    assert not by_boto3(proxy.requests[-1])
+
+
+def test_a_denied_write_is_nobodys(storage: S3Storage, direct: S3Storage, proxy: FaultProxy) -> None:
+    warm(storage, proxy)
+    direct.put("a", b"another's")
+    proxy.plan = once(Answer(403, "AccessDenied"), "PUT")
+    assert not storage.put_if_absent("a", b"another's")
 
 
 def test_errors_are_those_of_boto3(storage: S3Storage, proxy: FaultProxy) -> None:

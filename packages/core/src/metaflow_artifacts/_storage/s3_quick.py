@@ -7,9 +7,12 @@ After anything else, boto3 makes the same request again, so that errors, redirec
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -17,6 +20,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
+from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote_objects import Body
 from metaflow_artifacts._storage.s3_wire import Reply, Wire, learn
@@ -24,7 +28,8 @@ from metaflow_artifacts._storage.s3_wire import Reply, Wire, learn
 __all__ = ["Head", "QuickRequests", "Written"]
 
 _GIVE_UP_AFTER = 5
-"""After how many answers in a row that could not be used, or broke off, only boto3 is used."""
+"""After how many answers in a row that could not be used, or broke off, only boto3 is used for a while."""
+_OFF_S = 300.0
 _REFUSALS = frozenset({404, 412, 416})
 """Right answers that boto3 puts into words."""
 _ERRORS_OF_PUT = frozenset({409, 412, 500, 503})
@@ -95,19 +100,23 @@ class QuickRequests:
 
         Raises what reading the body raises, and botocore's ClientError where the server refuses or fails.
         """
+        from botocore.exceptions import BotoCoreError
+
         name = quote(name, safe="/~")
         way = self._ways[_PUT]
         wire = way.wire or way.prepared(name)
         if wire is None:
             return Written.NO
         asked = {"x-amz-checksum-sha256": sha256, **({"if-none-match": "*"} if new else {})}
-        reply = None
         try:
             reply = wire.send(name, asked, body)
-        finally:
-            if reply is None:
-                way.count(False)
+        except BotoCoreError:
+            # Not where this process has shut the connection, or has changed what it sends.
+            check()
+            way.count(False)
+            raise
         if reply is None:
+            way.count(False)
             return Written.NO
         with closing(reply):
             error = _error_of(reply, new)
@@ -117,7 +126,8 @@ class QuickRequests:
         # Without an ETag, it is not S3 that has answered.
         is_written = reply.status == 200 and b"etag" in reply.headers and not reply.is_last
         way.count(is_written)
-        return Written.YES if is_written else Written.MAYBE
+        is_refused = 400 <= reply.status < 500
+        return Written.YES if is_written else Written.NO if is_refused else Written.MAYBE
 
     def _ask(
         self, operation: str, name: str, asked: dict[str, str], is_usable: Callable[[Reply], bool]
@@ -149,21 +159,28 @@ class _Way:
         self._kept = kept
         self._lock = threading.Lock()
         self._failures = 0
-        self._off = False
+        self._off_until = 0.0
         self._expected: tuple[int, str] | None = None
         self._example: tuple[Any, dict[str, Any], str] | None = None
-        self.wire: Wire | None = None
+        self._wire: Wire | None = None
+
+    @property
+    def wire(self) -> Wire | None:
+        """What makes the requests, once it is known; None while boto3 makes them."""
+        return None if self._off_until > time.monotonic() else self._wire
 
     def count(self, was_used: bool) -> None:
         """Note whether an answer could be used. Threads may lose a count."""
         self._failures = 0 if was_used else self._failures + 1
         if self._failures >= _GIVE_UP_AFTER:
-            self._off, self.wire = True, None
+            # Then one more is enough, or none: the network or the server may have been down for a while.
+            self._failures = _GIVE_UP_AFTER - 1
+            self._off_until = time.monotonic() + _OFF_S
 
     def prepared(self, name: str) -> Wire | None:
         """What makes the request for `name`, which is encoded; None where boto3 does."""
         with self._lock:
-            if self._off or self.wire is not None:
+            if self._wire is not None or self._off_until > time.monotonic():
                 return self.wire
             events, handler = self._client.meta.events, f"quick-requests-{id(self)}"
             event = f"before-sign.s3.{self._operation}"
@@ -175,12 +192,12 @@ class _Way:
                     events.register_last(event, self._look, unique_id=handler)
             else:
                 events.unregister(event, unique_id=handler)
-                try:
-                    self.wire = learn(self._client, self._operation, *self._example, self._kept)
-                except (AttributeError, KeyError, TypeError):
-                    # A version of botocore or urllib3 that is made differently.
-                    self.wire = None
-                self._example, self._off = None, self.wire is None
+                # Without one, a version of botocore or urllib3 is made differently.
+                with suppress(AttributeError, KeyError, TypeError):
+                    self._wire = learn(self._client, self._operation, *self._example, self._kept)
+                self._example = None
+                if self._wire is None:
+                    self._off_until = math.inf
             return self.wire
 
     def _look(self, request: Any, **signing: Any) -> None:
@@ -196,21 +213,22 @@ class _Way:
             and quote(asked.get("Key", ""), safe="/~") == name
         )
         if self._example is None and is_mine:
-            self._example = request, signing, name
+            # Without its content, which would be kept until the next request.
+            example = copy.copy(request)
+            example.data = b""
+            self._example = example, signing, name
 
 
 def _error_of(reply: Reply, new: bool) -> Exception | None:
     """The error that boto3 would raise for the answer to a write; None where boto3 has to look."""
     from botocore.exceptions import ClientError
 
-    code, message = _words_of(reply) if reply.status in _ERRORS_OF_PUT else ("", "")
-    if not code and new and reply.status == 412:
-        # S3 sends its words in chunks. A second request could not tell any more whose object is there.
-        code = "412"
-    if not code:
+    if reply.status not in _ERRORS_OF_PUT or (reply.status == 412 and not new):
         return None
+    code, message = _words_of(reply)
     details: Any = {
-        "Error": {"Code": code, "Message": message},
+        # S3 sends its words in chunks, which are not read. boto3 takes the number where there are none, too.
+        "Error": {"Code": code or str(reply.status), "Message": message},
         "ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": {}, "RetryAttempts": 0},
     }
     return ClientError(details, _PUT)

@@ -218,7 +218,8 @@ class _Ingestion(Generic[_F]):
                 chunks = min(first.size, 2 * self.store.chunk_size) if held else 0
                 yield chunks + _BLOCKS_BYTES, self._call(self._save_big, unit)
                 continue
-            pack = sum(self.files[number].size for number in unit.files)
+            # The contents of its files, and the pack.
+            pack = 2 * sum(self.files[number].size for number in unit.files)
             if self.previous is not None and self.previous.pack(self.files[number] for number in unit.files):
                 yield pack, self._call(self._save_known_pack, unit)
             else:

@@ -16,13 +16,15 @@ from metaflow_artifacts._transfer.few_readers import FewReaders
 __all__ = ["PackContents", "digests"]
 
 _READERS = 2
+_KEPT = 4
+"""How many buffers are kept at most that no pack uses: a few more than there are readers."""
 
 
 class PackContents:
     """Memory for the packs of one save.
 
-    `read(number, buffer)` reads a whole file, by its number. For each pack that is in use at the same time, as much
-    memory is used as the largest one needs.
+    `read(number, buffer)` reads a whole file, by its number. For each pack that is in use at the same time, and for a
+    few more, as much memory is used as the largest one needs.
     """
 
     def __init__(self, read: Callable[[int, memoryview], None]) -> None:
@@ -49,7 +51,8 @@ class PackContents:
                 self._read(part.file, content[begin:end])
                 begin = end
         yield content
-        self._free.append(buffer)
+        if len(self._free) < _KEPT:
+            self._free.append(buffer)
 
 
 def digests(parts: Sequence[Segment], content: memoryview, block_bytes: int) -> tuple[Chunk, dict[int, str]]:
