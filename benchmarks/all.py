@@ -50,9 +50,10 @@ MEASUREMENTS = [
         ("traffic", "performance.md#s3", f"{INSTALLED}traffic.py"),
         (
             "quick",
-            "decisions/0018-reads-from-s3-without-boto3.md#measured",
+            "decisions/0018-requests-to-s3-without-boto3.md#measured",
             "TMPDIR=/dev/shm .venv/bin/python benchmarks/quick.py",
         ),
+        ("least", "performance.md#s3", "TMPDIR=/dev/shm .venv/bin/python benchmarks/least.py"),
         ("listings", "performance.md#listings", ".venv/bin/python benchmarks/listings.py"),
         ("cards", "performance.md#cards", f"{INSTALLED}cards.py --rounds 7"),
         ("link", LINK_PAGE, LINK),
