@@ -46,8 +46,11 @@ class SweepFlow(FlowSpec):
                 self.latest = current.checkpoint.save(metadata={"epochs": epoch + 1})
             else:
                 # The best so far is kept, but no retry goes on from it.
-                write("best weights", weights)
-                current.checkpoint.save("best weights", "best", {"loss": 1 / (epoch + 1)}, False)
+                # The tasks of both rates run in one directory.
+                os.makedirs(f"trained at {self.rate}", exist_ok=True)
+                best = os.path.join(f"trained at {self.rate}", "best weights")
+                write(best, weights)
+                current.checkpoint.save(best, "best", {"loss": 1 / (epoch + 1)}, False)
             if current.retry_count == 0 and epoch == 4:
                 die()
         emit("of this attempt", [self.rate, len(current.checkpoint.list(attempt=1)), len(current.checkpoint.list())])
