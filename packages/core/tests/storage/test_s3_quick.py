@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faultlib.requests_seen import by_boto3
 from urllib3 import Timeout
 
 from metaflow_artifacts._storage import open_storage, remote_requests
@@ -19,16 +20,11 @@ from metaflow_artifacts._storage.s3 import S3Storage, client_config
 from metaflow_artifacts._storage.s3_wire import Signer
 from metaflow_artifacts.errors import ArtifactNotFound, StorageError, TransientStorageError
 from metaflow_artifacts.testing.certificates import make_certificate
-from metaflow_artifacts.testing.faults import Answer, Cut, Fault, FaultProxy, Lose, Refuse, Request, Stall, once
+from metaflow_artifacts.testing.faults import Answer, Cut, Fault, FaultProxy, Lose, Refuse, Stall, once
 from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CONTENT = bytes(range(256)) * 20
 NAMES = ["a", "dir/b", "c%20d", "e%C3%A4~", "f.0.name-1_2.3"]
-
-
-def by_boto3(request: Request) -> bool:
-    """Whether boto3 made a request: its own have an id."""
-    return "amz-sdk-invocation-id" in request.headers
 
 
 def warm(storage: S3Storage) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from faultlib.requests_seen import by_boto3
 
 from metaflow_artifacts._storage import job, open_storage, s3_quick, s3_wire
 from metaflow_artifacts._storage.job import Cancelled, Job
@@ -28,11 +29,6 @@ from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 SIZES = [0, 1, 4096, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, 3 << 20]
 LARGE = os.urandom(3 << 20)
-
-
-def by_boto3(request: Request) -> bool:
-    """Whether boto3 made a request: its own have an id."""
-    return "amz-sdk-invocation-id" in request.headers
 
 
 def warm(storage: S3Storage, proxy: FaultProxy) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from faultlib.requests_seen import by_boto3
 from urllib3 import HTTPConnectionPool, Timeout
 
 from metaflow_artifacts._storage.s3 import S3Storage, client_config
@@ -20,10 +21,6 @@ from metaflow_artifacts.testing.seaweedfs import SeaweedServer
 
 CONTENT = b"0123456789"
 DATE = "Thu, 26 Nov 2026 12:00:00 GMT"
-
-
-def by_boto3(request: Request) -> bool:
-    return "amz-sdk-invocation-id" in request.headers
 
 
 def warm(storage: S3Storage) -> None:

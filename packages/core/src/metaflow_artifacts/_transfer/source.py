@@ -329,7 +329,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
             if number in contents:
                 continue
             try:
-                contents[number] = _read_whole(file, number, may_grow=rounds[number] == FILE_ATTEMPTS - 1)
+                contents[number] = _read_for_inline(file, number, may_grow=rounds[number] == FILE_ATTEMPTS - 1)
             except Changed:
                 rounds[number] += 1
                 if rounds[number] == FILE_ATTEMPTS:
@@ -341,7 +341,7 @@ def read_inline(source: Source, limit: int) -> bytes | None:
     return None
 
 
-def _read_whole(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
+def _read_for_inline(file: SourceFile, number: int, *, may_grow: bool) -> bytes:
     if file.gone:
         return b""
     opened = opened_source(file, number, may_grow=may_grow)
