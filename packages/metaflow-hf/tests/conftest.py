@@ -25,6 +25,10 @@ HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
 os.environ["HF_HOME"] = HF_HOME.name
 
 from hub import Hub  # noqa: E402
+from hub_client import FILES  # noqa: E402
+from hub_repo import Repo  # noqa: E402
+
+from metaflow_extensions.artifacts_hf.plugins.hf_deco import hub as module  # noqa: E402
 
 CHUNK_SIZE = 128 << 10
 """Small, so that a small repo has many chunks."""
@@ -35,6 +39,20 @@ def hub() -> Iterator[Hub]:
     """A Hub without repos."""
     with Hub() as hub:
         yield hub
+
+
+@pytest.fixture
+def repo(hub: Hub) -> Repo:
+    """The repo of the tests of the client, with a large file."""
+    return hub.repo("org/name", files=FILES)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses before retries, in seconds. The tests do not wait for them."""
+    waited: list[float] = []
+    monkeypatch.setattr(module, "pause", lambda seconds, cancelled: waited.append(seconds))
+    return waited
 
 
 @pytest.fixture(params=["local", "s3"])
