@@ -62,6 +62,7 @@ MEASUREMENTS = [
         ("link-one-file", LINK_PAGE, f"{LINK} --files 1 --mib 192 --rounds 2"),
         ("link-fast", LINK_PAGE, f"{LINK} --rate 20"),
         ("link-jobs", LINK_PAGE, f"{LINK} --rate 20 --jobs 6 --rounds 1"),
+        ("least-load", LINK_PAGE, "TMPDIR=/dev/shm .venv/bin/python benchmarks/least_load.py"),
         ("node", "decisions/0015-once-per-node.md#measured", ".venv/bin/python benchmarks/once_per_node.py"),
         ("memory-local", "performance.md#memory", f"{INSTALLED}memory.py local --gib 1 8 --files 100000"),
         ("memory-s3", "performance.md#memory", f"{INSTALLED}memory.py s3 --gib 1 8"),

@@ -276,7 +276,8 @@ def test_a_range_keeps_the_private_directory_while_it_writes(
 
     def interrupt() -> None:
         # Only a directory that holds a chunk is left.
-        assert late.wait(60) and holds.wait(60)
+        assert late.wait(60)
+        assert holds.wait(60)
         signal.pthread_kill(caller, signal.SIGINT)
 
     def note(progress: Progress) -> None:
