@@ -24,6 +24,8 @@ FILES = {"big": DRAW.randbytes(200_000), "empty": b"", **{f"small/{n}": DRAW.ran
 STREAMED = {path: 1 for path, content in FILES.items() if content}
 """Once each; nothing is asked for an empty file."""
 
+SMALL = {"config": b"a config", "vocabulary": b"a vocabulary"}
+
 
 class Broken(ArtifactError):
     """A stream that ended."""
@@ -135,6 +137,36 @@ def test_a_stream_that_stays_broken_is_the_error(store: Store, snapshots: Snapsh
     assert source.cancelled.is_set()
     assert snapshots.listed("name") == []
     assert list(store.storage.leftovers()) == []
+
+
+def test_a_small_snapshot_of_another_place_is_adopted(
+    store: Store, snapshots: Snapshots, place: CheckpointPlace, tmp_path: Path
+) -> None:
+    saved_small(snapshots, tmp_path)
+    other = CheckpointPlace(place.flow, "other", place.scope, place.task)
+    there = Snapshots(CheckpointWriter(store, other, "2" * 8, 0, "F/1/other/2"), "mf.streams", "label", pytest.fail)
+    manifest = there.elsewhere(identity())
+    assert manifest is not None
+    assert manifest.inline is not None
+    adopted = there.adopt(identity(), manifest)
+    assert adopted is not None
+    assert loaded(store, adopted["key"], tmp_path / "loaded") == SMALL
+
+
+def test_a_small_snapshot_is_not_streamed_again(store: Store, snapshots: Snapshots, tmp_path: Path) -> None:
+    saved_small(snapshots, tmp_path)
+    source = Source({**SMALL, "new": b"new"})
+    _, artifact = snapshots.ingest(identity("2"), source, source.files())
+    assert source.opened == {"new": 1}
+    assert loaded(store, artifact["key"], tmp_path / "loaded") == source.contents
+
+
+def saved_small(snapshots: Snapshots, tmp_path: Path) -> None:
+    """A snapshot that was saved from files, and whose content is in its manifest."""
+    for name, content in SMALL.items():
+        (tmp_path / name).write_bytes(content)
+    ids = {file.path: file.id for file in Source(SMALL).files()}
+    snapshots.save(identity(), {name: str(tmp_path / name) for name in SMALL}, ids)
 
 
 def test_a_snapshot_of_another_place_is_adopted(store: Store, snapshots: Snapshots, place: CheckpointPlace) -> None:

@@ -28,6 +28,7 @@ class PreviousSnapshot:
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
         self._storage = storage
         self._chunks = snapshot.manifest.chunks
+        self._inline = snapshot.manifest.inline
         self._starts = [0, *accumulate(chunk.size for chunk in self._chunks)]
         self._files: dict[tuple[str, int], FileEntry] = {}
         ids = snapshot.ids
@@ -67,10 +68,12 @@ class PreviousSnapshot:
         return list(self._chunks[first:last])
 
     def content(self, file: StreamedFile) -> bytes | None:
-        """The content of a file that is in one chunk; None for other files, and if the chunk is missing or damaged."""
+        """The content of a file that is inline or in one chunk; None for others, and if it is missing or damaged."""
         entry = self._files.get((file.id, file.size))
         if entry is None or not entry.size:
             return None
+        if self._inline is not None:
+            return self._inline[entry.offset : entry.offset + entry.size]
         number = bisect_right(self._starts, entry.offset) - 1
         start = entry.offset - self._starts[number]
         if start + entry.size > self._chunks[number].size:

@@ -99,7 +99,7 @@ class Snapshots:
     def adopt(self, id: SnapshotId, manifest: Manifest) -> ModelArtifact | None:
         """A second manifest for the content of a snapshot, at the writer's place; None if some of it is gone."""
         try:
-            return self._commit(id, Ingested(list(manifest.files), list(manifest.chunks), {}))
+            return self._commit(id, Ingested(list(manifest.files), list(manifest.chunks), {}), manifest.inline)
         except TransientStorageError:
             return None
 
@@ -147,13 +147,14 @@ class Snapshots:
         self.index.note_snapshot(id.group, id.entry, artifact["key"], ids)
         return artifact
 
-    def _commit(self, id: SnapshotId, content: Ingested) -> ModelArtifact:
+    def _commit(self, id: SnapshotId, content: Ingested, inline: bytes | None = None) -> ModelArtifact:
         artifact = self.store.commit_checkpoint(
             content.files,
             content.chunks,
             self._writer.keys(id.name),
             self._writer.details(self._label, id.metadata),
             since=content.since,
+            inline=inline,
         )
         self._writer.saved(artifact, latest=True)
         return artifact

@@ -163,18 +163,19 @@ class Store(StoredManifests, BackgroundModels):
         details: SaveDetails,
         *,
         since: float | None = None,
+        inline: bytes | None = None,
     ) -> ModelArtifact:
         """The second half of `save_checkpoint`, for content whose chunks the caller has stored.
 
         Every one of `chunks` is known to be stored (`put_chunk`, `is_stored`). The first of them was stored or found
         after the time `since` (seconds since the epoch); with None, each chunk is looked at again. `files` are in the
-        order of their paths' bytes, and their offsets add up. Raises TransientStorageError if a `gc` has removed a
-        chunk meanwhile, else as `save_checkpoint`.
+        order of their paths' bytes, and their offsets add up. Small content may be given as `inline`, without chunks.
+        Raises TransientStorageError if a `gc` has removed a chunk meanwhile, else as `save_checkpoint`.
         """
         self.storage.require_put_if_absent()
         if not are_safe_from_gc(self.storage, chunks, since, self.refresh_after):
             raise TransientStorageError(f"{self.root}: a gc removed content while it was stored; store it again")
-        return self._commit(_checkpoints(keys, details), files, (), chunks, None, details.latest)
+        return self._commit(_checkpoints(keys, details), files, (), chunks, inline, details.latest)
 
     def _save(
         self,
