@@ -256,6 +256,15 @@ def test_a_tar_that_is_gone(store: Store, tmp_path: Path) -> None:
         store.delete(key)
 
 
+@pytest.mark.parametrize("form", ["tar", "files"])
+def test_what_is_deleted_while_it_is_read(store: Store, form: str) -> None:
+    key = foreign.save_model(store.storage, FILES, form)
+    manifest = store.manifest(key)
+    store.delete(key)
+    with pytest.raises(ArtifactNotFound, match=f"cannot load {key}: it was deleted while it was loaded"):
+        store.read_file(manifest, "a.txt")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

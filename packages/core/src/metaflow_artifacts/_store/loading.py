@@ -11,14 +11,14 @@ from metaflow_artifacts._format.foreign import ForeignManifest
 from metaflow_artifacts._format.manifest import Manifest
 from metaflow_artifacts._format.paths import local_path
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts._store.foreign import load_foreign
+from metaflow_artifacts._store.foreign import find, load_foreign
 from metaflow_artifacts._store.selection import Patterns, patterns_of, select
 from metaflow_artifacts._transfer.cache import Cache
 from metaflow_artifacts._transfer.loading import fetch_chunks
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.reuse import leftovers
 from metaflow_artifacts._transfer.target import local_files, make_tree, open_target, write_file
-from metaflow_artifacts.errors import CorruptArtifact, StorageError, TargetError
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, StorageError, TargetError
 
 __all__ = ["load_files", "load_id", "naming"]
 
@@ -33,14 +33,14 @@ def load_files(
 ) -> None:
     """Load the files that match `only` into the directory `path`. Raises as `Store.load`."""
     if isinstance(manifest, ForeignManifest):
-        with naming(manifest):
+        with naming(storage, manifest):
             load_foreign(storage, manifest, path, only, progress)
         return
     wanted = select(manifest, only)
     files = local_files(manifest.files)
     progress.start(sum(files[number].size for number in wanted))
     load = load_id(manifest.artifact["key"], only)
-    with naming(manifest), open_target(path, load) as target:
+    with naming(storage, manifest), open_target(path, load) as target:
         stage = target.stage
         dirs = map(local_path, manifest.dirs) if only is None else ()
         make_tree(stage.files, (files[number].path for number in sorted(wanted)), dirs)
@@ -69,9 +69,24 @@ def load_id(key: str, only: Patterns | None) -> str:
 
 
 @contextmanager
-def naming(manifest: Manifest) -> Iterator[None]:
-    """Prefix errors raised in the block with the artifact's key."""
+def naming(storage: Storage, manifest: Manifest) -> Iterator[None]:
+    """Prefix errors raised in the block with the artifact's key. What is gone together with the artifact is no damage:
+    then ArtifactNotFound is raised."""
     try:
         yield
     except (CorruptArtifact, StorageError, TargetError) as error:
-        raise type(error)(f"cannot load {manifest.artifact['key']}: {error}") from error
+        key = manifest.artifact["key"]
+        if isinstance(error, CorruptArtifact) and _is_deleted(storage, manifest):
+            raise ArtifactNotFound(
+                f"cannot load {key}: it was deleted while it was loaded, and some of its content is gone; nothing is "
+                f"stored at {storage.url(key)} any more"
+            ) from error
+        raise type(error)(f"cannot load {key}: {error}") from error
+
+
+def _is_deleted(storage: Storage, manifest: Manifest) -> bool:
+    key = manifest.artifact["key"]
+    # Damage that was found is the error, also where this cannot be asked.
+    with contextlib.suppress(ArtifactError):
+        return (find(storage, key) if isinstance(manifest, ForeignManifest) else storage.stat(key)) is None
+    return False

@@ -240,8 +240,8 @@ class Store(StoredManifests, BackgroundModels):
         it that was killed has left, is hashed and not fetched again (`progress.found`); nor is what the node's cache
         has (`progress.cached`). With `only`, the files are loaded whose path matches this pattern, or one of several
         (`*` and `?`; `*` matches `/` too, and `**/` also nothing). Raises as `manifest` does; InvalidInput if `only` is
-        no pattern; ArtifactNotFound if a pattern matches no file; CorruptArtifact if content is missing or changed;
-        TargetError if `path` cannot be written.
+        no pattern; ArtifactNotFound if a pattern matches no file, or if the artifact is deleted meanwhile and content
+        is gone; CorruptArtifact if content is missing or changed; TargetError if `path` cannot be written.
         """
         patterns_of(only)
         load_files(self.storage, self.manifest(reference), path, only, progress or Progress(), self.cache)
@@ -263,7 +263,7 @@ class Store(StoredManifests, BackgroundModels):
         end = file.size if length is None else min(file.size, start + length)
         if start >= end:
             return b""
-        with naming(manifest):
+        with naming(self.storage, manifest):
             if isinstance(manifest, ForeignManifest):
                 return read_part(self.storage, file, manifest.locations[manifest.files.index(file)], start, end)
             if manifest.inline is not None:
