@@ -169,3 +169,26 @@ def test_a_chunk_that_is_newer_than_the_listing_is_found(store: Store, saved: Mo
             store.storage.put(chunk, content)
 
     assert check(Store(Watched(store.storage, before))).ok
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_damage_of_a_shared_chunk_is_reported_of_an_artifact_that_exists(
+    store: Store, saved: ModelArtifact, tmp_path: Path, read: bool
+) -> None:
+    """The artifact that would be named is deleted when its chunk is looked at."""
+    keys = [saved["key"], store.save_model(store.load(saved, tmp_path / "again"))["key"]]
+    chunk = _first(store, saved["key"])
+    if read:
+        store.storage.put(chunk, _flip(store.storage.get(chunk)))
+    else:
+        store.storage.delete([chunk])
+    wanted = keys if read else None
+    (first,) = check(store, wanted, read=read).problems
+
+    def before(operation: str, key: str) -> None:
+        if operation == ("open" if read else "stat") and key == chunk:
+            store.storage.delete([first.key])
+
+    (left,) = check(Store(Watched(store.storage, before)), wanted, read=read).problems
+    assert {first.key, left.key} == {*keys}
+    assert (left.kind, left.chunk) == (first.kind, chunk)

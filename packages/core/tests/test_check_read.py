@@ -105,6 +105,32 @@ def test_what_is_saved_again_during_the_check_is_no_problem(local: Store, tmp_pa
     assert len(listings) == 2
 
 
+def test_what_a_gc_removes_before_it_is_read_and_is_saved_again_is_no_problem(local: Store, tmp_path: Path) -> None:
+    saved = local.save_model(tmp_path / "half")
+    chunk = first_chunk(local, saved["key"])
+    done: list[str] = []
+
+    def before(operation: str, key: str) -> None:
+        if operation == "open" and key == chunk and not done:
+            local.delete(saved)
+            removed(local, chunk)
+            done.append("removed")
+        elif operation == "list" and key == MODEL_ARTIFACTS and done:
+            local.save_model(tmp_path / "half")
+            done.append("saved")
+
+    assert check(Store(Watched(local.storage, before)), read=True).ok
+    assert done == ["removed", "saved"]
+
+
+def test_a_chunk_that_disappears_before_it_is_read_is_missing(local: Store, tmp_path: Path) -> None:
+    saved = local.save_model(tmp_path / "half")
+    chunk = first_chunk(local, saved["key"])
+    watched = during(local, "open", chunk, lambda: removed(local, chunk))
+    (problem,) = check(watched, read=True).problems
+    assert (problem.key, problem.kind) == (saved["key"], "missing")
+
+
 def test_chunks_of_a_manifest_that_is_damaged_behind_them_are_read(local: Store, tmp_path: Path) -> None:
     saved = local.save_model(tmp_path / "weights")
     data = local.storage.get(saved["key"])

@@ -14,7 +14,7 @@ from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.threads import ordered
-from metaflow_artifacts._upkeep.contents import check_contents, hash_chunks, judge
+from metaflow_artifacts._upkeep.contents import check_contents, hash_chunks, judge, still
 from metaflow_artifacts._upkeep.foreign_check import check_foreign, is_own
 from metaflow_artifacts._upkeep.report import CheckReport, Note, Problem, notes_on
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, manifests, stored_chunks
@@ -49,7 +49,11 @@ class _Check:
         self.transfer = transfer
         self.strays = Strays(store.storage)
         self.problems: list[Problem] = []
-        self.named: dict[bytes, tuple[int, str]] = {}
+        self.named: dict[bytes, int] = {}
+        self.needed_by: dict[bytes, list[str]] = {}
+        """The artifacts that need each chunk, if chunks are to be read."""
+        self.unreported: set[bytes] = set()
+        """Damaged chunks of artifacts that were deleted meanwhile. Another one may need them."""
         self.artifacts = self.files = self.size = self.read = 0
 
     def run(self, keys: list[str] | None, read: bool) -> CheckReport:
@@ -66,6 +70,9 @@ class _Check:
                 self._report(info.key, "manifest", str(manifest))
             elif manifest is not None:
                 self._manifest(info.key, manifest, stored)
+                if read:
+                    for digest in {bytes.fromhex(chunk.sha256) for chunk in manifest.chunks}:
+                        self.needed_by.setdefault(digest, []).append(info.key)
         count, problems = check_foreign(self.store.storage, self.strays, foreign, read=read)
         self.problems += problems
         if read:
@@ -76,7 +83,7 @@ class _Check:
             files=self.files,
             size=self.size,
             chunks=len(self.named),
-            stored=sum(size for size, _ in self.named.values()),
+            stored=sum(self.named.values()),
             read=self.read,
             foreign=count,
             problems=tuple(self.problems),
@@ -100,9 +107,9 @@ class _Check:
         unknown = []
         for chunk in dict.fromkeys(manifest.chunks):
             digest = bytes.fromhex(chunk.sha256)
-            if stored.get(digest) != chunk.size and digest not in self.named:
+            if stored.get(digest) != chunk.size and (digest not in self.named or digest in self.unreported):
                 unknown.append(chunk)
-            self.named.setdefault(digest, (chunk.size, key))
+            self.named.setdefault(digest, chunk.size)
         for chunk, info in zip(unknown, ordered(self.store.storage, self._look, unknown), strict=True):
             self._judge(key, chunk, info)
 
@@ -110,22 +117,30 @@ class _Check:
         return self.store.storage.stat(chunk_key(chunk.sha256))
 
     def _judge(self, key: str, chunk: Chunk, info: ObjectInfo | None) -> None:
-        if damage := judge(self.store.storage, chunk, info):
-            self._report(key, damage.kind, damage.detail, chunk)
+        digest = bytes.fromhex(chunk.sha256)
+        self.unreported.discard(digest)
+        damage = judge(self.store.storage, chunk, info)
+        if damage and not self._report(key, damage.kind, damage.detail, chunk):
+            self.unreported.add(digest)
 
     def _read(self) -> None:
         bad = {problem.chunk for problem in self.problems}
-        sizes = {digest.hex(): size for digest, (size, _) in self.named.items()}
-        wanted = [Chunk(sha256, size) for sha256, size in sizes.items() if chunk_key(sha256) not in bad]
+        chunks = [Chunk(digest.hex(), size) for digest, size in self.named.items()]
+        wanted = [chunk for chunk in chunks if chunk_key(chunk.sha256) not in bad]
         self.transfer.start(sum(chunk.size for chunk in wanted))
         self.read, damages = hash_chunks(self.store.storage, wanted, self.transfer)
         for damage in damages:
-            chunk = Chunk(damage.sha256, sizes[damage.sha256])
-            self._report(self.named[bytes.fromhex(damage.sha256)][1], damage.kind, damage.detail, chunk)
+            digest = bytes.fromhex(damage.sha256)
+            chunk = Chunk(damage.sha256, self.named[digest])
+            if found := still(self.store.storage, chunk, damage):
+                any(self._report(key, found.kind, found.detail, chunk) for key in self.needed_by[digest])
 
     def _report(
         self, key: str, kind: Literal["manifest", "missing", "size", "content"], detail: str, chunk: Chunk | None = None
-    ) -> None:
+    ) -> bool:
+        """Whether there is such a problem."""
         # It may have been deleted, and its content removed by gc, since it was listed. That is no fault.
-        if self.store.storage.stat(key) is not None:
-            self.problems.append(Problem(key, kind, detail, None if chunk is None else chunk_key(chunk.sha256)))
+        if self.store.storage.stat(key) is None:
+            return False
+        self.problems.append(Problem(key, kind, detail, None if chunk is None else chunk_key(chunk.sha256)))
+        return True

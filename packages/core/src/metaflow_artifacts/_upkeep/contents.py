@@ -26,9 +26,9 @@ from metaflow_artifacts._upkeep.manifests import read_manifests
 from metaflow_artifacts._upkeep.named import PREFIXES, NamedChunks
 from metaflow_artifacts._upkeep.report import CheckReport, Problem, notes_on
 from metaflow_artifacts._upkeep.survey import Strays, artifact_objects, chunk_objects, outlines
-from metaflow_artifacts.errors import CorruptArtifact
+from metaflow_artifacts.errors import ArtifactNotFound, CorruptArtifact
 
-__all__ = ["Checked", "Damage", "check_contents", "check_prefixes", "hash_chunks", "judge", "problems_of"]
+__all__ = ["Checked", "Damage", "check_contents", "check_prefixes", "hash_chunks", "judge", "problems_of", "still"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,11 @@ def hash_chunks(storage: Storage, chunks: Iterable[Chunk], progress: Progress) -
         try:
             read_chunk(storage, chunk, lambda block: width.moved(len(block)), lambda: None)
         except CorruptArtifact as error:
-            damage = Damage(chunk.sha256, "content", str(error))
+            # A gc may have removed it since it was looked at.
+            kind: Literal["missing", "content"] = (
+                "missing" if isinstance(error.__cause__, ArtifactNotFound) else "content"
+            )
+            damage = Damage(chunk.sha256, kind, str(error))
         with lock:
             read += chunk.size
             if damage is not None:
@@ -178,7 +182,7 @@ def problems_of(store: Store, damages: Iterable[Damage], strays: Strays) -> list
             continue
         for chunk in dict.fromkeys(outline.chunks):
             damage = left.get(chunk.sha256)
-            if damage is not None and (found := _still(store.storage, chunk, damage)) is not None:
+            if damage is not None and (found := still(store.storage, chunk, damage)) is not None:
                 # It may have been deleted, and its content removed by gc, since it was listed. That is no fault.
                 if store.storage.stat(info.key) is None:
                     break
@@ -187,7 +191,7 @@ def problems_of(store: Store, damages: Iterable[Damage], strays: Strays) -> list
     return problems
 
 
-def _still(storage: Storage, chunk: Chunk, damage: Damage) -> Damage | None:
+def still(storage: Storage, chunk: Chunk, damage: Damage) -> Damage | None:
     """The damage that a chunk has now: what was missing may have been saved again."""
     if damage.kind == "content":
         return damage
