@@ -18,6 +18,7 @@ from metaflow_artifacts._store import copying
 from metaflow_artifacts._store.checkpoint_writer import CheckpointWriter
 from metaflow_artifacts._store.copy_plan import Planned, in_waves
 from metaflow_artifacts._store.copying import copy_artifacts
+from metaflow_artifacts._transfer.chunks import chunk_key
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._upkeep.check import check
 
@@ -236,4 +237,23 @@ def test_manifests_are_kept_up_to_a_limit(
     file.write_bytes(bytes(200_000))
     keys = [source.save_model(file)["key"] for _ in range(5)]
     assert set(source.copy_to(target, keys).copied) == set(keys)
+    assert check(target, read=True).ok
+
+
+def test_an_ancestor_that_is_deleted_during_the_copy_is_left_out(source: Store, target: Store) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(2)]
+    parent = source.save_model({"f": contents[0]})["key"]
+    child = source.save_model({"f": contents[1]}, parents=[parent])["key"]
+    chunk = chunk_key(source.manifest(parent).chunks[0].sha256)
+    done: list[str] = []
+
+    def before(operation: str, key: str) -> None:
+        if operation == "open" and key == chunk and not done:
+            done.append(key)
+            source.delete(parent)
+            source.storage.delete([chunk])
+
+    result = Store(Watched(source.storage, before)).copy_to(target, [child], lineage=True)
+    assert done == [chunk]
+    assert (result.copied, result.missing_parents) == ((child,), (parent,))
     assert check(target, read=True).ok

@@ -80,12 +80,15 @@ class Plan:
     missing: list[str] = field(default_factory=list)
     """Ancestors that do not exist."""
     failures: dict[str, ArtifactError] = field(default_factory=dict)
+    _ancestors: dict[str, str] = field(default_factory=dict)
+    """What only the lineage has led to: the keys that others give, by those that the artifacts have."""
     _kept: int = 0
 
     def add(self, references: Iterable[Reference], lineage: bool) -> None:
         """Add the artifacts that references name; with `lineage`, also their ancestors that exist."""
         new = self._find([ParsedReference.of(reference) for reference in references])
-        seen = {*new, *self.failures}
+        asked = {*new, *self.failures}
+        seen = {*asked}
         while new and lineage:
             wanted = []
             for parent in {parent for one in new.values() for parent in one.parents} - seen:
@@ -94,15 +97,14 @@ class Plan:
                     wanted.append(ParsedReference.of(parent))
                 except InvalidReference:
                     self.missing.append(parent)
+            self._ancestors.update((one.own_key, one.key) for one in wanted if one.own_key not in asked)
             new = self._find([one for one in wanted if one.key not in self.found])
-            for one in wanted:
-                if isinstance(self.failures.get(one.key), ArtifactNotFound):
-                    del self.failures[one.key]
-                    self.missing.append(one.key)
 
     def fail(self, key: str, error: ArtifactError) -> None:
-        """Note why an artifact is not copied."""
-        if not (key in self.listed and isinstance(error, ArtifactNotFound)):
+        """Note why an artifact is not copied. It may have been deleted at any time."""
+        if isinstance(error, ArtifactNotFound) and key in self._ancestors:
+            self.missing.append(self._ancestors[key])
+        elif not (key in self.listed and isinstance(error, ArtifactNotFound)):
             self.failures[key] = error
 
     def in_order(self) -> list[Planned]:
