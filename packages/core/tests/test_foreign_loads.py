@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from faultlib import foreign
+from faultlib.watched import Watched
 
 from metaflow_artifacts import ArtifactNotFound, CorruptArtifact, InvalidReference, Store, TargetError, open_store
 from metaflow_artifacts._format.manifest import FileEntry
@@ -263,6 +264,29 @@ def test_what_is_deleted_while_it_is_read(store: Store, form: str) -> None:
     store.delete(key)
     with pytest.raises(ArtifactNotFound, match=f"cannot load {key}: it was deleted while it was loaded"):
         store.read_file(manifest, "a.txt")
+
+
+@pytest.mark.parametrize("form", ["tar", "files"])
+def test_what_is_deleted_while_it_is_copied(store: Store, target: Store, form: str) -> None:
+    key = foreign.save_model(store.storage, {"big": bytes(range(256)) * 1000}, form)
+    child = store.save_model({"a": b"a"}, parents=[key])["key"]
+    content = key if form == "tar" else f"{key}/big"
+    done: list[str] = []
+
+    def before(operation: str, at: str) -> None:
+        if operation == "open" and at == content and not done:
+            done.append(at)
+            store.delete(key)
+
+    source = Store(Watched(store.storage, before))
+    result = source.copy_to(target, [child], lineage=True)
+    assert done == [content]
+    assert (result.copied, result.missing_parents) == ((child,), (key,))
+
+    key = content = foreign.save_model(store.storage, {"big": bytes(range(256)) * 1000})
+    done.clear()
+    with pytest.raises(ArtifactNotFound, match=f"cannot copy {key} .* it was deleted from .* while it was copied"):
+        source.copy_to(target, [key])
 
 
 @pytest.mark.parametrize(

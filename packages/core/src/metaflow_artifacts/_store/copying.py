@@ -22,6 +22,7 @@ from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.copy_foreign import convert, present
 from metaflow_artifacts._store.copy_plan import Plan, Planned, in_waves
 from metaflow_artifacts._store.copy_tombstones import Tombstones
+from metaflow_artifacts._store.foreign import find
 from metaflow_artifacts._store.references import Reference
 from metaflow_artifacts._transfer.chunks import are_safe_from_gc
 from metaflow_artifacts._transfer.copying import ChunkCopier
@@ -243,7 +244,8 @@ class _Copy:
             progress = Progress() if self._verify else self._progress
             made = convert(self._source, self._target, found, one.key, self._refresh_after, progress)
         except (CorruptArtifact, SourceError) as error:
-            self._plan.fail(one.key, error)
+            is_gone = find(self._source.storage, found.key) is None
+            self._plan.fail(one.key, ArtifactNotFound(self._deleted(found.key)) if is_gone else error)
             return None
         if not self._verify:
             self._looked.update(dict.fromkeys(made.manifest.chunks, begin))
@@ -382,11 +384,11 @@ class _Copy:
                 f"{self._target.root}: a gc removed content of {item.key} while it was copied; copy again"
             )
         if self._source.storage.stat(item.key) is None:
-            return ArtifactNotFound(
-                f"cannot copy {item.key} to {self._target.root}: it was deleted from {self._source.root} while it was "
-                "copied, and a gc has removed its content"
-            )
+            return ArtifactNotFound(f"{self._deleted(item.key)}, and a gc has removed its content")
         return type(error)(f"cannot copy {item.key} to {self._target.root}: {error}")
+
+    def _deleted(self, key: str) -> str:
+        return f"cannot copy {key} to {self._target.root}: it was deleted from {self._source.root} while it was copied"
 
 
 def _is_large(one: Planned) -> bool:
