@@ -81,6 +81,16 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         TemporaryDirectories(tmp_path / "file").new("x_")
 
 
+def test_a_relative_root_in_a_working_directory_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(TargetError, match=r"temporary directory in 'scratch': .*working directory, which is gone"):
+        TemporaryDirectories("scratch")
+
+
 def test_no_directory_for_temporary_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])

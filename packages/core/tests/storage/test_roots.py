@@ -165,3 +165,14 @@ def test_an_address_that_no_credentials_are_meant_for_is_refused(
 def test_another_account_in_the_configured_cloud_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENDPOINT, "https://a.blob.core.windows.net/")
     assert open_storage("https://b.blob.core.windows.net/c/p").root == "https://b.blob.core.windows.net/c/p"
+
+
+def test_a_relative_root_in_a_working_directory_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InvalidInput, match=r"datastore root 'store': .*working directory, which is gone"):
+        open_storage("store")
+    assert open_storage(tmp_path).root == str(tmp_path)

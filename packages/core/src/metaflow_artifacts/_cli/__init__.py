@@ -13,7 +13,7 @@ from metaflow_artifacts import __version__
 from metaflow_artifacts._cli import cache, copying, reading, upkeep, usage
 from metaflow_artifacts._cli.output import escape, print_json
 from metaflow_artifacts._cli.roots import missing_store
-from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact
+from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, CorruptArtifact, UsageError
 
 __all__ = ["main", "parser"]
 
@@ -115,7 +115,7 @@ def _run(arguments: Sequence[str]) -> int:
     options = None
     try:
         options = parser().parse_args(arguments)
-        code: int = options.run(options)
+        code = _carry_out(options)
     except _UsageError as usage:
         if "--json" in arguments:
             _print_error("UsageError", usage.message, 2)
@@ -137,6 +137,25 @@ def _run(arguments: Sequence[str]) -> int:
         print("metaflow-artifacts: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    try:
+        code: int = options.run(options)
+    except FileNotFoundError as error:
+        # Importing Metaflow asks for the working directory too, and does not say what is wrong.
+        if isinstance(error, ArtifactError) or not _working_directory_is_gone():
+            raise
+        raise UsageError("the working directory is gone; change to another one") from error
+    return code
+
+
+def _working_directory_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _drop_unwritten() -> None:

@@ -47,12 +47,16 @@ class TemporaryDirectories:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, *, until_exit: bool = False) -> None:
-        """With `until_exit`, the directories outlive this object. Raises UsageError for a `root` that is no path."""
+        """With `until_exit`, the directories outlive this object.
+
+        Raises UsageError for a `root` that is no path, and TargetError for one that is relative to a working directory
+        that is gone.
+        """
         if root is not None and not isinstance(root, (str, os.PathLike)):
             raise UsageError(
                 f"temp_dir_root: expected a path (str or os.PathLike), found {root!r:.80} ({type(root).__name__})"
             )
-        self._root = os.path.abspath(os.fspath(root)) if root is not None else None
+        self._root = _absolute(os.fspath(root)) if root is not None else None
         self._until_exit = until_exit
         self._made: _Made | None = None
         # Copies are made for each call of a worker, and few of them make a directory.
@@ -111,6 +115,16 @@ class TemporaryDirectories:
         """
         if self._made is not None:
             self._made.remove()
+
+
+def _absolute(root: str) -> str:
+    try:
+        return os.path.abspath(root)
+    except OSError as error:
+        raise TargetError(
+            f"cannot make a temporary directory in {root!r}: it is relative to the working directory, which is gone "
+            f"({error.strerror}); set temp_dir_root to an absolute path"
+        ) from error
 
 
 class _Made:

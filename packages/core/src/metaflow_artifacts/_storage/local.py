@@ -57,7 +57,14 @@ class LocalStorage(Storage):
     stages_in_memory: ClassVar[bool] = False
 
     def __init__(self, root: str | os.PathLike[str], sync: bool = False) -> None:
-        self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        path = os.path.expanduser(os.fspath(root))
+        try:
+            self.root = os.path.abspath(path)
+        except OSError as error:
+            raise InvalidInput(
+                f"datastore root {path!r}: it is relative to the working directory, which is gone ({error.strerror}); "
+                "pass an absolute path"
+            ) from error
         # More threads are no faster: they compete for cores to hash, and with small files for the interpreter's lock.
         self.threads = min(4, max(2, os.cpu_count() or 1))
         self._sync = sync

@@ -115,7 +115,13 @@ def _wording(target: str) -> Iterator[None]:
 
 def _make(target: str) -> list[str]:
     missing = []
-    probe = os.path.abspath(target)
+    try:
+        probe = os.path.abspath(target)
+    except OSError as error:
+        raise TargetError(
+            f"cannot load into {target!r}: it is relative to the working directory, which is gone ({error.strerror}); "
+            "pass an absolute path"
+        ) from error
     while not os.path.lexists(probe):
         missing.append(probe)
         probe = os.path.dirname(probe)

@@ -90,6 +90,17 @@ def test_a_directory_that_became_a_link_is_not_followed(
     assert content(tmp_path / "elsewhere") == before
 
 
+def test_a_relative_target_in_a_working_directory_that_is_gone_is_named(
+    store: Store, saved: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(TargetError, match=r"cannot load into 'out': .*working directory, which is gone.*absolute path"):
+        store.load(saved, "out")
+    assert content(Path(store.load(saved, tmp_path / "out")))
+
+
 def test_a_file_that_changes_after_it_was_hashed_is_fetched(
     store: Store, saved: ModelArtifact, target: Path, fresh: dict[str, tuple[bytes, int]]
 ) -> None:
