@@ -95,3 +95,9 @@ def test_what_cannot_be_saved(store: Store, content: Any) -> None:
 def test_a_path_of_the_mapping_that_does_not_exist(store: Store, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nowhere"):
         store.save_model({"a": b"", "b": tmp_path / "nowhere"})
+
+
+@pytest.mark.parametrize("content", [{"x": b"1", "x/y": b"2"}, {"a": b"", "x/y/z": b"1", "x": b"2"}])
+def test_a_file_that_other_paths_lie_in_is_named(store: Store, content: dict[str, bytes]) -> None:
+    with pytest.raises(InvalidInput, match="content to save: 'x' is a file or an empty directory, and other paths lie"):
+        store.save_model(content)

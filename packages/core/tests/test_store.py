@@ -358,6 +358,12 @@ def test_a_path_of_the_wrong_type(store: Store, path: Any, tree: Path) -> None:
         store.load(saved, path)
 
 
+def test_content_without_a_name_is_told_how_to_be_saved(store: Store) -> None:
+    content: Any = b"content"
+    with pytest.raises(InvalidInput, match=r"found bytes; .*\{'weights.bin': content\}"):
+        store.save_model(content)
+
+
 def test_links_are_followed_on_save(store: Store, tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "abc").write_bytes(b"w" * 100)

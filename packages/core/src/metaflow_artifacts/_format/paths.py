@@ -74,5 +74,6 @@ def tree_problem(files: Sequence[str], dirs: Sequence[str]) -> str | None:
         for parent in accumulate(path.split("/")[:-1], "{}/{}".format):
             parents.add(parent)
     if not parents.isdisjoint(names) or not parents.isdisjoint(dirs):
-        return "files: one is a directory of another, or an empty directory is not empty"
+        clash = next(path for path in [*files, *dirs] if path in parents)
+        return f"{clash!r} is a file or an empty directory, and other paths lie in it"
     return None

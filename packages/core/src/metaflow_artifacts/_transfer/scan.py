@@ -74,7 +74,10 @@ def scan(path: str | os.PathLike[str], *, warns: bool = True) -> Source:
     that does not exist or cannot be read, and for a link to a directory above it.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidInput(f"path to save: expected str or PathLike, found {type(path).__name__}")
+        raise InvalidInput(
+            f"path to save: expected str or PathLike, found {type(path).__name__}; content in memory is saved by a "
+            "dict of paths to contents, such as {'weights.bin': content}"
+        )
     location = os.fspath(path)
     if not is_path(location):
         raise InvalidInput(f"path to save: expected a path, found {location!r}")
