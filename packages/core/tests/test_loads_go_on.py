@@ -30,10 +30,11 @@ THREADS = 8
 LOAD = """
 import sys
 from metaflow_artifacts import open_store
-from metaflow_artifacts._transfer import engine
+from metaflow_artifacts._transfer import current_engine
+from metaflow_artifacts._transfer.engine import Engine
 
 root, key, path, threads = sys.argv[1:]
-engine._local.engine = engine.Engine(most_threads=int(threads))
+current_engine._local.engine = Engine(most_threads=int(threads))
 open_store(root).load(key, path)
 """
 

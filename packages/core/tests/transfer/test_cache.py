@@ -22,7 +22,7 @@ from metaflow_artifacts._transfer import cache as cache_module
 from metaflow_artifacts._transfer.cache import CACHE, Cache
 from metaflow_artifacts._transfer.cache_files import CacheFiles
 from metaflow_artifacts._transfer.chunks import chunk_key
-from metaflow_artifacts._transfer.engine import in_background
+from metaflow_artifacts._transfer.current_engine import in_background
 from metaflow_artifacts._transfer.progress import Progress
 
 CHUNK = 64 << 10

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from metaflow_artifacts._storage.job import Cancelled, check
-from metaflow_artifacts._transfer.engine import BUDGET_BYTES, Call, Engine, Group, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import BUDGET_BYTES, Call, Engine, Group
 from metaflow_artifacts._transfer.waiting import Changes
 from metaflow_artifacts._transfer.width import Width
 

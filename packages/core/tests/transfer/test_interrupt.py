@@ -33,6 +33,7 @@ TRANSFER = """
 import pickle, signal, sys
 from metaflow_artifacts import Store
 from metaflow_artifacts._transfer import engine as engines
+from metaflow_artifacts._transfer.current_engine import engine
 
 # On a busy machine, the threads may notice late that their sockets were shut.
 engines._GRACE_S = 10.0
@@ -50,7 +51,7 @@ try:
     actions[action]()
 except KeyboardInterrupt:
     # No thread uses memory of the transfer any more.
-    print("interrupted", engines.engine()._held, flush=True)
+    print("interrupted", engine()._held, flush=True)
 """
 
 

@@ -24,7 +24,8 @@ from metaflow_artifacts._format.plan import Segment
 from metaflow_artifacts._storage import Reader, open_storage
 from metaflow_artifacts._transfer import chunks, loading, split_reads
 from metaflow_artifacts._transfer import engine as engines
-from metaflow_artifacts._transfer.engine import Engine, Group, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import Engine, Group
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.split_reads import SplitReads, cut, most_ranges
 from metaflow_artifacts._transfer.staging import left_stages

@@ -23,7 +23,7 @@ from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._store.background_job import Foreground, Job, Storing
 from metaflow_artifacts._store.pending import PendingSave
 from metaflow_artifacts._transfer.content import Content
-from metaflow_artifacts._transfer.engine import in_background
+from metaflow_artifacts._transfer.current_engine import in_background
 from metaflow_artifacts._transfer.snapshot import NoSnapshot, take_snapshot
 from metaflow_artifacts._transfer.worker_process import WorkerProcess
 from metaflow_artifacts.errors import ArtifactError, InvalidInput, SaveReplaced, SaveTimeout, warn

@@ -42,7 +42,7 @@ from metaflow_artifacts._transfer.cache import Cache, cache_from
 from metaflow_artifacts._transfer.chunk_saving import store_chunks
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
 from metaflow_artifacts._transfer.content import Content, source_of
-from metaflow_artifacts._transfer.engine import engine
+from metaflow_artifacts._transfer.current_engine import engine
 from metaflow_artifacts._transfer.foreign import read_part
 from metaflow_artifacts._transfer.loading import read_range
 from metaflow_artifacts._transfer.progress import Progress

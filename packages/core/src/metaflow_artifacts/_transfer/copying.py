@@ -21,7 +21,8 @@ from metaflow_artifacts._transfer.chunks import (
     probe_chunk,
     read_chunk,
 )
-from metaflow_artifacts._transfer.engine import Call, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import Call
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.width import width_of
 from metaflow_artifacts.errors import (

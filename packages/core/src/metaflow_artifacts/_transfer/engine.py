@@ -1,12 +1,12 @@
-"""The threads and the memory of all transfers of this process.
+"""Makes the calls of many transfers in threads that all of them share, within one budget of memory.
 
-There is one `Engine` in a process, and one budget of memory. A call is given the memory that it needs before it begins,
-all at once; so no call waits for memory while it holds some, and there can be no deadlock. A call that needs more than
-the whole budget runs while no other one holds memory. Calls of a call are made by the thread that it runs in.
+A call is given the memory that it needs before it begins, all at once; so no call waits for memory while it holds some,
+and there can be no deadlock. A call that needs more than the whole budget runs while no other one holds memory. Calls
+of a call are made by the thread that it runs in.
 
 The threads are daemons, so that they never keep the interpreter from its end. They end when there was nothing to do for
-a while. Where no thread can be started any more, the thread that wants the calls makes them. A forked child begins with
-an engine of its own.
+a while. Where no thread can be started any more, the thread that wants the calls makes them. `current_engine.py` has
+the engines of a process.
 
 An interrupt (KeyboardInterrupt) may come in the caller's thread at any moment, also before the first line of a
 function. So what must be given back is given back in two `finally`, one around the other; the second time does nothing
@@ -15,13 +15,11 @@ where the first one came to its end.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
@@ -30,7 +28,7 @@ from metaflow_artifacts._storage.job import SEND_BYTES, Cancelled, Job, current,
 from metaflow_artifacts._transfer.waiting import Changes, Turn
 from metaflow_artifacts._transfer.width import Width
 
-__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "Manners", "engine", "in_background"]
+__all__ = ["BUDGET_BYTES", "MOST_THREADS", "Call", "Engine", "Group", "Later", "Manners"]
 
 BUDGET_BYTES = 256 << 20
 """The memory of all calls that run."""
@@ -64,11 +62,17 @@ class Engine:
     """Makes the calls of many transfers, in threads that all of them share."""
 
     def __init__(
-        self, budget: int = BUDGET_BYTES, most_threads: int = MOST_THREADS, manners: Manners | None = None
+        self,
+        budget: int = BUDGET_BYTES,
+        most_threads: int = MOST_THREADS,
+        manners: Manners | None = None,
+        on_thread: Callable[[Engine], None] = lambda engine: None,
     ) -> None:
+        """`budget` is in bytes. Each thread of the engine calls `on_thread` with the engine before it makes calls."""
         self._budget = budget
         self._most_threads = most_threads
         self.manners = manners or Manners()
+        self._on_thread = on_thread
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[None] = queue.SimpleQueue()
         """An item for each idle thread that shall look for a call."""
@@ -241,7 +245,7 @@ class Engine:
 
     def _serve(self) -> None:
         """What each thread does."""
-        _local.engine = self
+        self._on_thread(self)
         with self._lock:
             if self._threads >= self._most_threads:
                 return
@@ -469,42 +473,3 @@ class Group:
                     return
                 change = self.changed.next()
             change.acquire(timeout=left)
-
-
-def _background_engine() -> Engine:
-    """The one for saves in the background (decision 14); its memory is in addition to that of the other one.
-
-    Each block that is read, hashed or sent takes the interpreter's lock from the training: so blocks are large, and few
-    threads work. Their priority is that of others: a thread that holds this lock and waits for a processor holds up the
-    training.
-    """
-    return Engine(64 << 20, 4, Manners(block_bytes=4 << 20, send_bytes=1 << 20, fills_cache=True))
-
-
-_engine, _background = Engine(), _background_engine()
-_local = threading.local()
-
-
-def _renew() -> None:
-    global _engine, _background, _local
-    _engine, _background = Engine(), _background_engine()
-    _local = threading.local()
-
-
-os.register_at_fork(after_in_child=_renew)
-
-
-def engine() -> Engine:
-    """The engine that this thread belongs to; that of this process for all others."""
-    return getattr(_local, "engine", None) or _engine
-
-
-@contextmanager
-def in_background() -> Iterator[None]:
-    """What this thread transfers in the block leaves the processor to others: few threads, large blocks."""
-    before = getattr(_local, "engine", None)
-    _local.engine = _background
-    try:
-        yield
-    finally:
-        _local.engine = before

@@ -13,7 +13,8 @@ from metaflow_artifacts._format.plan import Segment, plan, segments
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._transfer.chunks import READ_BYTES, put_chunk
-from metaflow_artifacts._transfer.engine import Call, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import Call
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.target import create, seek, write_all
 from metaflow_artifacts._transfer.width import Width, width_of

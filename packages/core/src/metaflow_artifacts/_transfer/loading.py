@@ -19,7 +19,8 @@ from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._storage.job import check, current, pause
 from metaflow_artifacts._transfer.cache import Cache, Filling, Patience
 from metaflow_artifacts._transfer.chunks import READ_BYTES, read_chunk
-from metaflow_artifacts._transfer.engine import Group, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import Group
 from metaflow_artifacts._transfer.holes import leave_hole, only_zeros, zero_sha256
 from metaflow_artifacts._transfer.packs import MAX_HELD_BYTES, Run, cached_run, read_run, runs
 from metaflow_artifacts._transfer.progress import Progress

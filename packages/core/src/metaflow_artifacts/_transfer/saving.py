@@ -20,7 +20,8 @@ from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.outgoing import ContentChanged
 from metaflow_artifacts._transfer.cache import Cache, Filling
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, chunk_key, is_stored
-from metaflow_artifacts._transfer.engine import Call, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import Call
 from metaflow_artifacts._transfer.few_readers import FewReaders
 from metaflow_artifacts._transfer.holes import zero_sha256
 from metaflow_artifacts._transfer.pack_content import PackContents, digests

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from metaflow_artifacts._storage.base import Storage
-from metaflow_artifacts._transfer.engine import Call, Group, engine
+from metaflow_artifacts._transfer.current_engine import engine
+from metaflow_artifacts._transfer.engine import Call, Group
 from metaflow_artifacts._transfer.width import Width, width_of
 
 __all__ = ["beside", "in_threads", "ordered"]

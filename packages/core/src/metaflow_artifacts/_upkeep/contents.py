@@ -17,7 +17,7 @@ from metaflow_artifacts._format.manifest import Chunk
 from metaflow_artifacts._storage import ObjectInfo, Storage
 from metaflow_artifacts._store.store import Store
 from metaflow_artifacts._transfer.chunks import READ_BYTES, chunk_key, read_chunk
-from metaflow_artifacts._transfer.engine import engine
+from metaflow_artifacts._transfer.current_engine import engine
 from metaflow_artifacts._transfer.progress import Progress
 from metaflow_artifacts._transfer.threads import ordered
 from metaflow_artifacts._transfer.width import width_of
