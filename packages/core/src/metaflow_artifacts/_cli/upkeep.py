@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
 from metaflow_artifacts._cli.bar import bar
 from metaflow_artifacts._cli.output import escape, print_json, print_table, warn
@@ -17,12 +18,12 @@ from metaflow_artifacts._text import count_text, period_text, size_text, time_te
 from metaflow_artifacts._upkeep.check import check
 from metaflow_artifacts._upkeep.gc import GRACE, GcStats, gc
 from metaflow_artifacts._upkeep.needs import refuse_unknown_needs
-from metaflow_artifacts._upkeep.retain import Rules, execute_retention, plan_retention
+from metaflow_artifacts._upkeep.retain import Group, RetentionPlan, Rules, execute_retention, plan_retention
 from metaflow_artifacts.errors import ArtifactNotFound
 
 __all__ = ["add_commands"]
 
-NOTHING = "nothing"
+_NOTHING = "nothing"
 """What gc says where it has nothing to remove."""
 
 
@@ -57,6 +58,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     deleted.add_argument("keys", metavar="KEY", nargs="+", help=f"the artifact's key, its url, or {PATTERN_HELP}")
     _execute(deleted)
+    _add_retain(command)
+
+
+def _add_retain(command: Callable[..., argparse.ArgumentParser]) -> None:
     kept = command(
         "retain",
         _retain,
@@ -141,7 +146,7 @@ def _gc(options: argparse.Namespace) -> int:
     artifacts = count_text(stats.artifacts, "artifact")
     print(f"{count_text(stats.chunks, 'chunk')} of {size_text(stats.stored)} in the store, for {artifacts}")
     removed = _removed_text(stats)
-    hint = "; --execute does it" if stats.dry_run and removed != NOTHING else ""
+    hint = "; --execute does it" if stats.dry_run and removed != _NOTHING else ""
     print(f"{'would remove' if stats.dry_run else 'removed'} {removed}{hint}")
     waiting = stats.waiting
     if waiting.first is not None and waiting.last is not None:
@@ -167,7 +172,7 @@ def _removed_text(stats: GcStats) -> str:
         (stats.marks, "gc mark"),
     )
     found = ", ".join(count_text(count, what) for count, what in counts if count)
-    return f"{found} of {size_text(stats.freed)}" if found else NOTHING
+    return f"{found} of {size_text(stats.freed)}" if found else _NOTHING
 
 
 def _from(first: float, last: float) -> str:
@@ -224,30 +229,13 @@ def _retain(options: argparse.Namespace) -> int:
             progress=progress,
         )
     if not options.json:
-        rows = []
-        for group in plan.groups:
-            decided = [(kept.artifact, "keep: " + ", ".join(kept.rules)) for kept in group.keep]
-            decided += [(artifact, "delete") for artifact in group.delete]
-            decided.sort(key=lambda pair: pair[0]["created_on"], reverse=True)
-            for artifact, what in decided:
-                rows.append((time_text(artifact["created_on"]), size_text(artifact["size"]), what, artifact["key"]))
-        print_table(("created on", "size", "decision", "key"), rows, right=["size"])
+        print_table(("created on", "size", "decision", "key"), _decisions(plan), right=["size"])
     for group in plan.groups:
         for key in group.unreadable:
             warn(f"{key} is damaged and was left alone; `check` says more")
     stats = execute_retention(store, plan) if options.execute else None
     if options.json:
-        groups = [
-            {
-                "flow": group.flow,
-                "step": group.step,
-                "task": group.task,
-                "keep": [{"key": kept.artifact["key"], "rules": kept.rules} for kept in group.keep],
-                "delete": [artifact["key"] for artifact in group.delete],
-                "unreadable": group.unreadable,
-            }
-            for group in plan.groups
-        ]
+        groups = [_as_json(group) for group in plan.groups]
         print_json({"executed": options.execute, "size": plan.size, "groups": groups})
         return 0
     if not plan.groups and (options.flow or options.step):
@@ -260,3 +248,24 @@ def _retain(options: argparse.Namespace) -> int:
     else:
         print(f"\ndeleted {count_text(stats.deleted, 'checkpoint')} of {size_text(stats.size)}; gc frees their space")
     return 0
+
+
+def _decisions(plan: RetentionPlan) -> Iterator[tuple[str, ...]]:
+    """A row for each checkpoint: newest first in each group."""
+    for group in plan.groups:
+        decided = [(kept.artifact, "keep: " + ", ".join(kept.rules)) for kept in group.keep]
+        decided += [(artifact, "delete") for artifact in group.delete]
+        decided.sort(key=lambda pair: pair[0]["created_on"], reverse=True)
+        for artifact, what in decided:
+            yield time_text(artifact["created_on"]), size_text(artifact["size"]), what, artifact["key"]
+
+
+def _as_json(group: Group) -> dict[str, Any]:
+    return {
+        "flow": group.flow,
+        "step": group.step,
+        "task": group.task,
+        "keep": [{"key": kept.artifact["key"], "rules": kept.rules} for kept in group.keep],
+        "delete": [artifact["key"] for artifact in group.delete],
+        "unreadable": group.unreadable,
+    }

@@ -32,9 +32,11 @@ __all__ = [
     "CHECKPOINTS",
     "HUB",
     "MODELS",
+    "Attempt",
     "CheckpointKey",
     "CheckpointPlace",
     "ModelKey",
+    "attempt_of",
     "encode_part",
     "parse_key",
     "parse_tombstone",
@@ -175,6 +177,15 @@ class CheckpointKey:
     def tombstone(self) -> str:
         """The key of its tombstone, an empty object: the checkpoint was saved with latest=False, or was deleted."""
         return self.place.prefix(TOMBSTONES) + self.filename
+
+
+Attempt = tuple[CheckpointPlace, str, int]
+"""What the keys of all checkpoints of one attempt of a task have in common: place, id and attempt."""
+
+
+def attempt_of(key: CheckpointKey) -> Attempt:
+    """The attempt that saved a checkpoint."""
+    return key.place, key.id, key.attempt
 
 
 def parse_key(key: str) -> ModelKey | CheckpointKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -12,22 +12,20 @@ _TAG = "user:"
 _THREADS = 8
 
 
-def users_of_runs(runs: Iterable[str], watch: Callable[[], None] = lambda: None) -> dict[str, str]:
+def users_of_runs(runs: Iterable[str]) -> dict[str, str]:
     """The users of these runs (`flow/run`); runs that Metaflow does not know, or cannot be asked about, are left out.
 
-    One request for each run, to the metadata service that is configured. `watch` is called after each.
+    One request for each run, to the metadata service that is configured.
     """
     from metaflow.client.core import Run
     from metaflow.exception import MetaflowException
 
     def user_of(run: str) -> str | None:
-        found = None
         # The run may have been deleted, or be one of another metadata service.
         with suppress(MetaflowException, OSError, ValueError):
             tags = Run(run, _namespace_check=False).system_tags
-            found = next((tag.removeprefix(_TAG) for tag in sorted(tags) if tag.startswith(_TAG)), None)
-        watch()
-        return found
+            return next((tag.removeprefix(_TAG) for tag in sorted(tags) if tag.startswith(_TAG)), None)
+        return None
 
     known = list(dict.fromkeys(runs))
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from metaflow_artifacts._format.foreign import ForeignArtifact
-from metaflow_artifacts._format.keys import CheckpointKey, parse_key
+from metaflow_artifacts._format.keys import CheckpointKey, attempt_of, parse_key
 from metaflow_artifacts._format.manifest import begins_manifest
 from metaflow_artifacts._format.reference import ModelArtifact
 from metaflow_artifacts._store.references import ParsedReference, Reference
@@ -177,5 +177,5 @@ def _attempt(one: Planned) -> object:
     """What the artifacts of one attempt of a task have in common; None if it was saved outside of a task."""
     key = parse_key(one.key)
     if isinstance(key, CheckpointKey):
-        return key.place, key.id, key.attempt
+        return attempt_of(key)
     return (one.pathspec, one.attempt) if one.pathspec else None

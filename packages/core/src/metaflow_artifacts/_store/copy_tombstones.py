@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace
+from metaflow_artifacts._format.keys import Attempt, CheckpointKey, CheckpointPlace, attempt_of
 from metaflow_artifacts._layout import TOMBSTONES
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.listing import tombstones
@@ -29,15 +29,15 @@ class Tombstones:
         Otherwise the target would give the number of a deleted checkpoint again, and what was made from that one
         would name another.
         """
-        highest: dict[tuple[CheckpointPlace, str, int], CheckpointKey] = {}
-        attempts = {_attempt(key) for key in self._checkpoints}
+        highest: dict[Attempt, CheckpointKey] = {}
+        attempts = {attempt_of(key) for key in self._checkpoints}
         for key in self._source_has:
-            attempt = _attempt(key)
+            attempt = attempt_of(key)
             if attempt in attempts and (attempt not in highest or highest[attempt].n < key.n):
                 highest[attempt] = key
         for key in self._target_has:
-            if _attempt(key) in highest and highest[_attempt(key)].n <= key.n:
-                del highest[_attempt(key)]
+            if attempt_of(key) in highest and highest[attempt_of(key)].n <= key.n:
+                del highest[attempt_of(key)]
         copied = set(self._checkpoints)
         for _ in ordered(self._target, self._keep_number, [key for key in highest.values() if key not in copied]):
             pass
@@ -71,7 +71,3 @@ def _listed(storage: Storage, places: Iterable[CheckpointPlace]) -> set[Checkpoi
         return [key for key, _ in tombstones(storage.list(place.prefix(TOMBSTONES)))]
 
     return {key for found in ordered(storage, listed, places) for key in found}
-
-
-def _attempt(key: CheckpointKey) -> tuple[CheckpointPlace, str, int]:
-    return key.place, key.id, key.attempt

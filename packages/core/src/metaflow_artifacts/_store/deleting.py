@@ -10,7 +10,7 @@ import os.path
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from metaflow_artifacts._format.keys import CheckpointKey, CheckpointPlace, ModelKey, parse_key
+from metaflow_artifacts._format.keys import Attempt, CheckpointKey, ModelKey, attempt_of, parse_key
 from metaflow_artifacts._layout import ARTIFACTS, MODEL_ARTIFACTS, TOMBSTONES, checkpoint_prefix
 from metaflow_artifacts._storage.base import Storage
 from metaflow_artifacts._store.listing import checkpoints, tombstones
@@ -24,8 +24,6 @@ _BATCH = 1000
 _FEW = 16
 """Up to how many models are asked for, or attempts listed, one by one. For more, what is around them is listed."""
 
-_Attempt = tuple[CheckpointPlace, str, int]
-
 
 def delete_artifact(storage: Storage, key: ModelKey | CheckpointKey, exists: bool) -> None:
     """Remove an artifact, of which the caller knows whether it exists. Raises ArtifactNotFound if it does not."""
@@ -34,7 +32,7 @@ def delete_artifact(storage: Storage, key: ModelKey | CheckpointKey, exists: boo
         raise ArtifactNotFound(f"nothing is stored at {storage.url(name)}: nothing was deleted")
     unneeded = [name]
     if isinstance(key, CheckpointKey):
-        if highest_number(storage, *_attempt(key)) == key.n:
+        if highest_number(storage, *attempt_of(key)) == key.n:
             # A number is never given twice. The tombstone keeps this one from being drawn again.
             storage.put(key.tombstone, b"")
         else:
@@ -52,7 +50,7 @@ def delete_artifacts(storage: Storage, keys: Iterable[str]) -> Iterator[str]:
     remaining = iter([key for key in parsed if key in found.keys])
     while batch := list(islice(remaining, _BATCH)):
         parts = [key for name in batch if isinstance(key := parsed[name], CheckpointKey)]
-        last = [key for key in parts if found.highest[_attempt(key)] == key.n]
+        last = [key for key in parts if found.highest[attempt_of(key)] == key.n]
         # A number is never given twice. The tombstones keep these from being drawn again.
         for _ in ordered(storage, lambda key: storage.put(key.tombstone, b""), last):
             pass
@@ -68,10 +66,6 @@ def stored_among(storage: Storage, keys: Iterable[str]) -> list[str]:
     return [key for key in parsed if key in found.keys]
 
 
-def _attempt(key: CheckpointKey) -> _Attempt:
-    return key.place, key.id, key.attempt
-
-
 class _Found:
     """What is stored of some artifacts, and the highest number of each attempt."""
 
@@ -79,7 +73,7 @@ class _Found:
         self.keys: set[str] = set()
         """Those that are there."""
         self.tombstones: set[str] = set()
-        self.highest: dict[_Attempt, int] = {}
+        self.highest: dict[Attempt, int] = {}
         self._storage = storage
         self._models([key for key, parts in parsed.items() if isinstance(parts, ModelKey)])
         roots: dict[str, list[CheckpointKey]] = {}
@@ -97,7 +91,7 @@ class _Found:
             self.keys.update(info.key for info in self._storage.list(MODEL_ARTIFACTS))
 
     def _checkpoints(self, root: str, keys: Sequence[CheckpointKey]) -> None:
-        attempts = dict.fromkeys(map(_attempt, keys))
+        attempts = dict.fromkeys(map(attempt_of, keys))
         begins = [f"{place.prefix()}{id}.{attempt}." for place, id, attempt in attempts]
         artifacts = checkpoint_prefix(root, ARTIFACTS)
         if len(begins) > _FEW:
@@ -111,7 +105,7 @@ class _Found:
                 self.tombstones.add(info.key)
                 self._count(key, attempts)
 
-    def _count(self, key: CheckpointKey, attempts: Mapping[_Attempt, None]) -> None:
-        attempt = _attempt(key)
+    def _count(self, key: CheckpointKey, attempts: Mapping[Attempt, None]) -> None:
+        attempt = attempt_of(key)
         if attempt in attempts:
             self.highest[attempt] = max(key.n, self.highest.get(attempt, -1))

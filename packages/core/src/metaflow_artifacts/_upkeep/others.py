@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from metaflow_artifacts._format.keys import CheckpointKey
+from metaflow_artifacts._format.keys import Attempt, attempt_of
 from metaflow_artifacts._layout import CHECKPOINTS, CHOICES, HUB, SURVEYS, TOMBSTONES, checkpoint_prefix
 from metaflow_artifacts._storage import ObjectInfo, Storage
 from metaflow_artifacts._store.listing import checkpoints, tombstones
@@ -64,22 +64,18 @@ def _orphans(storage: Storage, limit: float) -> Iterator[ObjectInfo]:
     """Old tombstones without their checkpoint, except those that keep a number from being drawn again."""
     for root in (CHECKPOINTS, HUB):
         found = list(tombstones(storage.list(checkpoint_prefix(root, TOMBSTONES))))
-        attempts = {_attempt(key) for key, info in found if info.modified < limit}
+        attempts = {attempt_of(key) for key, info in found if info.modified < limit}
         if not attempts:
             continue
-        highest: dict[tuple[object, ...], int] = {}
+        highest: dict[Attempt, int] = {}
         there = set()
         for key, _ in checkpoints(storage.list(checkpoint_prefix(root))):
             # Of other attempts nothing is kept in memory: a store may have millions of checkpoints.
-            if (attempt := _attempt(key)) in attempts:
+            if (attempt := attempt_of(key)) in attempts:
                 there.add(key)
                 highest[attempt] = max(highest.get(attempt, key.n), key.n)
         for key, _ in found:
-            highest[_attempt(key)] = max(highest.get(_attempt(key), key.n), key.n)
+            highest[attempt_of(key)] = max(highest.get(attempt_of(key), key.n), key.n)
         for key, info in found:
-            if info.modified < limit and key not in there and key.n < highest[_attempt(key)]:
+            if info.modified < limit and key not in there and key.n < highest[attempt_of(key)]:
                 yield info
-
-
-def _attempt(key: CheckpointKey) -> tuple[object, ...]:
-    return key.place, key.id, key.attempt

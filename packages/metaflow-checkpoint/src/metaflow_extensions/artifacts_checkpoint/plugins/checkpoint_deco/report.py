@@ -197,20 +197,9 @@ def _saved(data: Mapping[str, Any]) -> Html:
     if not rows:
         parts_yet = [paragraph("Nothing has been saved in this attempt" + _yet(data))]
         return section("Saved", *parts_yet, *([note(pending)] if pending else []))
-    share = f" ({total['stored'] / total['size']:.0%} of it)" if total["size"] else ""
-    since = data["now"] - seconds_of(rows[0]["created_on"])
-    since_what = "since the last save" if data["state"] == "running" else "from the last save to the end"
     highest = size_text(max(point["size"] for point in data["points"]))
     parts: list[Html] = [
-        tiles(
-            [
-                (f"{total['count']:,}", "checkpoint" if total["count"] == 1 else "checkpoints"),
-                (size_text(total["size"]), "content saved"),
-                (size_text(total["stored"]), f"new bytes stored{share}"),
-                (duration_text(data["waited"]), "the step waited for saves"),
-                (duration_text(max(since, 0.0)), since_what),
-            ]
-        ),
+        _totals(data),
         timeline(
             [_point(point, data["begin"]) for point in data["points"]],
             data["now"] - data["begin"],
@@ -244,6 +233,22 @@ def _saved(data: Mapping[str, Any]) -> Html:
     if older:
         parts.append(note(f"and {count_text(older, 'older checkpoint')}, which Checkpoint().list(task=…) lists"))
     return section("Saved", *parts)
+
+
+def _totals(data: Mapping[str, Any]) -> Html:
+    total = data["total"]
+    share = f" ({total['stored'] / total['size']:.0%} of it)" if total["size"] else ""
+    since = data["now"] - seconds_of(data["rows"][0]["created_on"])
+    since_what = "since the last save" if data["state"] == "running" else "from the last save to the end"
+    return tiles(
+        [
+            (f"{total['count']:,}", "checkpoint" if total["count"] == 1 else "checkpoints"),
+            (size_text(total["size"]), "content saved"),
+            (size_text(total["stored"]), f"new bytes stored{share}"),
+            (duration_text(data["waited"]), "the step waited for saves"),
+            (duration_text(max(since, 0.0)), since_what),
+        ]
+    )
 
 
 def _yet(data: Mapping[str, Any]) -> str:
