@@ -241,7 +241,7 @@ def rare(session: nox.Session) -> None:
 
 @nox.session
 def kills(session: nox.Session) -> None:
-    """Saves, loads, deletes and gc runs, killed at each request to S3, and at 100 random moments on disk."""
+    """Saves, loads, deletes, retain and gc, killed at each request to S3, and at 100 random moments on disk."""
     install(session, "metaflow-artifacts", groups=("test", "servers"))
     environment = {"PYTHONPATH": str(ROOT / "packages" / "core" / "tests" / "faults")}
     server = ("-m", "metaflow_artifacts.testing.seaweedfs", "python")

@@ -1,4 +1,4 @@
-"""Models and checkpoints, stored by content on local disk and S3. See `open_store`.
+"""Models and checkpoints, stored by content on local disk, S3, Azure and Google Cloud Storage. See `open_store`.
 
 The public names are those of this module, of `metaflow_artifacts.errors`, and of `metaflow_artifacts.testing` for tests
 of storages. `metaflow_artifacts.plugin` is for decorator packages only. All other modules are private.

@@ -33,11 +33,12 @@ def open_storage(
 ) -> Storage:
     """The storage below `root`: a URL (see `is_url`), or the path of a directory, which need not exist yet.
 
-    For clouds only: `patience` is the number of seconds after which no new attempt of a failed request begins. For S3
-    only: `client` is a function of no arguments that returns a boto3 S3 client; without it, one is made as boto3 is
-    configured. `sse` and `sse_kms_key_id`: see S3Storage. For a directory only: with `sync`, each object is on the disk
-    before its write returns (see LocalStorage). Nothing is contacted or written before the first use. Raises
-    InvalidInput for a root of another kind, and StorageError for one at an address that credentials are not sent to.
+    For clouds only: `patience` is the number of seconds without a successful request after which no new attempt of a
+    failed one begins. For S3 only: `client` is a function of no arguments that returns a boto3 S3 client; without it,
+    one is made as boto3 is configured. `sse` and `sse_kms_key_id`: see S3Storage. For a directory only: with `sync`,
+    each object is on the disk before its write returns (see LocalStorage). Nothing is contacted or written before the
+    first use. Raises InvalidInput for a root of another kind, and StorageError for one at an address that credentials
+    are not sent to.
     """
     text = os.fspath(root)
     if not isinstance(text, str) or not text or "\0" in text:

@@ -25,7 +25,8 @@ from metaflow_artifacts.errors import StorageError
 __all__ = ["PATIENCE_S", "CopyOutcome", "ObjectInfo", "Reader", "Staged", "Storage"]
 
 PATIENCE_S = 40.0
-"""Default number of seconds after which a storage makes no new attempt of a request that failed."""
+"""Default number of seconds without a successful request after which a storage makes no new attempt of one that
+failed."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Storage(ABC):
     """The URL or absolute path below which all keys lie; no trailing slash."""
 
     stages_in_memory: ClassVar[bool]
-    """Whether `stage` holds its bytes in memory (S3) or writes them out at once (disk)."""
+    """Whether `stage` holds its bytes in memory (a cloud) or writes them out at once (a disk)."""
 
     resolution: ClassVar[float] = 2.0
     """Seconds that two objects' times must differ by to tell which was written first."""

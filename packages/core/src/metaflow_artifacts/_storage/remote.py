@@ -38,8 +38,8 @@ class RemoteStorage(Storage):
     request, and lets the SDK's exceptions pass. They are retried, resumed and explained here.
 
     One client serves all threads of a process. It is made at the first request, and again after a fork. A request
-    that fails for a reason that may pass is retried; no attempt begins later than `patience` seconds after the first
-    one. Then TransientStorageError is raised.
+    that fails for a reason that may pass is retried. TransientStorageError is raised when no request has succeeded for
+    `patience` seconds, or after some attempts (see `Requests.pause`).
     """
 
     stages_in_memory: ClassVar[bool] = True

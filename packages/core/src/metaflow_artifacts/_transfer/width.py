@@ -188,7 +188,7 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def width_of(storage: Storage, action: str) -> Width:
-    """The width of all transfers of one kind (`save`, `load`, `ranges`) with one storage."""
+    """The width of all transfers of one kind with one storage: `save`, `load`, `ranges`, `copy` or `small requests`."""
     # Ranges are small, and no more bytes are on their way at once than with half as many chunks.
     start = min(2 * storage.threads, storage.most_threads) if action == "ranges" else storage.threads
     with _widths_lock:

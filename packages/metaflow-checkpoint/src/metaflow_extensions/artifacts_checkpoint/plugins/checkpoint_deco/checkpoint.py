@@ -185,7 +185,7 @@ class Checkpoint:
             `directory` is empty then.
         on_busy : str, default 'wait'
             What to do where one save is being stored and another one waits: `wait` for the first of them, or
-            `replace` the one that waits, if it has the same name.
+            `replace` the one that waits, if it has the same name and the same `latest`.
 
         Returns
         -------
