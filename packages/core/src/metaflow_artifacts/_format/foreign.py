@@ -188,7 +188,7 @@ def parse_json(data: bytes, key: str | None) -> ForeignArtifact:
         "the JSON of metaflow-checkpoint about an artifact" if key is None else f"{json_key(key)}: the JSON about {key}"
     )
     if len(data) > JSON_BYTES:
-        raise CorruptArtifact(f"{where} has more than the {JSON_BYTES} bytes that are read")
+        raise CorruptArtifact(f"{where} has more than the {JSON_BYTES} bytes that are read; restore it")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

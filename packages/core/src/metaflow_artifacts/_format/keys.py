@@ -80,7 +80,8 @@ def _encode_part(text: str, what: str) -> str:
         encoded = "%2E" + encoded[1:]
     if len(encoded) > _MAX_PART:
         raise InvalidInput(
-            f"{what} {text[:40]!r}…: {len(encoded)} bytes when encoded for a key, at most {_MAX_PART} are allowed"
+            f"{what} {text[:40]!r}…: {len(encoded)} bytes when encoded for a key, at most {_MAX_PART} are allowed; "
+            "choose a shorter one"
         )
     return encoded
 

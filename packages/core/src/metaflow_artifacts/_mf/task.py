@@ -70,7 +70,7 @@ class TaskIdentity:
         from metaflow.metaflow_current import current
 
         if current.flow_name is None or current.step_name is None:
-            raise UsageError("no task of a flow runs in this process")
+            raise UsageError("no task of a flow runs in this process; call this in a step")
         parallel = ubf_context is not None
         node = node_of(flow, ubf_context) if per_node else None
         origin = current.origin_run_id

@@ -42,7 +42,7 @@ def open_storage(
     """
     text = os.fspath(root)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidInput(f"datastore root {root!r} is neither a path nor an s3:// URL")
+        raise InvalidInput(f"datastore root {root!r} is neither a path nor a URL; give one of them")
     if text.startswith("s3://"):
         from metaflow_artifacts._storage.s3 import S3Storage
 

@@ -18,7 +18,7 @@ _REASONS = {
     "ContainerBeingDeleted": words.REASONS["no bucket"],
     "ContainerDisabled": words.REASONS["no bucket"],
     "InvalidResourceName": "{bucket!r} is not a valid container name; check the datastore root",
-    "AccountIsDisabled": "the storage account at {endpoint} is disabled",
+    "AccountIsDisabled": "the storage account at {endpoint} is disabled; ask its owner to enable it",
     "AuthenticationFailed": _REFUSED,
     "InvalidAuthenticationInfo": _REFUSED,
     "NoAuthenticationInformation": _REFUSED,

@@ -27,7 +27,7 @@ REASONS = {
     errno.EXDEV: "it lies on another file system than the rest of the store; keep the store on one",
     errno.ELOOP: "its symbolic links lead in a circle; remove them",
     errno.EMFILE: "too many files are open in this process; raise the limit (ulimit -n)",
-    errno.EIO: "the disk or the network file system reports an input/output error",
+    errno.EIO: "the disk or the network file system reports an input/output error; check it, and try again",
 }
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 DENIED = frozenset({errno.EPERM, errno.EACCES})
@@ -42,7 +42,9 @@ def raise_error(error: OSError, action: str, path: str, key: str | None = None) 
     if key is not None and number in MISSING:
         raise ArtifactNotFound(f"nothing is stored at {path}; check the key {key!r} and the datastore") from error
     if number == errno.ENAMETOOLONG:
-        raise InvalidInput(f"cannot {action} {path}: the path is too long for the file system") from error
+        raise InvalidInput(
+            f"cannot {action} {path}: the path is too long for the file system; use a shorter one"
+        ) from error
     reason = REASONS.get(number or 0) or error.strerror or str(error)
     kind: type[ArtifactError] = TransientStorageError if number in _PASSING else StorageError
     raise kind(f"cannot {action} {path}: {reason}") from error

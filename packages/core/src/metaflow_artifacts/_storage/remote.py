@@ -332,7 +332,8 @@ class RemoteStorage(Storage):
         if ranged and not answer.ranged:
             answer.body.close()
             raise StorageError(
-                f"cannot read {self.url(key)}: {self._service.endpoint(client)} does not serve byte ranges"
+                f"cannot read {self.url(key)}: {self._service.endpoint(client)} does not serve byte ranges; "
+                "use a server, or a proxy, that does"
             )
         if length == 0:
             answer.body.close()

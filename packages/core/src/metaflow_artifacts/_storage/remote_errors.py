@@ -99,7 +99,10 @@ def redirected(location: str | None) -> Fault:
 
 
 def certificate(text: str) -> Fault:
-    return Fault(f"the TLS certificate of {{endpoint}} is not trusted ({text})")
+    return Fault(
+        f"the TLS certificate of {{endpoint}} is not trusted ({text}); name the file of its certificate authority in "
+        "AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE (other clouds)"
+    )
 
 
 def unreachable(text: str) -> Fault:

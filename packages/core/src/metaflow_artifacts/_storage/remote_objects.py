@@ -168,7 +168,7 @@ class ObjectReader:
 
         answer = self._requests.make("read", self._key, request, progress)
         if answer is None or answer.length != left:
-            raise StorageError(f"cannot read {self._url}: its size changed while it was read")
+            raise StorageError(f"cannot read {self._url}: its size changed while it was read; read it again")
         return answer.body
 
     @property

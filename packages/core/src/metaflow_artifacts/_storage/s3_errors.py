@@ -18,7 +18,7 @@ _REASONS = {
     "NoSuchBucket": words.REASONS["no bucket"],
     "InvalidBucketName": "{bucket!r} is not a valid bucket name; check the datastore root",
     "AccessDenied": words.REASONS["denied"],
-    "AllAccessDisabled": "access to the bucket {bucket!r} is disabled",
+    "AllAccessDisabled": "access to the bucket {bucket!r} is disabled; ask the owner of its account to enable it",
     "ExpiredToken": "the AWS credentials have expired; renew them (for SSO: aws sso login)",
     "InvalidAccessKeyId": "{endpoint} does not know the AWS access key; " + _CHECK_CREDENTIALS,
     "SignatureDoesNotMatch": "{endpoint} refused the AWS secret key; " + _CHECK_CREDENTIALS,
@@ -27,7 +27,7 @@ _REASONS = {
     "PermanentRedirect": "the bucket {bucket!r} lies in another region; set AWS_DEFAULT_REGION to it",
     "InvalidObjectState": words.REASONS["archived"],
     "InsufficientStorage": words.REASONS["full"],
-    "NotImplemented": "{endpoint} does not support this request (conditional writes are needed)",
+    "NotImplemented": "{endpoint} does not support this request; use a server with conditional writes",
     "SlowDown": words.REASONS["slow"],
     "BadDigest": words.REASONS["changed"],
 }
@@ -142,7 +142,8 @@ def _answer(error: Any) -> Fault:
         return words.redirected(where)
     passing = code in _PASSING or (status >= 500 and code not in _PERMANENT)
     if code.startswith("KMS"):
-        return Fault(literal(f"the encryption key cannot be used: {one_line(details.get('Message'))}"))
+        said = one_line(details.get("Message"))
+        return Fault(literal(f"the encryption key cannot be used: {said}; check the key, and who may use it"))
     if code in _REASONS:
         return Fault(_REASONS[code], passing)
     return words.answered(code or status, details.get("Message"), passing)

@@ -287,7 +287,8 @@ def load_foreign(
         room = shutil.disk_usage(target.path).free
         if size > room:
             raise TargetError(
-                f"cannot load into {target.path!r}: {size_text(size)} are needed, {size_text(room)} are free"
+                f"cannot load into {target.path!r}: {size_text(size)} are needed, {size_text(room)} are free; "
+                "make room, or choose another path"
             )
         files = local_files([manifest.files[number] for number in wanted])
         dirs = map(local_path, manifest.dirs) if only is None else ()

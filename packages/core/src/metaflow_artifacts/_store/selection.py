@@ -13,7 +13,7 @@ from metaflow_artifacts._format.paths import stored_path
 from metaflow_artifacts._text import count_text
 from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput
 
-__all__ = ["Patterns", "patterns_of", "select"]
+__all__ = ["Patterns", "named_files", "patterns_of", "select"]
 
 Patterns = str | Sequence[str]
 """A pattern for paths of files, or several: `*` and `?` are wildcards, and match `/` too; `[ab]` is one of two. `**/`
@@ -60,8 +60,8 @@ def select(manifest: Manifest, only: Patterns | None) -> set[int]:
             vain.append(given)
     if vain:
         raise ArtifactNotFound(
-            f"{manifest.artifact['key']}: has no file that matches {' or '.join(map(repr, vain))}; {_files(manifest)} "
-            "(a pattern is for the whole path, without ./; `sub/*` for all in a directory)"
+            f"{manifest.artifact['key']}: has no file that matches {' or '.join(map(repr, vain))}; "
+            f"{named_files(manifest)} (a pattern is for the whole path, without ./; `sub/*` for all in a directory)"
         )
     return wanted
 
@@ -83,7 +83,8 @@ def _composed(text: str) -> str:
     return text if text.isascii() else normalize("NFC", text)
 
 
-def _files(manifest: Manifest) -> str:
+def named_files(manifest: Manifest) -> str:
+    """Says which files an artifact has: the first few by name, the others by number."""
     if not manifest.files:
         return "it has no files"
     named = ", ".join(repr(file.path) for file in manifest.files[:_NAMED_FILES])

@@ -37,7 +37,7 @@ from metaflow_artifacts._store.listing import artifacts
 from metaflow_artifacts._store.loading import load_files, naming
 from metaflow_artifacts._store.reading import StoredManifests
 from metaflow_artifacts._store.references import ParsedReference, Reference, key_of, root_of
-from metaflow_artifacts._store.selection import Patterns, patterns_of
+from metaflow_artifacts._store.selection import Patterns, named_files, patterns_of
 from metaflow_artifacts._transfer.cache import Cache, cache_from
 from metaflow_artifacts._transfer.chunk_saving import store_chunks
 from metaflow_artifacts._transfer.chunks import REFRESH_AFTER, are_safe_from_gc
@@ -257,7 +257,7 @@ class Store(StoredManifests, BackgroundModels):
         manifest = reference if isinstance(reference, Manifest) else self.manifest(reference)
         file = manifest.file(name)
         if file is None:
-            raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {name!r}")
+            raise ArtifactNotFound(f"{manifest.artifact['key']}: has no file {name!r}; {named_files(manifest)}")
         if start < 0 or (length is not None and length < 0):
             raise InvalidInput(f"{name}: start and length count from 0, found {start} and {length}")
         end = file.size if length is None else min(file.size, start + length)

@@ -219,7 +219,7 @@ def execute_gc(store: Store, plan: GcPlan, *, progress: Progress | None = None) 
     `plan_gc` refuses was written since.
     """
     if plan.root != store.root:
-        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
+        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}; make one for it with plan_gc")
     refuse_again(store, plan.ignore)
     progress = progress or Progress()
     progress.start(sum(info.size for info in plan.garbage))

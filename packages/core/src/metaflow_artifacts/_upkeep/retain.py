@@ -307,7 +307,9 @@ def execute_retention(
     version by now, or the clock of this machine is ahead of the storage's.
     """
     if plan.root != store.root:
-        raise InvalidInput(f"the plan was made for {plan.root}, not for {store.root}")
+        raise InvalidInput(
+            f"the plan was made for {plan.root}, not for {store.root}; make one for it with plan_retention"
+        )
     refuse_unknown_needs(store.storage)
     unneeded = {artifact["key"]: artifact for artifact in plan.delete}
     if unneeded and plan.has_ages:

@@ -203,7 +203,7 @@ def finish_upkeep(store: Store, survey: Survey, swept: Iterable[Swept], checked:
 
 def _demand(store: Store, survey: Survey, prefixes: Sequence[str]) -> None:
     if survey.root != store.root:
-        raise InvalidInput(f"the survey was made for {survey.root}, not for {store.root}")
+        raise InvalidInput(f"the survey was made for {survey.root}, not for {store.root}; make one for it")
     for prefix in prefixes:
         if prefix not in PREFIXES:
             raise InvalidInput(f"{prefix!r} is no prefix of chunks: two hex digits in small letters")
