@@ -19,7 +19,7 @@ from metaflow_artifacts._text import count_text
 __all__ = ["PENDING_S", "Preemption", "is_preempted", "running_preemption", "watch_for_preemption"]
 
 PENDING_S = 25.0
-"""How long after the signal what is pending is waited for; Kubernetes and most schedulers kill after 30 s."""
+"""How long after the signal the task waits for pending saves. Kubernetes and most schedulers kill after 30 s."""
 
 
 class Preemption:

@@ -136,9 +136,10 @@ def store_for(reference: Reference, default: Store | None = None) -> Store:
     """The store that holds the artifact which `reference` names.
 
     For a key, and for a `url` below the root of `default`, this is `default`; if none is given, `default_store()`. An
-    open block of `artifact_store_from` takes the place of `default`. In a
-    step that is spun, which saves to a store of its own, a key that only the configured store holds is found there. A
-    `url` below another root is looked up there, with one request and for at most 5 s. `default` is used instead if it
+    open block of `artifact_store_from` takes the place of `default`. In a step that is spun, which saves to a store of
+    its own, a key that only the configured store holds is found there.
+
+    A `url` below another root is looked up there, with one request and for at most 5 s. `default` is used instead if it
     holds this artifact and that root does not: nothing is stored there, the bucket is gone, refuses access or cannot
     be reached, or the directory is not on this machine. A `url` that is given as text, and not in a reference, does not
     tell checkpoints with the same key apart, so that `default` is then used for models only.

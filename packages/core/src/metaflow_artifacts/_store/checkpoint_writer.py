@@ -75,7 +75,8 @@ class CheckpointWriter:
     ) -> ModelArtifact:
         """Save a file, directory or mapping as the next checkpoint. Raises as `Store.save_checkpoint`.
 
-        Where saves in the background are pending, this one is made after them.
+        `label`, `metadata`, `parents` and `latest` are those of SaveDetails. Where saves in the background are pending,
+        this one is made after them.
         """
         background_saves().settle()
         details = self.details(label, metadata, parents, latest)

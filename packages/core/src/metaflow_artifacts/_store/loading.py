@@ -64,7 +64,7 @@ def load_files(
 
 
 def load_id(key: str, only: Patterns | None) -> str:
-    """Equal for a load and the same load, done again."""
+    """A text that is the same for two loads of the same files of the same artifact."""
     return f"{key} {patterns_of(only)}"
 
 

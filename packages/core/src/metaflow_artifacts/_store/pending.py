@@ -67,7 +67,10 @@ class PendingSave:
         return self._reference
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait until the save is done, and return its error; None where it is stored. Raises as `result` otherwise."""
+        """Wait at most `timeout` seconds until the save is done, and return its error; None where it is stored.
+
+        Raises as `result` where the wait itself fails.
+        """
         self._wait(timeout)
         self._is_seen = True
         return self._error

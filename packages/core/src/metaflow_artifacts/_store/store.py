@@ -85,6 +85,9 @@ def open_store(root: str | os.PathLike[str], *, client: Callable[[], Any] | None
 class Store(StoredManifests, BackgroundModels):
     """Artifacts below one datastore root. Safe to use from several threads and processes at once.
 
+    In all methods, a `reference` is a key, a url (`<root>/<key>`), the dict that a save returned, or what a save in the
+    background returned. `progress` is a Progress that counts the bytes while the call runs.
+
     It can be pickled: as its root and settings, without credentials. A copy makes a client for itself.
     """
 

@@ -150,7 +150,7 @@ class Cache:
         self._files.remove(chunk.sha256)
 
     def fill(self, chunk: Chunk) -> Filling | None:
-        """The right to fetch a chunk and put it here. None where another process or thread is at it."""
+        """The right to fetch a chunk and put it here. None where another process or thread has it."""
         if self._files.is_blocked(chunk.sha256, chunk.size):
             return Filling()
         return self._filling(chunk.sha256, chunk.size)

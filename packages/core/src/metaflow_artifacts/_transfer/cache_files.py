@@ -67,7 +67,7 @@ class _Entry:
 
 
 class Part:
-    """A file that this process writes, and whose lock it holds. In a forked child it is nothing."""
+    """A file that this process writes, and whose lock it holds. In a forked child it can write nothing."""
 
     def __init__(self, files: CacheFiles, name: str, lock: int) -> None:
         self._files = files

@@ -30,7 +30,7 @@ class _State:
         self.unwritten = 0
         """Bytes that are promised and not written yet."""
         self.added = False
-        """Whether something was promised since the limit was last seen to."""
+        """Whether room was promised to a chunk since this process last shrank the cache to its limit."""
         self.full_until = -math.inf
         self.loads: dict[object, Callable[[], int]] = {}
         """For each load onto the cache's disk, the bytes that it still has to write."""

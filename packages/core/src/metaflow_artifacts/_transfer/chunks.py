@@ -38,7 +38,7 @@ __all__ = [
 REFRESH_AFTER = 24 * 3600.0
 """Seconds after which a save that needs a chunk again renews its time, so that `gc` leaves it alone."""
 READ_ATTEMPTS = 4
-"""How often a chunk is read while its bytes are wrong."""
+"""How often a chunk is read before its bytes count as wrong."""
 
 _BLOCK_BYTES = 512 << 10
 READ_BYTES = 2 * _BLOCK_BYTES

@@ -227,7 +227,7 @@ class Engine:
 
     def _begin(self, group: Group, task: _Task) -> None:
         thread = threading.get_ident()
-        # In this order, since other threads look for the first call that waits of each group in the queue.
+        # The group goes first: other threads take the first waiting call of every group that they find in the queue.
         self._groups.remove(group)
         group.waiting.remove(task)
         if group.waiting:
@@ -290,7 +290,7 @@ class Engine:
     def _add(self, group: Group, task: _Task) -> None:
         with self._lock:
             if group._is_dropped:
-                # Who waits for it is told so.
+                # Whoever waits for the task is told that the group was dropped.
                 return
             # In this order: see `_begin`.
             group.waiting.append(task)

@@ -1,9 +1,9 @@
 """How many threads of a save read files at a time.
 
-A chunk is sent when its digest is known. Where all threads hash at the same time, all chunks are ready late and
-together, and the client, which takes a processor for some 0.2 s to be made, is late too. What turns out to be stored
-is not sent: then all threads hash. And small files are read by Python more than by the system: more than two threads
-would mostly wait for the interpreter's lock.
+A chunk is sent when its digest is known. If all threads hash at the same time, all chunks are ready late and together.
+The client is late too: to make it takes a processor some 0.2 s. So few threads read what has to be sent; all threads
+read what turns out to be stored already, since it is not sent. Reading a small file is more work for Python than for
+the system: more than two threads would mostly wait for the interpreter's lock.
 """
 
 from __future__ import annotations

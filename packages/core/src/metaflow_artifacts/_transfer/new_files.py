@@ -1,4 +1,4 @@
-"""What the mode and the owner of files come from that this process makes."""
+"""The umask and the user of this process, which decide the mode and the owner of the files that it makes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class NoRoom(Exception):
 
 @contextmanager
 def shared_content(source: Source, beside: int = 0) -> Iterator[None]:
-    """What is in memory lies in a file too in the block. It is copied into one, unless it lies in one already.
+    """In the block, the contents in memory are those of a file in memory. What is in none yet is copied into one.
 
     The entries of `source` are replaced: they hold the copy, and what they held before no longer. Raises NoRoom where
     there is no room in memory for it and for `beside` bytes more; then nothing was changed.

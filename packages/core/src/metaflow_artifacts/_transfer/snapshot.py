@@ -29,9 +29,9 @@ def take_snapshot(
 ) -> Snapshot:
     """A snapshot of a file, directory or mapping. The caller closes it.
 
-    With `consume`, files and directories are moved. `temp_root` is where a snapshot is made
-    if the source's file system cannot be written to. Raises NoSnapshot where there is no room, or where `consume` would
-    have to copy; else as `source_of`, and SourceError for a file that changes each time it is cloned.
+    With `consume`, files and directories are moved. `temp_root` is where a snapshot is made if the source's file system
+    cannot be written to. Raises NoSnapshot where there is no room, or where `consume` would have to copy; else as
+    `source_of`, and SourceError for a file that changes each time it is cloned.
     """
     source = source_of(content)
     if all(file.content is not None for file in source.files):

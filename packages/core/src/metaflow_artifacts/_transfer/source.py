@@ -41,7 +41,7 @@ __all__ = [
 BLOCK_BYTES = 512 << 10
 """How much is read, hashed and written at a time: so little that it stays in the processor's cache."""
 FILE_ATTEMPTS = 4
-"""How often a file is read that changes each time."""
+"""How often a file is read before it is refused because it changed during each read."""
 _TICK_NS = 10_000_000
 """How far a file's time may lag behind the clock: one tick of a kernel at 100 Hz."""
 _COARSE_NS = 2_000_000_000
@@ -107,8 +107,8 @@ class OpenSource:
     """One file, open for as long as parts of it are read, by any threads.
 
     `parts` is how many parts will be read; after the last one, or at `close`, the file is closed. A part may be read
-    several times before it is finished. With `may_grow`, a
-    file that grows is accepted with the size that the walk found, if these bytes are the same in a second read.
+    several times before it is finished. With `may_grow`, a file that grows is accepted with the size that the walk
+    found, if these bytes are the same in a second read.
     """
 
     __slots__ = ("_closed", "_digests", "_fd", "_file", "_lock", "_may_grow", "_number", "_parts", "_readers")

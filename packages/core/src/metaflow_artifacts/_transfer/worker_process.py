@@ -71,12 +71,12 @@ _REST_S = 60.0
 _LOST_S = 300.0
 """How long they are after it could not be started, or was lost twice."""
 _KILLED_S = 0.5
-"""How long is waited for one that was killed."""
+"""How long this process waits for a worker to end that it has killed."""
 _END_S = 10.0
 """How long the worker may take to end."""
 
-# It begins with the signals blocked that it ignores. The user's directories come after those of Python itself: a module
-# of the user may have the name of one of Python's, which this process has imported before.
+# The worker begins with those signals blocked that it ignores a moment later. The user's directories come after those
+# of Python itself: a module of the user may have the name of one of Python's, which this process has imported already.
 _BOOT = f"""
 import os, signal, sys
 signals = {[*map(int, IGNORED)]}

@@ -11,9 +11,10 @@ __all__ = ["Share"]
 _WINDOW_S = 1.0
 """Over how long the processor's time is compared."""
 _LEAST = 0.2
-"""Less than this part of one processor is too little,"""
+"""With this part of one processor, a process does not starve, however long its threads wait for more."""
 _TIMES = 10
-"""if its threads have waited so many times as long for one: else it waits for the network, mostly."""
+"""A process starves where its threads wait this many times longer for a processor than they run on one. Where they wait
+less than that, it is the network, mostly, that the process waits for."""
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 

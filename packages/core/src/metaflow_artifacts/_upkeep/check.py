@@ -34,9 +34,10 @@ def check(
 
     Every manifest must parse, and every chunk must exist with its size. With `read`, each chunk is also read and
     hashed, once. Damage is reported, not raised. If the whole store is checked, objects that are not understood are
-    reported too. Saves, deletes and gc may run at the same time. Raises InvalidReference for a malformed key among
-    `keys`, ArtifactNotFound if nothing is stored at one of them, StorageError if the storage fails or contains a link
-    that leads nowhere.
+    reported too. Saves, deletes and gc may run at the same time. `progress` counts what is read.
+
+    Raises InvalidReference for a malformed key among `keys`, ArtifactNotFound if nothing is stored at one of them,
+    StorageError if the storage fails or contains a link that leads nowhere.
     """
     if read and keys is None:
         return check_contents(store, progress or Progress())

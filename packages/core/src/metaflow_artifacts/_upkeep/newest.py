@@ -41,8 +41,8 @@ def newest_artifacts(
     """The references of the artifacts at `objects` that are accepted, newest first; and the damage that is met.
 
     With `limit`, only so many of the newest: then few manifests are read, and the clocks of the machines are trusted as
-    far as those of the manifests that were read agree with the storage's. `progress` counts what
-    is read. Raises StorageError.
+    far as those of the manifests that were read agree with the storage's. `progress` counts what is read. Raises
+    StorageError.
     """
     infos = sorted(objects, key=lambda info: (info.modified, info.key), reverse=True)
 

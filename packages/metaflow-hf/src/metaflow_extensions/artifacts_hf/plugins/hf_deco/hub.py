@@ -219,8 +219,8 @@ class Hub:
     def asking(self, what: str, misfit: type[Exception] = HubError) -> Iterator[None]:
         """Turn what huggingface_hub and its HTTP library raise into our errors; `what` is asked for.
 
-        `misfit` is raised where this version is used in a way that it does not know. Raises HubUnavailable at once
-        where no request may be made.
+        `misfit` is raised where this version of huggingface_hub does not know what it was asked, or answers it in
+        another way than other versions. Raises HubUnavailable at once where no request may be made.
         """
         if self.offline:
             raise HubUnavailable(
