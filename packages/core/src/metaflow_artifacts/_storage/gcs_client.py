@@ -45,7 +45,9 @@ class GcsClient:
         # Knows the endpoint: Google's own, that of the credentials' universe, or what STORAGE_EMULATOR_HOST says.
         options = {"api_endpoint": endpoint} if endpoint else None
         sdk = storage.Client(project=project or "none", credentials=credentials, client_options=options)
-        self.endpoint = str(sdk.api_endpoint).rstrip("/")
+        # Before version 2.15, the SDK kept it to itself.
+        found = sdk.api_endpoint if hasattr(sdk, "api_endpoint") else sdk._connection.API_BASE_URL
+        self.endpoint = str(found).rstrip("/")
         be_quiet("google.auth")
         self._credentials = credentials
         self._session = AuthorizedSession(credentials, max_refresh_attempts=0)

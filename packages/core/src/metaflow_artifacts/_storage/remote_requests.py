@@ -163,8 +163,9 @@ class Requests:
             return request(client)
         except BadAnswer as error:
             raise error_for(not_understood(error), self.context(action, key)) from error
-        except (ArithmeticError, LookupError, ValueError) as error:
-            # SDKs raise these for headers of an answer such as `Content-Length: abc`; the caller's content may, too.
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # SDKs raise these for headers of an answer such as `Content-Length: abc`, older ones for any page of a
+            # proxy; the caller's content may, too.
             if isinstance(error, self.service.faults()) or not _is_raised_by_sdk(error):
                 raise
             text = f"{type(error).__name__}: {error}"
