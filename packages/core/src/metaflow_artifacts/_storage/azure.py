@@ -25,6 +25,7 @@ from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage
 from metaflow_artifacts._storage.remote_errors import RequestContext, understood
 from metaflow_artifacts._storage.remote_objects import Answer, Body, Described, ResponseBody
+from metaflow_artifacts._storage.remote_proxies import demand_certificates
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, StorageError
 
@@ -216,6 +217,7 @@ class _Service(Service):
 
     def make_client(self, context: RequestContext) -> Any:
         where = f"cannot {context.action} {context.url}"
+        demand_certificates(where)
         try:
             return container_client(self._address, self._credential(), self._configured, self._patience)
         except ImportError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from metaflow_artifacts._storage import remote_errors as words
 from metaflow_artifacts._storage.remote_errors import Fault, RequestContext, literal, one_line
+from metaflow_artifacts._storage.remote_proxies import proxy_fault
 from metaflow_artifacts.errors import ArtifactError
 
 __all__ = ["code_of", "explain", "faults", "is_unsupported", "status_of"]
@@ -93,9 +94,11 @@ def _failure(error: Exception) -> Fault:
     from urllib3 import exceptions as urllib3
 
     text = literal(one_line(str(error).partition("\n")[0]))
+    if (found := proxy_fault(error)) is not None:
+        return found
     if isinstance(error, azure.ClientAuthenticationError):
         return Fault(f"no Azure credentials ({text.rstrip('.:')}); {_CHECK_CREDENTIALS}")
-    if "CERTIFICATE_VERIFY_FAILED" in str(error).upper():
+    if words.is_untrusted(str(error)):
         return words.certificate(text)
     if isinstance(error, (azure.ServiceResponseTimeoutError, requests.ReadTimeout, urllib3.TimeoutError, TimeoutError)):
         return words.late()

@@ -17,6 +17,7 @@ from metaflow_artifacts._storage.outgoing import Outgoing
 from metaflow_artifacts._storage.remote import RemoteStorage, path_of
 from metaflow_artifacts._storage.remote_errors import BadAnswer, RequestContext, understood
 from metaflow_artifacts._storage.remote_objects import Answer, Described, ResponseBody
+from metaflow_artifacts._storage.remote_proxies import demand_certificates
 from metaflow_artifacts._storage.remote_requests import Service, named
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, InvalidInput, StorageError
 
@@ -163,6 +164,7 @@ class _Service(Service):
 
     def make_client(self, context: RequestContext) -> Any:
         where = f"cannot {context.action} {context.url}"
+        demand_certificates(where)
         try:
             import google.cloud.storage  # noqa: F401
             from google.auth.exceptions import GoogleAuthError

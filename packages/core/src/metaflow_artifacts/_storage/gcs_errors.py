@@ -6,6 +6,7 @@ from typing import Any
 
 from metaflow_artifacts._storage import remote_errors as words
 from metaflow_artifacts._storage.remote_errors import Fault, RequestContext, literal, one_line
+from metaflow_artifacts._storage.remote_proxies import proxy_fault
 from metaflow_artifacts.errors import ArtifactError
 
 __all__ = ["explain", "faults", "is_unsupported", "status_of"]
@@ -67,7 +68,9 @@ def _failure(error: Exception) -> Fault:
     from urllib3 import exceptions as urllib3
 
     text = literal(one_line(error))
-    if "CERTIFICATE_VERIFY_FAILED" in text.upper():
+    if (found := proxy_fault(error)) is not None:
+        return found
+    if words.is_untrusted(text):
         return words.certificate(text)
     if isinstance(error, google.TransportError):
         return words.unreachable(text)

@@ -19,6 +19,7 @@ __all__ = [
     "broken",
     "certificate",
     "error_for",
+    "is_untrusted",
     "late",
     "literal",
     "missing",
@@ -103,6 +104,11 @@ def certificate(text: str) -> Fault:
         f"the TLS certificate of {{endpoint}} is not trusted ({text}); name the file of its certificate authority in "
         "AWS_CA_BUNDLE (S3) or REQUESTS_CA_BUNDLE (other clouds)"
     )
+
+
+def is_untrusted(text: str) -> bool:
+    """Whether an error of TLS says that a certificate is not trusted, or that no certificates to trust were found."""
+    return any(sign in text.upper() for sign in ("CERTIFICATE_VERIFY_FAILED", "NO_CERTIFICATE_OR_CRL_FOUND"))
 
 
 def unreachable(text: str) -> Fault:

@@ -8,6 +8,7 @@ from typing import Any
 
 from metaflow_artifacts._storage import remote_errors as words
 from metaflow_artifacts._storage.remote_errors import Fault, RequestContext, literal, one_line
+from metaflow_artifacts._storage.remote_proxies import origins, proxy_fault
 from metaflow_artifacts.errors import ArtifactError, InvalidInput
 
 __all__ = ["code_of", "explain", "faults", "is_unsupported", "told_as_retried", "was_retried"]
@@ -72,6 +73,7 @@ _PASSING = frozenset(
 )
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNSUPPORTED = frozenset({400, 405, 411, 501})
+_NO_FILE = (FileNotFoundError, IsADirectoryError, PermissionError)
 _PERMANENT = frozenset({"NotImplemented", "InsufficientStorage"})
 
 
@@ -164,6 +166,10 @@ def _failure(error: Exception) -> Fault:
     if isinstance(error, ResponseParserError):
         return words.not_understood(error)
     text = literal(one_line(error))
+    if (found := proxy_fault(error)) is not None:
+        return found
+    if isinstance(error, botocore.SSLError) and any(type(one) in _NO_FILE for one in origins(error)):
+        return Fault(f"the file of trusted certificates cannot be read ({text}); check AWS_CA_BUNDLE")
     credentials = (
         botocore.NoCredentialsError,
         botocore.PartialCredentialsError,
