@@ -29,6 +29,7 @@ __all__ = [
     "too_long",
     "understood",
     "unreachable",
+    "unusable",
 ]
 
 
@@ -113,6 +114,12 @@ def is_untrusted(text: str) -> bool:
 
 def unreachable(text: str) -> Fault:
     return Fault(f"cannot connect to {{endpoint}} ({text.rstrip('.')}); check the endpoint and the network", True)
+
+
+def unusable(error: BaseException) -> Fault:
+    """For an error of the SDK on this machine, before anything is sent."""
+    text = literal(one_line(error))
+    return Fault(f"the credentials or the settings cannot be used ({text}); check them, and the files that they name")
 
 
 def late() -> Fault:

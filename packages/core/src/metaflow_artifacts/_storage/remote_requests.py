@@ -16,7 +16,7 @@ from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
 from metaflow_artifacts._storage import job
-from metaflow_artifacts._storage.remote_errors import BadAnswer, RequestContext, error_for, not_understood
+from metaflow_artifacts._storage.remote_errors import BadAnswer, RequestContext, error_for, not_understood, unusable
 from metaflow_artifacts.errors import ArtifactError, ArtifactNotFound, TransientStorageError
 
 __all__ = ["Requests", "Service", "named"]
@@ -170,6 +170,11 @@ class Requests:
                 raise
             text = f"{type(error).__name__}: {error}"
             raise error_for(not_understood(text), self.context(action, key)) from error
+        except (OSError, RuntimeError) as error:
+            # A file or a program that has the credentials, or credentials that have expired when they come.
+            if isinstance(error, self.service.faults()) or not _is_raised_by_sdk(error):
+                raise
+            raise error_for(unusable(error), self.context(action, key)) from error
 
     def pause(self, attempt: int, began: float, is_asked: bool = False) -> float | None:
         """Seconds to wait before the next attempt, after `attempt` attempts; None where there is no next one.
@@ -194,8 +199,18 @@ class Requests:
         with _making:
             held = self._client
             if held is None or held[0] != os.getpid():
-                held = self._client = os.getpid(), self.service.make_client(self.context(action, key))
+                held = self._client = os.getpid(), self._new_client(action, key)
         return held[1]
+
+    def _new_client(self, action: str, key: str) -> Any:
+        try:
+            return self.service.make_client(self.context(action, key))
+        except ArtifactError:
+            raise
+        except (AttributeError, LookupError, OSError, RuntimeError, TypeError) as error:
+            if not _is_raised_by_sdk(error):
+                raise
+            raise error_for(unusable(error), self.context(action, key)) from error
 
     def context(self, action: str, key: str) -> RequestContext:
         """What the error message of a request names."""

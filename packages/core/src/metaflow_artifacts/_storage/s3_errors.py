@@ -170,6 +170,11 @@ def _failure(error: Exception) -> Fault:
         return found
     if isinstance(error, botocore.SSLError) and any(type(one) in _NO_FILE for one in origins(error)):
         return Fault(f"the file of trusted certificates cannot be read ({text}); check AWS_CA_BUNDLE")
+    if isinstance(error, botocore.HTTPClientError) and "Invalid header value" in text:
+        # The text has the value.
+        return Fault(
+            f"the AWS credentials have a character that cannot be sent, such as a newline; {_CHECK_CREDENTIALS}"
+        )
     credentials = (
         botocore.NoCredentialsError,
         botocore.PartialCredentialsError,
