@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -63,16 +62,6 @@ def test_the_module_and_the_script_are_the_same(store: Store, keys: dict[str, st
     assert outputs[0] == outputs[1] != ""
     version = subprocess.run([str(script), "--version"], capture_output=True, check=True, text=True).stdout
     assert version == f"metaflow-artifacts {__version__}\n"
-
-
-def test_a_working_directory_that_is_gone_is_named(store: Store, tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    line = f"rmdir {gone}; exec {sys.executable} -m metaflow_artifacts ls --json"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=gone)
-    assert done.returncode == 2
-    assert done.stderr == "metaflow-artifacts: the working directory is gone; change to another one\n"
-    assert json.loads(done.stdout)["error"]["exit_code"] == 2
 
 
 def test_a_reader_that_stops_early_is_no_error(store: Store, keys: dict[str, str]) -> None:

@@ -51,6 +51,16 @@ def test_without_a_datastore_the_error_names_the_option(tmp_path: Path) -> None:
     assert "or pass --root" in done.stderr
 
 
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    """Metaflow, when it is imported, asks where it is."""
+    (tmp_path / "gone").mkdir()
+    line = f"rmdir {tmp_path / 'gone'}; exec {sys.executable} -m metaflow_artifacts ls --json"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path / "gone")
+    assert done.returncode == 2
+    assert done.stderr == "metaflow-artifacts: the working directory is gone; change to another one\n"
+    assert json.loads(done.stdout)["error"]["exit_code"] == 2
+
+
 def test_a_configured_datastore_that_holds_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".metaflow").mkdir()
     command = [sys.executable, "-m", "metaflow_artifacts", "ls"]

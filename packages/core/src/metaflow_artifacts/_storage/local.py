@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import math
 import os
 import stat
@@ -13,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from metaflow_artifacts._storage.base import CopyOutcome, ObjectInfo, Storage
-from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.local_claims import Claim, uptime
 from metaflow_artifacts._storage.local_errors import DENIED, MISSING, NO_LINKS, NO_LOCKS, REASONS, raise_error
 from metaflow_artifacts._storage.local_files import (
     FileReader,
     TemporaryFile,
+    digest_of,
     in_directory,
+    is_same_file,
     open_file,
     parents,
     read_bytes,
@@ -31,7 +31,6 @@ from metaflow_artifacts.errors import ArtifactNotFound, InvalidInput, StorageErr
 
 __all__ = ["LocalStorage"]
 
-_BLOCK_BYTES = 512 << 10
 _CLOCK_SECONDS = 5.0
 """How long a measured difference between the file system's clock and this machine's is used."""
 _SETTLE_SECONDS = 60.0
@@ -164,7 +163,7 @@ class LocalStorage(Storage):
                     return CopyOutcome.UNFIT
                 if not file.copy(reader, size):
                     return CopyOutcome.UNABLE
-                if _digest(file.name) != sha256:
+                if digest_of(file.name) != sha256:
                     return CopyOutcome.UNFIT
                 file.finish(target, sync=self._sync)
                 if not self._put_in_place_if_absent(key, file.name, target):
@@ -308,7 +307,7 @@ class LocalStorage(Storage):
             number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
             if number == errno.EEXIST:
                 # A network file system may have made the link, lost the answer, and made the request again.
-                return _is_same_file(name, target) or self._lost_to(target)
+                return is_same_file(name, target) or self._lost_to(target)
             if number in NO_LINKS:
                 return self._put_in_place_by_claim(key, name, target)
             raise
@@ -390,23 +389,3 @@ class _StagedFile:
         target = self._storage._path(key, writing=True)
         self._file.finish(target, sync=self._storage._sync)
         self._storage._put_in_place(os.replace, self._file.name, target)
-
-
-def _digest(path: str) -> bytes:
-    """The SHA-256 of a file. Raises StorageError."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(_BLOCK_BYTES))
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while count := file.readinto(block):
-                check()
-                digest.update(block[:count])
-    except OSError as error:
-        raise_error(error, "read", path)
-    return digest.digest()
-
-
-def _is_same_file(name: str, target: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(name, target)
-    return False

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from metaflow_artifacts._storage.job import check
 from metaflow_artifacts._storage.local_errors import REASONS, raise_error
 from metaflow_artifacts.errors import StorageError
 
-__all__ = ["FileReader", "TemporaryFile", "in_directory", "open_file", "parents", "read_bytes", "sync_directory"]
+__all__ = [
+    "FileReader",
+    "TemporaryFile",
+    "digest_of",
+    "in_directory",
+    "is_same_file",
+    "open_file",
+    "parents",
+    "read_bytes",
+    "sync_directory",
+]
 
 _T = TypeVar("_T")
+
+_BLOCK_BYTES = 512 << 10
 
 # O_NONBLOCK: opening a named pipe must not wait for a writer. It has no effect on files.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -37,6 +51,27 @@ def read_bytes(fd: int, path: str, start: int, end: int) -> bytes:
     except OSError as error:
         raise_error(error, "read", path)
     return data
+
+
+def digest_of(path: str) -> bytes:
+    """The SHA-256 of a file. Raises StorageError."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK_BYTES))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(block):
+                check()
+                digest.update(block[:count])
+    except OSError as error:
+        raise_error(error, "read", path)
+    return digest.digest()
+
+
+def is_same_file(name: str, target: str) -> bool:
+    """Whether both are names of one file; False where that cannot be asked."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(name, target)
+    return False
 
 
 class FileReader:

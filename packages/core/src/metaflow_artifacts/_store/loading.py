@@ -72,11 +72,13 @@ def load_id(key: str, only: Patterns | None) -> str:
 def naming(storage: Storage, manifest: Manifest) -> Iterator[None]:
     """Prefix errors raised in the block with the artifact's key. What is gone together with the artifact is no damage:
     then ArtifactNotFound is raised."""
+    root = storage.identity()
     try:
         yield
     except (CorruptArtifact, StorageError, TargetError) as error:
         key = manifest.artifact["key"]
-        if isinstance(error, CorruptArtifact) and _is_deleted(storage, manifest):
+        # Where the whole store has disappeared, nothing says that this was deleted.
+        if isinstance(error, CorruptArtifact) and root == storage.identity() and _is_deleted(storage, manifest):
             raise ArtifactNotFound(
                 f"cannot load {key}: it was deleted while it was loaded, and some of its content is gone; nothing is "
                 f"stored at {storage.url(key)} any more"
