@@ -13,7 +13,7 @@ import pytest
 from faultlib.watched import Watched
 
 from metaflow_artifacts import CorruptArtifact, StorageError, Store
-from metaflow_artifacts._storage import CopyOutcome, local, open_storage
+from metaflow_artifacts._storage import CopyOutcome, local_files, open_storage
 from metaflow_artifacts._storage.azure import AzureStorage
 from metaflow_artifacts._storage.gcs import GcsStorage
 from metaflow_artifacts._transfer import copying
@@ -217,7 +217,7 @@ def test_a_local_copy_that_cannot_be_read_back(
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(local, "open", fail, raising=False)
+    monkeypatch.setattr(local_files, "open", fail, raising=False)
     if error.errno == 13:
         assert source.copy_to(target, [key]).by_service == 0
         assert check(target, read=True).ok
